@@ -1,0 +1,32 @@
+"""CLCNet: a learned confidence decides, image by image, whether a small classifier's answer will do (arXiv:2205.09612).
+
+    from clcnet import CLCNet     # the confidence network: load, save, predict
+    from clcnet import Cascade    # the whole cascade on images
+
+Both names are loaded on first use, so that `import clcnet.cascade` and the other array modules need no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clcnet.model import CLCNet
+    from clcnet.system import Cascade
+
+__all__ = ["CLCNet", "Cascade"]
+
+_HOME = {"CLCNet": "clcnet.model", "Cascade": "clcnet.system"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value  # the next access finds it without coming here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_HOME))
