@@ -1,0 +1,153 @@
+"""How good a confidence is at telling right answers from wrong ones: numbers from two arrays.
+
+Every function takes `confidence` (N,), any finite or infinite scale where higher means surer, and `correct` (N,), True where the
+answer is right. Equal confidences are given the mean over all orders in which they could stand, so no result depends on the order
+of the rows. NaN, an empty array and arrays of different length are a ValueError; a figure that the data leave undefined is nan.
+
+`brier`, `log_loss` and `calibration_error` read the confidence as the probability of a right answer; the last two are nan for
+scores outside [0, 1]. scikit-learn has the first three of these but no risk-coverage figure; the tests compare with it.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+NUM_BINS = 15  # of the calibration error, as in Guo et al.
+RISK_LEVELS = (0.01, 0.02, 0.05)  # at which `summary` gives the coverage
+
+
+def auroc(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """Chance that a right answer is surer than a wrong one, equal ones counting half; nan if all are right or all wrong."""
+    scores, right = _check(confidence, correct)
+    num_right = int(right.sum())
+    num_wrong = len(right) - num_right
+    if not num_right or not num_wrong:
+        return float("nan")
+    _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(sizes) - (sizes - 1) / 2  # 1-based, shared by the equal ones
+    return float((mean_rank[group][right].sum() - num_right * (num_right + 1) / 2) / (num_right * num_wrong))
+
+
+def risk_coverage_curve(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
+    """Share of the images answered and share of wrong ones among them, at every distinct confidence.
+
+    Returns:
+        coverage: (D,) fractions, rising to 1; point d answers every image at or above the d-th highest distinct confidence.
+        risk: (D,) fractions.
+    """
+    num_answered, num_wrong = _answered_and_wrong(*_check(confidence, correct))
+    return num_answered / num_answered[-1], num_wrong / num_answered
+
+
+def aurc(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """Area under the risk-coverage curve: the mean, over k = 1..N, of the risk among the k surest (Geifman and El-Yaniv, 2017)."""
+    num_answered, num_wrong = _answered_and_wrong(*_check(confidence, correct))
+    k = np.arange(1, num_answered[-1] + 1)
+    return float((np.interp(k, np.append(0, num_answered), np.append(0, num_wrong)) / k).mean())
+
+
+def e_aurc(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """Excess AURC: above that of an order with every right answer before every wrong one (Geifman et al., arXiv:1805.08206)."""
+    _, right = _check(confidence, correct)
+    return aurc(confidence, correct) - aurc(right, right)
+
+
+def augrc(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """Area under the generalised risk-coverage curve, wrong answers given over all images (Traub et al., arXiv:2407.01032)."""
+    num_answered, num_wrong = _answered_and_wrong(*_check(confidence, correct))
+    num_images = num_answered[-1]
+    return float(np.trapezoid(np.append(0, num_wrong), np.append(0, num_answered)) / num_images**2)
+
+
+def coverage_at_risk(confidence: ArrayLike, correct: ArrayLike, risk: float) -> float:
+    """Largest share of the images that one threshold can answer with at most this share of wrong answers; 0 if none can."""
+    coverage, risks = risk_coverage_curve(confidence, correct)
+    allowed = risks <= risk
+    return float(coverage[allowed][-1]) if allowed.any() else 0.0
+
+
+def brier(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """Mean squared distance between the confidence and what happened (1 right, 0 wrong)."""
+    scores, right = _check(confidence, correct)
+    return float(np.square(scores - right).mean())
+
+
+def log_loss(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """Mean negative log-likelihood of what happened; probabilities closer to 0 or 1 than float32 can tell are moved off them."""
+    scores, right = _check(confidence, correct)
+    if not _are_probabilities(scores):
+        return float("nan")
+    tiny = np.finfo(np.float32).eps
+    scores = np.clip(scores, tiny, 1 - tiny)
+    return float(-np.log(np.where(right, scores, 1 - scores)).mean())
+
+
+def calibration_bins(
+    confidence: ArrayLike, correct: ArrayLike, num_bins: int = NUM_BINS
+) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """Sort the images into bins of equal width over [0, 1], each closed above, the first also below.
+
+    Returns:
+        counts: (num_bins,) images in a bin.
+        mean_confidence: (num_bins,), nan where the bin is empty.
+        accuracy: (num_bins,) fraction of right answers, nan where the bin is empty.
+    """
+    scores, right = _check(confidence, correct)
+    edges = np.linspace(0, 1, num_bins + 1)
+    bins = np.searchsorted(edges[1:-1], scores, side="left")
+    counts = np.bincount(bins, minlength=num_bins)
+    filled = np.where(counts > 0, counts, np.nan)
+    mean_confidence = np.bincount(bins, weights=scores, minlength=num_bins) / filled
+    accuracy = np.bincount(bins, weights=right, minlength=num_bins) / filled
+    return counts, mean_confidence, accuracy
+
+
+def calibration_error(confidence: ArrayLike, correct: ArrayLike, num_bins: int = NUM_BINS) -> float:
+    """Expected calibration error over bins of equal width (Guo et al., arXiv:1706.04599)."""
+    scores, _ = _check(confidence, correct)
+    if not _are_probabilities(scores):
+        return float("nan")
+    counts, mean_confidence, accuracy = calibration_bins(confidence, correct, num_bins)
+    filled = counts > 0
+    return float((counts[filled] * np.abs(mean_confidence - accuracy)[filled]).sum() / len(scores))
+
+
+def summary(confidence: ArrayLike, correct: ArrayLike) -> dict[str, float]:
+    """All figures of this module for one confidence, by name, in the order of the printed tables."""
+    return {
+        "auroc": auroc(confidence, correct),
+        "aurc": aurc(confidence, correct),
+        "e_aurc": e_aurc(confidence, correct),
+        "augrc": augrc(confidence, correct),
+        **{f"coverage_at_{risk:.0%}_risk": coverage_at_risk(confidence, correct, risk) for risk in RISK_LEVELS},
+        "brier": brier(confidence, correct),
+        "log_loss": log_loss(confidence, correct),
+        "calibration_error": calibration_error(confidence, correct),
+    }
+
+
+def _check(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
+    scores = np.asarray(confidence, dtype=np.float64)
+    labels = np.asarray(correct)
+    if scores.ndim != 1 or scores.shape != labels.shape:
+        raise ValueError(f"confidence and correct must be two lists of one length, got {scores.shape} and {labels.shape}")
+    if not len(scores):
+        raise ValueError("confidence is empty: there is nothing to measure")
+    if np.isnan(scores).any():
+        raise ValueError(f"confidence[{int(np.isnan(scores).argmax())}] is NaN")
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError(f"correct must hold 0 and 1 only, got {labels[~np.isin(labels, (0, 1))][0]}")
+    return scores, labels.astype(bool)
+
+
+def _answered_and_wrong(scores: Floats, right: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Images at or above each distinct confidence, highest first, and the wrong ones among them: (D,) and (D,) counts."""
+    _, group = np.unique(-scores, return_inverse=True)
+    num_answered = np.cumsum(np.bincount(group))
+    num_wrong = np.cumsum(np.bincount(group, weights=~right)).astype(np.int64)
+    return num_answered, num_wrong
+
+
+def _are_probabilities(scores: Floats) -> bool:
+    return bool(scores.min() >= 0 and scores.max() <= 1)
