@@ -1,11 +1,13 @@
 """How good a confidence is at telling right answers from wrong ones: numbers from two arrays.
 
-Every function takes `confidence` (N,), any finite or infinite scale where higher means surer, and `correct` (N,), True where the
-answer is right. Equal confidences are given the mean over all orders in which they could stand, so no result depends on the order
-of the rows. NaN, an empty array and arrays of different length are a ValueError; a figure that the data leave undefined is nan.
+Every function takes `confidence` (N,), on any scale where higher means surer, and `correct` (N,), True where the answer
+is right. Equal confidences are given the mean over all orders in which they could stand, so no result depends on the
+order of the rows. NaN, an empty array and arrays of different length are a ValueError; a figure that the data leave
+undefined is nan.
 
-`brier`, `log_loss` and `calibration_error` read the confidence as the probability of a right answer; the last two are nan for
-scores outside [0, 1]. scikit-learn has the first three of these but no risk-coverage figure; the tests compare with it.
+`brier`, `log_loss` and `calibration_error` read the confidence as the probability of a right answer; the last two are
+nan for scores outside [0, 1]. scikit-learn has AUROC, Brier and log-loss but no risk-coverage figure; the tests compare
+with it where they can.
 """
 
 import numpy as np
@@ -18,7 +20,7 @@ RISK_LEVELS = (0.01, 0.02, 0.05)  # at which `summary` gives the coverage
 
 
 def auroc(confidence: ArrayLike, correct: ArrayLike) -> float:
-    """Chance that a right answer is surer than a wrong one, equal ones counting half; nan if all are right or all wrong."""
+    """Chance that a right answer is surer than a wrong one, equal ones counting half; nan if all or none are right."""
     scores, right = _check(confidence, correct)
     num_right = int(right.sum())
     num_wrong = len(right) - num_right
@@ -33,7 +35,7 @@ def risk_coverage_curve(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floa
     """Share of the images answered and share of wrong ones among them, at every distinct confidence.
 
     Returns:
-        coverage: (D,) fractions, rising to 1; point d answers every image at or above the d-th highest distinct confidence.
+        coverage: (D,) fractions, rising to 1; point d answers the images at or above the d-th highest confidence.
         risk: (D,) fractions.
     """
     num_answered, num_wrong = _answered_and_wrong(*_check(confidence, correct))
@@ -41,27 +43,27 @@ def risk_coverage_curve(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floa
 
 
 def aurc(confidence: ArrayLike, correct: ArrayLike) -> float:
-    """Area under the risk-coverage curve: the mean, over k = 1..N, of the risk among the k surest (Geifman and El-Yaniv, 2017)."""
+    """Area under the risk-coverage curve: the mean, over k = 1..N, of the risk among the k surest (arXiv:1705.08500)."""
     num_answered, num_wrong = _answered_and_wrong(*_check(confidence, correct))
     k = np.arange(1, num_answered[-1] + 1)
     return float((np.interp(k, np.append(0, num_answered), np.append(0, num_wrong)) / k).mean())
 
 
 def e_aurc(confidence: ArrayLike, correct: ArrayLike) -> float:
-    """Excess AURC: above that of an order with every right answer before every wrong one (Geifman et al., arXiv:1805.08206)."""
+    """Excess AURC: above that of an order with all right answers first (Geifman et al., arXiv:1805.08206)."""
     _, right = _check(confidence, correct)
     return aurc(confidence, correct) - aurc(right, right)
 
 
 def augrc(confidence: ArrayLike, correct: ArrayLike) -> float:
-    """Area under the generalised risk-coverage curve, wrong answers given over all images (Traub et al., arXiv:2407.01032)."""
+    """Area under the generalised risk-coverage curve: wrong answers given over all images (arXiv:2407.01032)."""
     num_answered, num_wrong = _answered_and_wrong(*_check(confidence, correct))
     num_images = num_answered[-1]
     return float(np.trapezoid(np.append(0, num_wrong), np.append(0, num_answered)) / num_images**2)
 
 
 def coverage_at_risk(confidence: ArrayLike, correct: ArrayLike, risk: float) -> float:
-    """Largest share of the images that one threshold can answer with at most this share of wrong answers; 0 if none can."""
+    """Largest share of the images that one threshold can answer with at most this share wrong; 0 if none can."""
     coverage, risks = risk_coverage_curve(confidence, correct)
     allowed = risks <= risk
     return float(coverage[allowed][-1]) if allowed.any() else 0.0
@@ -74,7 +76,7 @@ def brier(confidence: ArrayLike, correct: ArrayLike) -> float:
 
 
 def log_loss(confidence: ArrayLike, correct: ArrayLike) -> float:
-    """Mean negative log-likelihood of what happened; probabilities closer to 0 or 1 than float32 can tell are moved off them."""
+    """Mean negative log-likelihood of what happened; 0 and 1 are moved off by what float32 can just tell from 1."""
     scores, right = _check(confidence, correct)
     if not _are_probabilities(scores):
         return float("nan")
@@ -131,7 +133,7 @@ def _check(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, NDArray[n
     scores = np.asarray(confidence, dtype=np.float64)
     labels = np.asarray(correct)
     if scores.ndim != 1 or scores.shape != labels.shape:
-        raise ValueError(f"confidence and correct must be two lists of one length, got {scores.shape} and {labels.shape}")
+        raise ValueError(f"confidence and correct must be lists of one length, got {scores.shape} and {labels.shape}")
     if not len(scores):
         raise ValueError("confidence is empty: there is nothing to measure")
     if np.isnan(scores).any():
@@ -142,7 +144,7 @@ def _check(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, NDArray[n
 
 
 def _answered_and_wrong(scores: Floats, right: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Images at or above each distinct confidence, highest first, and the wrong ones among them: (D,) and (D,) counts."""
+    """Images at or above each distinct confidence, highest first, and the wrong ones among them: two (D,) counts."""
     _, group = np.unique(-scores, return_inverse=True)
     num_answered = np.cumsum(np.bincount(group))
     num_wrong = np.cumsum(np.bincount(group, weights=~right)).astype(np.int64)

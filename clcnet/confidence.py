@@ -1,0 +1,44 @@
+"""One-line confidences: what the probabilities alone say about the top-1 answer, without a network.
+
+Each function takes `sorted_probs` (N, n), descending rows that sum to 1, and returns (N,) float64, higher meaning surer.
+They stand in for CLCNet's score wherever a comparison is made (`SIMPLE_CONFIDENCES`, by the name that the tables print).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Probs = NDArray[np.float32]
+
+
+def max_softmax(sorted_probs: Probs) -> Floats:
+    """The top probability, in [1/n, 1]: the usual baseline (Hendrycks and Gimpel, arXiv:1610.02136)."""
+    return sorted_probs[:, 0].astype(np.float64)
+
+
+def margin(sorted_probs: Probs) -> Floats:
+    """Top-1 minus top-2 probability, in [0, 1]."""
+    return sorted_probs[:, 0].astype(np.float64) - sorted_probs[:, 1]
+
+
+def negative_entropy(sorted_probs: Probs) -> Floats:
+    """Sum of p log p, in [-log n, 0]; a probability of 0 adds nothing."""
+    logs = np.log(np.maximum(sorted_probs, np.finfo(np.float32).tiny))
+    products: Floats = np.einsum("ij,ij->i", sorted_probs, logs, dtype=np.float64)
+    return products
+
+
+def sum_of_squares(sorted_probs: Probs) -> Floats:
+    """Sum of p squared, in [1/n, 1]: ranks as DOCTOR's D-alpha does (Granese et al., arXiv:2106.02395)."""
+    squares: Floats = np.einsum("ij,ij->i", sorted_probs, sorted_probs, dtype=np.float64)
+    return squares
+
+
+SIMPLE_CONFIDENCES: dict[str, Callable[[Probs], Floats]] = {
+    "max softmax": max_softmax,
+    "margin": margin,
+    "entropy": negative_entropy,
+    "sum of squares (DOCTOR)": sum_of_squares,
+}
