@@ -1,7 +1,7 @@
 """One-line confidences: what the probabilities alone say about the top-1 answer, without a network.
 
-Each function takes `sorted_probs` (N, n), descending rows that sum to 1, and returns (N,) float64, higher meaning surer.
-They stand in for CLCNet's score wherever a comparison is made (`SIMPLE_CONFIDENCES`, by the name that the tables print).
+Each function takes `sorted_probs` (N, n), descending rows that sum to 1, and returns (N,) float64, higher is surer.
+`SIMPLE_CONFIDENCES` lists them by the name that the tables print, for comparison with CLCNet's score.
 """
 
 from collections.abc import Callable

@@ -43,7 +43,7 @@ def risk_coverage_curve(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floa
 
 
 def aurc(confidence: ArrayLike, correct: ArrayLike) -> float:
-    """Area under the risk-coverage curve: the mean, over k = 1..N, of the risk among the k surest (arXiv:1705.08500)."""
+    """Area under the risk-coverage curve: the mean over k = 1..N of the risk among the k surest (arXiv:1705.08500)."""
     num_answered, num_wrong = _answered_and_wrong(*_check(confidence, correct))
     k = np.arange(1, num_answered[-1] + 1)
     return float((np.interp(k, np.append(0, num_answered), np.append(0, num_wrong)) / k).mean())
