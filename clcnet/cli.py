@@ -1,0 +1,195 @@
+"""What the five scripts share on the command line: default paths, flag groups, one-line errors, exit codes."""
+
+import argparse
+import difflib
+import math
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA_DIR = ROOT / "data"
+WEIGHTS_DIR = ROOT / "weights"
+IMAGENET_SPLITS = DATA_DIR / "imagenet_splits_5"
+
+EXIT_BAD_INPUT = 2
+EXIT_UNREADABLE_IMAGES = 3
+EXIT_INTERRUPTED = 130
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help that keeps the description's line breaks and ends every option with its default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        quiet = action.default in (None, False, argparse.SUPPRESS, []) or "default" in text
+        if quiet or not action.option_strings:
+            return text
+        default = action.default
+        if isinstance(default, Path) and default.is_relative_to(ROOT):
+            default = default.relative_to(ROOT)
+        return f"{text} (default: {default})".replace("%", "%%") if "%(" not in text else text
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with one-line errors, the nearest flag for a misspelled one, and forgiving spelling.
+
+    `--num_classes`, `--num-classes` and `--NUM-CLASSES` name the same flag, as do the specification's `---deep-model-FLOPs` and
+    `--deep-model-FLOPs`. Abbreviations are not accepted: a flag that is added later must not change what a command means.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
+        # argparse takes "-1e3" and "-inf" for flags; here they are values of --threshold
+        self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|^-inf$", re.IGNORECASE)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
+        words = [self._registered_spelling(word) for word in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(words, namespace)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._describe_unknown(unknown[0]))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with 2."""
+        print(f"error: {one_line(message)}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+
+    def _registered_spelling(self, word: str) -> str:
+        if not word.startswith("--") or word == "--":
+            return word
+        name, equals, value = word.partition("=")
+        spellings = {_plain(option): option for option in self._option_string_actions if option.startswith("--")}
+        return spellings.get(_plain(name), name) + equals + value
+
+    def _describe_unknown(self, word: str) -> str:
+        name = word.partition("=")[0]
+        if not name.startswith("-"):
+            return f"unexpected argument {word!r}"
+        flags = {_plain(option): option for option in self._option_string_actions}
+        nearest = difflib.get_close_matches(_plain(name), flags, n=1, cutoff=0.5)
+        return f"unknown flag {name}" + (f"; did you mean {flags[nearest[0]]}?" if nearest else "")
+
+
+def _plain(flag: str) -> str:
+    return flag.lstrip("-").replace("_", "-").lower()
+
+
+def true_or_false(text: str) -> bool:
+    """Read `True`, `false`, `1`, `no`... for flags that may stand alone or be followed by a word."""
+    word = text.lower()
+    if word in ("true", "t", "yes", "y", "1", "on"):
+        return True
+    if word in ("false", "f", "no", "n", "0", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+
+
+def _number(kind: Callable[[str], Any], accepts: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
+        if not accepts(value):
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+        return value
+
+    return parse
+
+
+positive_int = _number(int, lambda value: value >= 1, "a whole number of at least 1")
+non_negative_int = _number(int, lambda value: value >= 0, "a whole number of at least 0")
+number_of_classes = _number(int, lambda value: value >= 2, "a number of classes, at least 2")
+positive_float = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
+fraction = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+threshold = _number(float, lambda value: not math.isnan(value), "a threshold (a number, inf or -inf)")
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of every script that runs a classifier: where and how it runs, never what it computes."""
+    group = parser.add_argument_group("device and speed")
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda, then mps, then cpu)")
+    group.add_argument(
+        "--amp",
+        nargs="?",
+        const="bfloat16",
+        choices=("bfloat16", "float16"),
+        help="run the models in mixed precision: bfloat16 when no type follows (default: float32)",
+    )
+    group.add_argument(
+        "--channels-last", action="store_true", help="use the channels-last memory layout (default: off)"
+    )
+    group.add_argument("--compile", action="store_true", help="compile the models with torch.compile (default: off)")
+    group.add_argument(
+        "-b", "--batch-size", type=positive_int, metavar="N", help="images a batch (default: 256 on a GPU, 64 on a CPU)"
+    )
+    group.add_argument(
+        "-j",
+        "--workers",
+        type=non_negative_int,
+        metavar="N",
+        help="processes that decode images (default: by the number of CPU cores)",
+    )
+    add_seed_argument(group)
+
+
+def add_seed_argument(parser: Any) -> None:
+    """Add `--seed` to a parser or group."""
+    parser.add_argument("--seed", type=non_negative_int, default=42, metavar="N", help="seed of all random numbers")
+
+
+def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that override a model's own preprocessing, named as in timm."""
+    group = parser.add_argument_group("preprocessing (default: the model's own, from timm)")
+    group.add_argument("--img-size", type=positive_int, metavar="PIXELS", help="side of the square that the model sees")
+    group.add_argument(
+        "--crop-pct", type=fraction, metavar="SHARE", help="share of the resized image that is kept, above 0 to 1"
+    )
+    group.add_argument(
+        "--crop-mode",
+        choices=("center", "border", "squash"),
+        help="how to make it square; squash resizes both sides without regard to their ratio, as the paper's code did",
+    )
+    group.add_argument(
+        "--interpolation",
+        choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
+        help="resampling filter",
+    )
+
+
+def one_line(message: object) -> str:
+    """The message on one line, whatever line breaks it held."""
+    return " ".join(str(message).split())
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) -> NoReturn:
+    """Parse the command line, run `main(args)`, and turn its outcome into an exit code.
+
+    A `ValueError` or `OSError` is the user's to mend and becomes one line; any other error is ours and keeps its traceback.
+    Exit codes: 0 done, 2 bad input, 3 done but some images could not be read (`main` returned `num_unreadable` above 0),
+    130 interrupted by Ctrl-C or SIGTERM.
+    """
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        outcome = main(args)
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"error: {one_line(_describe(error))}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing that existed before was changed", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(EXIT_UNREADABLE_IMAGES if outcome.get("num_unreadable") else 0)

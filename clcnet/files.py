@@ -1,0 +1,93 @@
+"""Writing files so that an interrupted run leaves the old file or the new one, never half of one."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+def check_output(path: Path | str) -> Path:
+    """Refuse, before any work is done, an output path that could not be written at the end.
+
+    Args:
+        path: the file to be written later.
+
+    Returns:
+        The path, its parent folder made if it was missing.
+
+    Raises:
+        OSError: the path is a folder, or its folder cannot be made or written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"output {path} is a folder; name a file in it")
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise NotADirectoryError(f"output {path}: {parent} is a file, not a folder; choose another output")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"output folder {path.parent} cannot be made ({error.strerror}); choose another output"
+        ) from error
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"output folder {path.parent} is not writable; choose another output")
+    return path
+
+
+def partial_path(path: Path) -> Path:
+    """The temporary name, beside `path` and with its suffix, that a run of this process writes to."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path to write to; it takes the place of `path` only when the block ends without an error.
+
+    Args:
+        path: the file to replace. Its folder is made if missing.
+
+    Yields:
+        A path in the same folder, with the same suffix.
+
+    Raises:
+        OSError: see `check_output`; the disk is full.
+    """
+    path = check_output(path)
+    temporary = partial_path(path)
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have the file's bytes on the disk: a rename may otherwise outlive them in a power cut."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def output_lock(path: Path | str) -> Iterator[None]:
+    """Hold `path` for this run, so that two runs never write the same output at once.
+
+    Args:
+        path: the output file. The lock is a file beside it, `.NAME.lock`.
+
+    Raises:
+        OSError: another run holds it, or see `check_output`.
+    """
+    path = check_output(path)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(f"another run is writing {path}; wait for it or choose another output") from None
+    try:
+        yield
+    finally:
+        lock.release()

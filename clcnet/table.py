@@ -1,0 +1,417 @@
+"""The sorted-probability table: one image a row - file name, n probabilities in descending order, 1 if the top-1 answer is right.
+
+CSV without a header (UTF-8; a byte-order mark is accepted) or Parquet, by the file's extension, with the same content. Reading
+gives the float32 numbers that were written, bit for bit.
+"""
+
+import csv
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from clcnet.files import atomic_path
+from clcnet.images import ImageSet, names_of
+
+SUM_TOLERANCE = 1e-3
+ROWS_A_CHUNK = 1024  # bounds the memory of writing and checking, large enough to keep pyarrow busy
+_READ_BLOCK_BYTES = 1 << 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A sorted-probability table in memory.
+
+    Attributes:
+        names: N file names.
+        sorted_probs: (N, n) float32, each row in descending order, summing to one.
+        correct: (N,) bool, whether the top-1 answer is right.
+        source: (N,) which of the tables read together a row came from, from 0.
+    """
+
+    names: list[str]
+    sorted_probs: np.ndarray
+    correct: np.ndarray
+    source: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def num_classes(self) -> int:
+        """How many probabilities a row has."""
+        return int(self.sorted_probs.shape[1])
+
+    @property
+    def top1(self) -> float:
+        """Top-1 accuracy in percent."""
+        return 100 * float(self.correct.mean())
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "Table":
+        """The rows at `indices`, in that order."""
+        positions = np.asarray(indices)
+        names = [self.names[index] for index in (np.flatnonzero(positions) if positions.dtype == bool else positions)]
+        return Table(names, self.sorted_probs[positions], self.correct[positions], self.source[positions])
+
+
+def sort_probs(probs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Turn a classifier's probabilities into rows of the table.
+
+    Args:
+        probs: (N, C), rows sum to one.
+        targets: (N,) class indices.
+
+    Returns:
+        sorted_probs (N, C) float32 in descending order, correct (N,) bool, top1 (N,) int64 the answer, lowest index first among ties.
+    """
+    probs = np.asarray(probs, dtype=np.float32)
+    answer = probs.argmax(axis=1)
+    return -np.sort(-probs, axis=1), answer == targets, answer
+
+
+def check_sorted_probs(probs: np.ndarray, source: str = "probs") -> None:
+    """Refuse what is not a table of sorted probabilities. Ties, one-hot and uniform rows are valid.
+
+    Args:
+        probs: (N, n).
+        source: what to call the array in the message.
+
+    Raises:
+        ValueError: not two-dimensional, n < 2, or the first row (counted from 1) with a value that is not finite, negative, above
+            one, out of order, or with a sum off one by more than 1e-3.
+    """
+    if probs.ndim != 2:
+        raise ValueError(f"{source} has shape {tuple(probs.shape)}; expected (images, classes)")
+    if probs.shape[1] < 2:
+        raise ValueError(f"{source} has {probs.shape[1]} probabilities a row; at least 2 are needed")
+    for start in range(0, len(probs), ROWS_A_CHUNK):
+        chunk = probs[start : start + ROWS_A_CHUNK]
+        finite = np.isfinite(chunk)
+        _check_values(chunk, ~finite, start, source, "is not a finite number")
+        _check_values(chunk, chunk < 0, start, source, "is negative")
+        sums = chunk.sum(axis=1, dtype=np.float64)
+        off = np.abs(sums - 1) > SUM_TOLERANCE
+        if off.any():
+            row = int(off.argmax())
+            raise ValueError(
+                f"{source}: row {start + row + 1} sums to {sums[row]:.6g} instead of 1; give softmax outputs"
+            )
+        _check_values(chunk, chunk > 1 + SUM_TOLERANCE, start, source, "is above 1")
+        unsorted = np.zeros(chunk.shape, dtype=bool)
+        np.greater(chunk[:, 1:], chunk[:, :-1], out=unsorted[:, 1:])
+        _check_values(
+            chunk, unsorted, start, source, "is larger than the one before it; sort each row in descending order"
+        )
+
+
+def _check_values(chunk: np.ndarray, bad: np.ndarray, start: int, source: str, problem: str) -> None:
+    if bad.any():
+        row, column = divmod(int(bad.argmax()), bad.shape[1])
+        raise ValueError(
+            f"{source}: row {start + row + 1}, probability {column + 1} ({chunk[row, column]:.6g}) {problem}"
+        )
+
+
+class TableWriter:
+    """Writes a table piece by piece, in bounded memory. A context manager; the format follows the extension.
+
+    It writes to the path given, as it goes: wrap it in `files.atomic_path` where a half-written file must not be seen.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._file: IO[bytes] | None = None
+        self._parquet: pa.parquet.ParquetWriter | None = None
+        self.num_rows = 0
+
+    def __enter__(self) -> "TableWriter":
+        if not is_parquet(self.path):
+            self._file = open(self.path, "wb")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._parquet is not None:
+            self._parquet.close()
+
+    def write(self, names: Sequence[str], sorted_probs: np.ndarray, correct: np.ndarray) -> None:
+        """Append rows: N names, (N, n) float32 probabilities, (N,) labels."""
+        assert len(names) == len(sorted_probs) == len(correct), (len(names), sorted_probs.shape, correct.shape)
+        for start in range(0, len(names), ROWS_A_CHUNK):
+            rows = slice(start, start + ROWS_A_CHUNK)
+            if self._file is not None:
+                self._file.write(encode_rows(names[rows], sorted_probs[rows], correct[rows]))
+            else:
+                self._write_parquet(names[rows], sorted_probs[rows], correct[rows])
+        self.num_rows += len(names)
+
+    def _write_parquet(self, names: Sequence[str], sorted_probs: np.ndarray, correct: np.ndarray) -> None:
+        flat = pa.array(np.ascontiguousarray(sorted_probs, dtype=np.float32).reshape(-1))
+        columns = [
+            pa.array(names),
+            pa.FixedSizeListArray.from_arrays(flat, sorted_probs.shape[1]),
+            pa.array(correct.astype(np.int8)),
+        ]
+        batch = pa.record_batch(columns, names=["file", "sorted_probs", "correct"])
+        if self._parquet is None:
+            # probabilities hardly repeat, so a dictionary costs time and saves nothing
+            self._parquet = pa.parquet.ParquetWriter(self.path, batch.schema, compression="zstd", use_dictionary=False)
+        self._parquet.write_batch(batch)
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether the path's extension asks for Parquet; everything else is CSV."""
+    return path.suffix.lower() in (".parquet", ".pq")
+
+
+def encode_rows(names: Sequence[str], sorted_probs: np.ndarray, correct: np.ndarray) -> bytes:
+    """Rows of the CSV table as bytes: each number the shortest decimal that reads back as the same float32."""
+    columns = np.ascontiguousarray(np.asarray(sorted_probs, dtype=np.float32).T)
+    arrays = [pa.array(column) for column in columns] + [pa.array(np.asarray(correct).astype(np.int8))]
+    numbers = pa.record_batch(arrays, names=[str(index) for index in range(len(arrays))])
+    sink = pa.BufferOutputStream()
+    options = pa.csv.WriteOptions(include_header=False, quoting_style="none", batch_size=max(len(names), 1))
+    pa.csv.write_csv(numbers, sink, options)
+    lines = sink.getvalue().to_pybytes().splitlines()
+    return b"".join(b"%b,%b\n" % (_quote(name), line) for name, line in zip(names, lines, strict=True))
+
+
+def _quote(name: str) -> bytes:
+    if any(character in name for character in ',"\r\n') or name != name.strip():
+        name = '"' + name.replace('"', '""') + '"'
+    return name.encode("utf-8", "surrogateescape")
+
+
+def write_table(table: Table, path: Path | str) -> None:
+    """Write a table to .csv or .parquet; an existing file is replaced only by a finished one."""
+    with atomic_path(path) as temporary, TableWriter(temporary) as writer:
+        writer.write(table.names, table.sorted_probs, table.correct)
+
+
+def read_tables(paths: Sequence[Path | str]) -> Table:
+    """Read one or more tables and concatenate them; `source` tells their rows apart.
+
+    Raises:
+        OSError, ValueError: see `read_table`; or the tables have different numbers of classes.
+    """
+    tables = [read_table(path) for path in paths]
+    for path, table in zip(paths, tables, strict=True):
+        if table.num_classes != tables[0].num_classes:
+            raise ValueError(
+                f"{path} has {table.num_classes} classes but {paths[0]} has {tables[0].num_classes}; "
+                "give tables of models with the same classes"
+            )
+    return Table(
+        names=[name for table in tables for name in table.names],
+        sorted_probs=np.concatenate([table.sorted_probs for table in tables]),
+        correct=np.concatenate([table.correct for table in tables]),
+        source=np.repeat(np.arange(len(tables)), [len(table) for table in tables]),
+    )
+
+
+def read_table(path: Path | str) -> Table:
+    """Read a sorted-probability table from CSV or Parquet and check every row.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        ValueError: it is not such a table; the message names the file and the row.
+        MemoryError: it would not fit into the memory that is free.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"table {path} does not exist; make it with generate_data_for_CLCNet.py")
+    if path.is_dir():
+        raise IsADirectoryError(f"table {path} is a folder; name a CSV or Parquet file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"table {path} is empty")
+    names, sorted_probs, labels = _read_parquet(path) if is_parquet(path) else _read_csv(path)
+    check_sorted_probs(sorted_probs, str(path))
+    other = np.flatnonzero((labels != 0) & (labels != 1))
+    if other.size:
+        raise ValueError(
+            f"{path}: row {other[0] + 1} has label {labels[other[0]]:g}; labels are 1 (right) or 0 (wrong)"
+        )
+    return Table(names, sorted_probs, labels.astype(bool), np.zeros(len(names), dtype=np.int64))
+
+
+def _read_parquet(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    try:
+        columns = pa.parquet.read_table(path, columns=["file", "sorted_probs", "correct"]).combine_chunks()
+    except (pa.ArrowException, KeyError) as error:
+        raise ValueError(f"table {path} is not a Parquet table with file, sorted_probs and correct ({error})") from None
+    probs = columns["sorted_probs"].combine_chunks()
+    if not pa.types.is_fixed_size_list(probs.type) or probs.null_count:
+        raise ValueError(f"table {path}: sorted_probs is {probs.type}, not lists of one length")
+    flat = probs.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    labels = columns["correct"].to_numpy().astype(np.float64)
+    return columns["file"].to_pylist(), flat.reshape(len(probs), probs.type.list_size), labels
+
+
+def _read_csv(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    num_columns, quoted = _look_at(path)
+    column_names = [str(index) for index in range(num_columns)]
+    types = dict.fromkeys(column_names, pa.float32()) | {column_names[0]: pa.string()}
+    _check_memory(path, num_columns)
+    try:
+        arrow = pa.csv.read_csv(
+            path,
+            read_options=pa.csv.ReadOptions(column_names=column_names, block_size=_READ_BLOCK_BYTES),
+            parse_options=pa.csv.ParseOptions(newlines_in_values=quoted, ignore_empty_lines=True),
+            # an empty cell is a defect to report, not a missing value, and a file may be called "NA.jpg"
+            convert_options=pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False),
+        )
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(_first_bad_row(path, num_columns) or f"table {path} cannot be read ({error})") from None
+    names = arrow.column(0).to_pylist()
+    values = np.empty((len(names), num_columns - 1), dtype=np.float32)
+    start = 0
+    for batch in arrow.to_batches():
+        stop = start + batch.num_rows
+        for column in range(1, num_columns):
+            values[start:stop, column - 1] = batch.column(column).to_numpy(zero_copy_only=False)
+        start = stop
+    if np.isnan(values).any():
+        message = _first_bad_row(path, num_columns)
+        if message:
+            raise ValueError(message)
+    return names, values[:, :-1], values[:, -1]
+
+
+def _look_at(path: Path) -> tuple[int, bool]:
+    """Return the number of columns of the first row, and whether any cell of the file may be quoted."""
+    with open(path, "rb") as file:
+        start = file.read(1 << 20)
+        if start.startswith(b"\x1f\x8b"):
+            raise ValueError(f"table {path} is compressed with gzip; unpack it first")
+        quoted = b'"' in start
+        while not quoted and (block := file.read(1 << 24)):
+            quoted = b'"' in block
+    row = next(_rows(path), None)
+    if row is None:
+        raise ValueError(f"table {path} has no rows")
+    if len(row) < 4:
+        raise ValueError(
+            f"{path}: row 1 has {len(row)} columns; expected a file name, at least 2 probabilities, and a label"
+        )
+    if not _is_number(row[1]):
+        raise ValueError(f"{path}: row 1 holds {row[1]!r} where a probability should be; a table has no header row")
+    return len(row), quoted
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    """The rows by Python's own reader: slow, used for the first row and to find the row that a fast reader refused."""
+    csv.field_size_limit(1 << 24)
+    with open(path, encoding="utf-8-sig", newline="", errors="replace") as file:
+        try:
+            yield from (row for row in csv.reader(file) if row)
+        except csv.Error as error:
+            raise ValueError(f"table {path} is not a CSV file ({error})") from None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _first_bad_row(path: Path, num_columns: int) -> str | None:
+    for number, row in enumerate(_rows(path), start=1):
+        if len(row) != num_columns:
+            return f"{path}: row {number} has {len(row)} columns but row 1 has {num_columns}; was the file cut short?"
+        bad = next((cell for cell in row[1:] if not _is_number(cell)), None)
+        if bad is not None:
+            return f"{path}: row {number} holds {bad!r} where a number should be"
+        if "�" in row[0]:
+            return f"{path}: row {number} is not UTF-8; save the table as UTF-8"
+    return None
+
+
+def _check_memory(path: Path, num_columns: int) -> None:
+    """Refuse a file whose numbers would not fit into memory, before the machine starts to swap."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not known on this system
+        return
+    with open(path, "rb") as file:
+        row_bytes = max(len(file.readline()), 1)
+    # pyarrow's columns and our array are alive together
+    needed = 2 * 4 * num_columns * (path.stat().st_size // row_bytes + 1)
+    if needed > free + _reclaimable_bytes():
+        raise MemoryError(
+            f"table {path} ({path.stat().st_size / 1e9:.1f} GB) needs about {needed / 1e9:.1f} GB of memory and "
+            f"{free / 1e9:.1f} GB are free; use a machine with more, or fewer rows"
+        )
+
+
+def _reclaimable_bytes() -> int:
+    """Memory that the system holds as file cache and gives back when asked (Linux; elsewhere 0)."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return 1024 * (int(fields["MemAvailable"].split()[0]) - int(fields["MemFree"].split()[0]))
+    except (OSError, KeyError, ValueError):
+        return 0
+
+
+def match_rows(table: Table, images: ImageSet, source: str = "the table") -> np.ndarray:
+    """Find the image of every row of a table, by bare name or by the path from the class folder's parent.
+
+    Args:
+        table: rows, of one or several tables read together.
+        images: the data set.
+        source: what to call the table in messages.
+
+    Returns:
+        (N,) index into `images` for every row.
+
+    Raises:
+        ValueError: a row names no image, or more than one, or two rows of one table name the same image.
+    """
+    index_of = {name: index for index, name in enumerate(images.names)}
+    other_names: dict[str, list[int]] = {}
+    for index in range(len(images)):
+        for name in names_of(images, index):
+            other_names.setdefault(name, []).append(index)
+    matched = np.empty(len(table), dtype=np.int64)
+    for row, name in enumerate(table.names):
+        found = (
+            [index_of[name]]
+            if name in index_of
+            else other_names.get(name, other_names.get(name.replace("\\", "/"), []))
+        )
+        if not found:
+            raise ValueError(f"{source}: row {row + 1} names {name!r}, which is not in {images.root}")
+        if len(found) > 1:
+            first, second = (images.paths[index].relative_to(images.root).as_posix() for index in found[:2])
+            raise ValueError(
+                f"{source}: row {row + 1} names {name!r}, which may be {first} or {second}; make the table again"
+            )
+        matched[row] = found[0]
+    _check_named_once(table, matched, source)
+    return matched
+
+
+def _check_named_once(table: Table, matched: np.ndarray, source: str) -> None:
+    seen: dict[tuple[Any, Any], int] = {}
+    for row, key in enumerate(zip(table.source, matched, strict=True)):
+        first = seen.setdefault(key, row)
+        if first != row:
+            raise ValueError(
+                f"{source}: rows {first + 1} and {row + 1} both name {table.names[row]!r}; keep one of them"
+            )
+
+
+def fold_of_rows(table: Table, images: ImageSet, source: str = "the table") -> np.ndarray:
+    """The fold, from 0, of every row's image: (N,). Raises as `match_rows` does."""
+    return images.folds[match_rows(table, images, source)]

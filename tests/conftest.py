@@ -1,0 +1,79 @@
+"""What the tests share: small image folders, tiny timm classifiers saved as a user would, the real data if present."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data beside the repository; tests that need it skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the folder `shared` with real data beside the repository")
+    return SHARED
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Make class folders of small random PNG images, or the five-part layout, and return the folder."""
+
+    def make(
+        name: str = "images",
+        classes: Sequence[str] = ("ant", "bee", "cat"),
+        images_per_class: int = 5,
+        five_parts: bool = False,
+        size: int = 32,
+        seed: int = 0,
+    ) -> Path:
+        generator = np.random.default_rng(seed)
+        root = tmp_path / name
+        for class_name in classes:
+            for index in range(images_per_class):
+                part = f"split_part_{index % 5 + 1}" if five_parts else ""
+                path = root / part / class_name / f"{class_name}_{index:04d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def classifier_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Save a tiny untrained timm classifier for `timm.create_model("local-dir:PATH", pretrained=True)`; return PATH."""
+
+    def make(
+        architecture: str = "test_resnet",
+        num_classes: int = 3,
+        label_names: Sequence[str] | None = ("ant", "bee", "cat"),
+        size: int = 32,
+        seed: int = 0,
+    ) -> Path:
+        import timm
+        import torch
+        from timm.models import save_for_hf
+
+        torch.manual_seed(seed)
+        model = timm.create_model(architecture, num_classes=num_classes)
+        # timm starts the last layer near zero, where all classes tie
+        torch.nn.init.normal_(model.get_classifier().weight, std=1.0)
+        model.pretrained_cfg = {
+            **model.pretrained_cfg,
+            "input_size": (3, size, size),
+            "crop_pct": 1.0,
+            "interpolation": "bicubic",
+            "num_classes": num_classes,
+        }
+        if label_names is not None:
+            model.pretrained_cfg["label_names"] = list(label_names)
+        folder = tmp_path_factory.mktemp(f"{architecture}_{num_classes}_{seed}")
+        save_for_hf(model, folder, safe_serialization=True)
+        return folder
+
+    return make
