@@ -1,0 +1,536 @@
+"""CLCNet (arXiv:2205.09612): how likely is the top-1 answer behind a row of sorted probabilities right?
+
+This file holds the network, its calibration, and its weights file: a zip with `model_params.json` and `network.pt`, as
+the released implementation writes and reads it. What is needed beyond that format lies under further top-level keys of
+`model_params.json`, which that implementation ignores.
+"""
+
+import io
+import json
+import math
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clcnet.files import atomic_path
+from clcnet.layers import (
+    QUERY_WIDTH,
+    AttentiveTransformer,
+    FeatureTransformer,
+    GhostBatchNorm,
+    Linear,
+    RestrictedSelfAttention,
+    attention_weighted,
+    gaussian_basis,
+    tabnet_gain,
+)
+
+FORMAT_VERSION = 1
+LARGEST_MEMBER = 64 * 2**20  # bytes; a network for 1,000 classes takes 150 kB
+PARAMS_MEMBER, STATE_MEMBER = "model_params.json", "network.pt"
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same network gives the same file
+NUM_FOLDS = 5
+
+
+class CLCNet(nn.Module):
+    """The confidence network: restricted self-attention, then a TabNet encoder, then one linear layer.
+
+    Args:
+        num_classes: n of the rows it is trained on. The network takes any n; `predict` warns when it meets another.
+        masked: feed `mask * h` to each step, as the paper's figure draws it. The released network feeds `h`, and its
+            masks reach training through the sparsity term alone.
+        n_d: width of what a step adds to the decision.
+        n_a: width of what a step hands to the next step's mask.
+        n_steps: number of decision steps.
+        gamma: how freely a feature may be used by several masks; 1 forbids it.
+        mapping_dim: numbers that restricted self-attention maps a row to.
+        n_shared: gated layers whose linear part all steps share.
+        n_independent: gated layers of each step's own.
+        virtual_batch_size: rows that ghost batch norm normalises together.
+        momentum: of the running statistics.
+        epsilon: inside the logarithm of the sparsity term.
+
+    Attributes:
+        calibration: turns raw scores into probabilities in `predict`, or None.
+        metadata: what the weights file says about the training: metrics, arguments, folds.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        masked: bool = False,
+        n_d: int = 8,
+        n_a: int = 8,
+        n_steps: int = 3,
+        gamma: float = 1.3,
+        mapping_dim: int = 100,
+        n_shared: int = 2,
+        n_independent: int = 2,
+        virtual_batch_size: int = 128,
+        momentum: float = 0.02,
+        epsilon: float = 1e-15,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.masked, self.n_d, self.n_a, self.n_steps = num_classes, masked, n_d, n_a, n_steps
+        self.gamma, self.mapping_dim, self.n_shared, self.n_independent = gamma, mapping_dim, n_shared, n_independent
+        self.virtual_batch_size, self.momentum, self.epsilon = virtual_batch_size, momentum, epsilon
+        self.calibration: Calibration | None = None
+        self.metadata: dict[str, Any] = {}
+        self._warned_classes: set[int] = set()
+
+        width = n_d + n_a
+        norm = (virtual_batch_size, momentum)
+        shared = _gated_linears(mapping_dim, width, n_shared)
+        self.attention = RestrictedSelfAttention(mapping_dim)
+        self.initial_splitter = FeatureTransformer(shared, self._own_linears(width), width, *norm)
+        self.feature_transformers = nn.ModuleList(
+            FeatureTransformer(shared, self._own_linears(width), width, *norm) for _ in range(n_steps)
+        )
+        self.attentive_transformers = nn.ModuleList(
+            AttentiveTransformer(n_a, mapping_dim, *norm) for _ in range(n_steps)
+        )
+        self.final_mapping = Linear(n_d, 1, tabnet_gain(n_d, 1, gated=False))
+
+    def _own_linears(self, width: int) -> list[Linear]:
+        first_input = width if self.n_shared else self.mapping_dim
+        return _gated_linears(first_input, width, self.n_independent)
+
+    def forward(self, probs: Tensor) -> Tensor:
+        """Raw scores.
+
+        Args:
+            probs: (B, n), each row sorted from largest to smallest.
+
+        Returns:
+            (B,), the network's own output, not bounded to [0, 1].
+        """
+        if self.masked:
+            return self.score_and_sparsity(probs)[0]
+        mapped = self.attention(probs)
+        decision = sum(transformer(mapped)[..., : self.n_d].relu() for transformer in self.feature_transformers)
+        return self._final_score(decision)
+
+    def score_and_sparsity(self, probs: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw scores (..., B) and M, the mean over steps of `mean_b sum_j m_j log(m_j + epsilon)`, (...)."""
+        mapped = self.attention(probs)  # (..., B, mapping_dim)
+        attended = self.initial_splitter(mapped)[..., self.n_d :]
+        prior = torch.ones_like(mapped)
+        decision = torch.zeros_like(attended[..., :1])
+        sparsity = torch.zeros_like(mapped[..., 0, 0])
+        for attentive, transformer in zip(self.attentive_transformers, self.feature_transformers, strict=True):
+            mask = attentive(prior, attended)
+            sparsity = sparsity + (mask * torch.log(mask + self.epsilon)).sum(dim=-1).mean(dim=-1)
+            prior = prior * (self.gamma - mask)
+            out = transformer(mask * mapped if self.masked else mapped)
+            decision = decision + out[..., : self.n_d].relu()
+            attended = out[..., self.n_d :]
+        return self._final_score(decision), sparsity / self.n_steps
+
+    def _final_score(self, decision: Tensor) -> Tensor:
+        score: Tensor = self.final_mapping(decision).squeeze(-1)
+        return score
+
+    @torch.inference_mode()
+    def predict(self, probs: np.ndarray | Tensor, calibrated: bool = True, batch_size: int = 1024) -> Any:
+        """Confidences of many rows, in evaluation mode whatever the mode of the module.
+
+        Args:
+            probs: (N, n), each row sorted from largest to smallest; numpy or torch.
+            calibrated: apply the calibration, if the network has one. False gives the network's own output.
+            batch_size: rows at a time; bounds the memory.
+
+        Returns:
+            (N,) float32, numpy or torch as given.
+
+        Raises:
+            ValueError: the rows are not sorted probabilities.
+        """
+        rows = torch.as_tensor(probs)
+        _check_shape(rows)
+        self._warn_of_other_classes(rows.shape[1])
+        device = self.final_mapping.weight.device
+        scorer = _Scorer(self)
+        calibration = self.calibration if calibrated else None
+        scores = torch.empty(len(rows), dtype=torch.float32)
+        for start in range(0, len(rows), batch_size):
+            block = rows[start : start + batch_size].to(device, torch.float32)
+            _check_block(block, start)
+            raw = scorer(block)
+            block_scores = raw if calibration is None else calibration.apply(raw, block)
+            scores[start : start + batch_size] = block_scores
+        return scores.numpy() if isinstance(probs, np.ndarray) else scores.to(rows.device)
+
+    def _warn_of_other_classes(self, num_classes: int) -> None:
+        if num_classes != self.num_classes and num_classes not in self._warned_classes:
+            self._warned_classes.add(num_classes)
+            warnings.warn(
+                f"this CLCNet was trained at n = {self.num_classes} and now scores rows of n = {num_classes}; "
+                "its confidences may be off",
+                stacklevel=3,
+            )
+
+    def ghost_norms(self) -> Iterator[GhostBatchNorm]:
+        """All batch norms, in order."""
+        return (module for module in self.modules() if isinstance(module, GhostBatchNorm))
+
+    def save(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
+        """Write the weights file, readable here and by the released implementation.
+
+        Args:
+            path: of the zip.
+            metadata: JSON values to keep beside the weights, added to `self.metadata`.
+        """
+        self.metadata = self.metadata | (metadata or {})
+        params = _params_to_json(self)
+        buffer = io.BytesIO()
+        torch.save(_to_released_state(self), buffer)
+        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            for name, content in (
+                (PARAMS_MEMBER, json.dumps(params, indent=1, sort_keys=True).encode()),
+                (STATE_MEMBER, buffer.getvalue()),
+            ):
+                archive.writestr(zipfile.ZipInfo(name, ZIP_TIME), content, zipfile.ZIP_DEFLATED)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "CLCNet":
+        """Read a weights file, ours or a released one. Pickled code is never run.
+
+        Args:
+            path: of the zip.
+            device: to put the network on.
+
+        Returns:
+            The network in evaluation mode.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not a CLCNet weights file; the message says what is wrong with it.
+        """
+        params, state = _read_zip(Path(path))
+        try:
+            model = cls(**_constructor_arguments(params))
+            _load_released_state(model, state, params["init_params"]["input_dim"])
+            model.calibration = Calibration.from_json(params.get("calibration"))
+        except _BrokenFile as problem:
+            raise ValueError(f"{path}: {problem}") from None
+        model.metadata = {key: value for key, value in params.items() if key not in _RESERVED_KEYS}
+        return model.to(device).eval()
+
+
+def _gated_linears(num_inputs: int, width: int, count: int) -> list[Linear]:
+    """Linear layers in front of gates: the first takes `num_inputs`, the others `width`; each gives 2 * width."""
+    inputs = [num_inputs] + [width] * (count - 1)
+    return [Linear(size, 2 * width, tabnet_gain(size, 2 * width, gated=True)) for size in inputs[:count]]
+
+
+# ---------------------------------------------------------------------------------------------------------- scoring
+
+
+class _Scorer:
+    """A CLCNet made ready to score many rows: batch norms folded into the linear layers in front of them."""
+
+    def __init__(self, model: CLCNet) -> None:
+        self.model = model
+
+    def __call__(self, probs: Tensor) -> Tensor:
+        model = self.model
+        was_training = model.training
+        model.eval()
+        try:
+            scores: Tensor = model(probs)
+        finally:
+            model.train(was_training)
+        return scores
+
+
+def _check_shape(rows: Tensor) -> None:
+    if rows.ndim != 2 or rows.shape[1] < 2:
+        raise ValueError(f"probabilities must have shape (N, n) with n >= 2, not {tuple(rows.shape)}")
+
+
+def _check_block(rows: Tensor, start: int) -> None:
+    """Raise ValueError for the first row that is not a descending row of probabilities."""
+    ends_fit = (rows[:, 0] <= 1 + 1e-3) & (rows[:, -1] >= 0)
+    descending = (rows[:, 1:] <= rows[:, :-1]).all(dim=1)
+    sums_fit = (rows.sum(dim=1) - 1).abs() <= 1e-3
+    good = ends_fit & descending & sums_fit  # NaN fails every comparison
+    if good.all():
+        return
+    index = int((~good).nonzero()[0])
+    raise ValueError(f"row {start + index + 1} {_describe_bad_row(rows[index])}")
+
+
+def _describe_bad_row(row: Tensor) -> str:
+    bad = ~(row.isfinite() & (row >= 0))
+    if bad.any():
+        column = int(bad.nonzero()[0])
+        return f"holds {row[column]:g} at position {column + 1}; probabilities are finite and not negative"
+    rising = row[1:] > row[:-1]
+    if rising.any():
+        column = int(rising.nonzero()[0])
+        return (
+            f"is not sorted from largest to smallest: {row[column]:g} comes before {row[column + 1]:g} "
+            f"at position {column + 2}"
+        )
+    return f"sums to {row.sum():g}; probabilities sum to 1 within 0.001"
+
+
+# ------------------------------------------------------------------------------------------------------ calibration
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Turns raw scores into probabilities: `sigmoid(intercept + slope * raw)`."""
+
+    slope: float
+    intercept: float
+
+    def apply(self, raw: Tensor, probs: Tensor) -> Tensor:
+        """P(correct), (B,), from raw scores (B,) and the rows they belong to (B, n)."""
+        return torch.sigmoid(self.intercept + self.slope * raw)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "logistic", "slope": self.slope, "intercept": self.intercept}
+
+    @classmethod
+    def from_json(cls, content: Any) -> "Calibration | None":
+        if content is None:
+            return None
+        try:
+            assert content["kind"] == "logistic"
+            return cls(float(content["slope"]), float(content["intercept"]))
+        except (AssertionError, KeyError, TypeError, ValueError):
+            raise _BrokenFile(f"unknown calibration in {PARAMS_MEMBER}: {content!r:.80}") from None
+
+
+# ----------------------------------------------------------------------------------------------------- weights file
+
+_RESERVED_KEYS = {"init_params", "class_attrs", "format_version", "masked", "calibration"}
+_SIZES = ("n_d", "n_a", "n_steps", "mapping_dim", "n_shared", "n_independent")
+_NUMBERS = ("gamma", "momentum", "epsilon")
+
+
+class _BrokenFile(Exception):
+    """What is wrong with a weights file; `CLCNet.load` adds its path."""
+
+
+def _params_to_json(model: CLCNet) -> dict[str, Any]:
+    """Content of `model_params.json`: the released keys first in meaning, then ours."""
+    clash = _RESERVED_KEYS & model.metadata.keys()
+    if clash:
+        raise ValueError(f"metadata may not use the key(s) {', '.join(sorted(clash))}: the weights file needs them")
+    init_params = {key: getattr(model, key) for key in (*_SIZES, *_NUMBERS)}
+    init_params |= {"input_dim": model.num_classes, "output_dim": 1, "mask_type": "sparsemax", "lambda_sparse": 1e-3}
+    init_params |= {"cat_dims": [], "cat_emb_dim": 1, "cat_idxs": [], "clip_value": 1, "device_name": "auto"}
+    init_params |= {"optimizer_params": {"lr": 0.02}, "scheduler_fn": None, "scheduler_params": {}}
+    init_params |= {"seed": 0, "verbose": 1}
+    return {
+        "init_params": init_params,
+        "class_attrs": {"preds_mapper": None},
+        "format_version": FORMAT_VERSION,
+        "masked": model.masked,
+        "calibration": None if model.calibration is None else model.calibration.to_json(),
+        **model.metadata,
+    }
+
+
+def _constructor_arguments(params: dict[str, Any]) -> dict[str, Any]:
+    """Check `model_params.json` and turn it into the arguments of `CLCNet`."""
+    init_params = params.get("init_params")
+    if not isinstance(init_params, dict):
+        raise _BrokenFile(f"{PARAMS_MEMBER} has no init_params")
+    version = params.get("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise _BrokenFile(f"format version {version!r}, this code reads up to {FORMAT_VERSION}; update the code")
+    if init_params.get("mask_type", "sparsemax") != "sparsemax":
+        raise _BrokenFile(f"mask_type {init_params['mask_type']!r}; only sparsemax is known")
+    arguments: dict[str, Any] = {"num_classes": _size(init_params, "input_dim"), "masked": params.get("masked") is True}
+    arguments |= {name: _size(init_params, name) for name in _SIZES}
+    for name in _NUMBERS:
+        value = init_params.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise _BrokenFile(f"{name} in {PARAMS_MEMBER} is {value!r}, not a number")
+        arguments[name] = float(value)
+    return arguments
+
+
+def _size(init_params: dict[str, Any], name: str) -> int:
+    value = init_params.get(name)
+    largest = 2**20 if name == "input_dim" else 1024
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+        raise _BrokenFile(f"{name} in {PARAMS_MEMBER} is {value!r}, not a whole number from 1 to {largest}")
+    return value
+
+
+def _released_names(model: CLCNet) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer that our network holds, under each of its released names (shared layers have several)."""
+    prefix = "tabnet.encoder."
+    attention = model.attention
+    yield f"{prefix}res_att.query.weight", attention.query_weight.unsqueeze(-1)
+    yield f"{prefix}res_att.query.bias", attention.query_bias
+    yield f"{prefix}res_att.key.weight", attention.key_weight.unsqueeze(-1)
+    blocks = [("initial_splitter", model.initial_splitter)]
+    blocks += [(f"feat_transformers.{step}", block) for step, block in enumerate(model.feature_transformers)]
+    for name, block in blocks:
+        layers = list(block.gated_layers())
+        groups = (("shared", layers[: model.n_shared]), ("specifics", layers[model.n_shared :]))
+        for group, members in groups:
+            for index, layer in enumerate(members):
+                if group == "shared":
+                    yield f"{prefix}{name}.shared.shared_layers.{index}.weight", layer.linear.weight
+                yield f"{prefix}{name}.{group}.glu_layers.{index}.fc.weight", layer.linear.weight
+                yield from _norm_names(f"{prefix}{name}.{group}.glu_layers.{index}.bn.bn.", layer.norm)
+    for step, attentive in enumerate(model.attentive_transformers):
+        yield f"{prefix}att_transformers.{step}.fc.weight", attentive.linear.weight
+        yield from _norm_names(f"{prefix}att_transformers.{step}.bn.bn.", attentive.norm)
+    yield "tabnet.final_mapping.weight", model.final_mapping.weight
+
+
+def _norm_names(prefix: str, norm: GhostBatchNorm) -> Iterator[tuple[str, Tensor]]:
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        yield prefix + name, getattr(norm, name)
+
+
+def _unread_state(model: CLCNet, input_dim: int) -> dict[str, Tensor]:
+    """What the released network carries and never reads, at its neutral values."""
+    width = model.mapping_dim
+    state = {}
+    for prefix in ("tabnet.initial_bn.", "tabnet.encoder.initial_bn."):
+        state[f"{prefix}weight"], state[f"{prefix}bias"] = torch.ones(input_dim), torch.zeros(input_dim)
+        state[f"{prefix}running_mean"], state[f"{prefix}running_var"] = torch.zeros(input_dim), torch.ones(input_dim)
+    for name in ("query", "key"):
+        state[f"tabnet.encoder.nor_att.{name}.weight"] = torch.zeros(QUERY_WIDTH, 1)
+        state[f"tabnet.encoder.nor_att.{name}.bias"] = torch.zeros(QUERY_WIDTH)
+    state["tabnet.encoder.nor_att.value.weight"] = torch.zeros(width, 1)
+    state["tabnet.encoder.nor_att.value.bias"] = torch.zeros(width)
+    state["tabnet.encoder.res_att.key.bias"] = torch.zeros(QUERY_WIDTH)
+    return state
+
+
+def _to_released_state(model: CLCNet) -> dict[str, Tensor]:
+    state = {name: tensor.detach().cpu() for name, tensor in _released_names(model)}
+    state |= _unread_state(model, model.num_classes)
+    counters = [name.removesuffix("running_var") + "num_batches_tracked" for name in state if "running_var" in name]
+    return state | {name: torch.tensor(0) for name in counters}
+
+
+def _load_released_state(model: CLCNet, state: dict[str, Any], input_dim: int) -> None:
+    """Copy a released state dict into the model, after checking every name and shape."""
+    ours = dict(_released_names(model))
+    unread = _unread_state(model, input_dim)
+    missing = sorted(ours.keys() - state.keys())
+    if missing:
+        raise _BrokenFile(f"{STATE_MEMBER} lacks {_some(missing)}")
+    extra = sorted(
+        name for name in state.keys() - ours.keys() - unread.keys() if not str(name).endswith(".num_batches_tracked")
+    )
+    if extra:
+        raise _BrokenFile(f"{STATE_MEMBER} holds unknown {_some(extra)}")
+    for name, tensor in (unread | ours).items():
+        if name in state:
+            _check_tensor(name, state[name], tensor.shape)
+    with torch.no_grad():
+        for name, tensor in ours.items():
+            tensor.copy_(state[name])
+
+
+def _check_tensor(name: str, value: Any, shape: torch.Size) -> None:
+    if not isinstance(value, Tensor):
+        raise _BrokenFile(f"{name} in {STATE_MEMBER} is a {type(value).__name__}, not a tensor")
+    if value.shape != shape:
+        raise _BrokenFile(f"{name} in {STATE_MEMBER} has shape {tuple(value.shape)}, expected {tuple(shape)}")
+    if not value.is_floating_point() or not value.isfinite().all():
+        raise _BrokenFile(f"{name} in {STATE_MEMBER} holds values that are not finite numbers")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _read_zip(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The two members of a weights file: the JSON object and the state dict. Sizes are checked before reading."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            params_bytes, state_bytes = (_read_member(archive, name) for name in (PARAMS_MEMBER, STATE_MEMBER))
+        params = json.loads(params_bytes)
+        if not isinstance(params, dict):
+            raise _BrokenFile(f"{PARAMS_MEMBER} is not a JSON object")
+        return params, _read_state(state_bytes)
+    except _BrokenFile as problem:
+        raise ValueError(f"{path}: {problem}") from None
+    except zipfile.BadZipFile as problem:
+        raise ValueError(f"{path}: not a readable zip file ({problem}); download or train it again") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise ValueError(f"{path}: {PARAMS_MEMBER} is not JSON ({problem})") from None
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        info = archive.getinfo(name)
+    except KeyError:
+        raise _BrokenFile(f"not a CLCNet weights file: it has no member {name}") from None
+    if info.file_size > LARGEST_MEMBER:
+        raise _BrokenFile(f"{name} declares {info.file_size:,} bytes, more than the {LARGEST_MEMBER:,} allowed")
+    try:
+        return archive.read(info)
+    except (NotImplementedError, RuntimeError, EOFError, OSError, ValueError, zipfile.zlib.error) as problem:
+        raise _BrokenFile(f"{name} cannot be unpacked ({problem})") from None
+
+
+def _read_state(content: bytes) -> dict[str, Any]:
+    """Unpickle tensors alone; anything else in the file is refused by torch."""
+    buffer = io.BytesIO(content)
+    if zipfile.is_zipfile(buffer):
+        with zipfile.ZipFile(buffer) as archive:
+            declared = sum(info.file_size for info in archive.infolist())
+        if declared > LARGEST_MEMBER:
+            raise _BrokenFile(f"{STATE_MEMBER} declares {declared:,} bytes, more than the {LARGEST_MEMBER:,} allowed")
+    buffer.seek(0)
+    try:
+        state = torch.load(buffer, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        reason = str(problem).splitlines()[0][:120] if str(problem) else type(problem).__name__
+        raise _BrokenFile(f"{STATE_MEMBER} is not a plain torch state dict ({reason})") from None
+    if not isinstance(state, dict):
+        raise _BrokenFile(f"{STATE_MEMBER} holds a {type(state).__name__}, not a state dict")
+    return state
+
+
+def find_fold_weights(folder: str | Path) -> list[Path]:
+    """The five fold weights in a folder, in order of the fold that each was not trained on.
+
+    Accepts our names, `CLCNet_imagenet_split_K.zip`, and the released ones, `CLCNet_imagenet_split_K(MSE_0.1097).zip`.
+
+    Raises:
+        FileNotFoundError: a fold has no weights; the message says which.
+        ValueError: a fold has two.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of fold weights; run train_imagenet_5fold_cv.py")
+    candidates: dict[int, list[Path]] = {fold: [] for fold in range(1, NUM_FOLDS + 1)}
+    for path in sorted(folder.iterdir()):
+        match = re.fullmatch(rf"CLCNet_imagenet_split_([1-{NUM_FOLDS}])(\(MSE_[^()]*\))?\.zip", path.name)
+        if match:
+            candidates[int(match[1])].append(path)
+    for fold, paths in candidates.items():
+        if not paths:
+            raise FileNotFoundError(
+                f"found 0 weights for fold {fold} in {folder}, expected 1 (CLCNet_imagenet_split_{fold}.zip); "
+                "run train_imagenet_5fold_cv.py"
+            )
+        if len(paths) > 1:
+            names = " and ".join(path.name for path in paths)
+            raise ValueError(f"found {len(paths)} weights for fold {fold} in {folder}, expected 1: {names}; remove one")
+    return [paths[0] for paths in candidates.values()]
