@@ -37,8 +37,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with one-line errors, the nearest flag for a misspelled one, and forgiving spelling.
 
-    `--num_classes`, `--num-classes` and `--NUM-CLASSES` name the same flag, as do the specification's `---deep-model-FLOPs` and
-    `--deep-model-FLOPs`. Abbreviations are not accepted: a flag that is added later must not change what a command means.
+    `--num_classes`, `--num-classes` and `--NUM-CLASSES` name the same flag, as do the specification's
+    `---deep-model-FLOPs` and `--deep-model-FLOPs`. Abbreviations are not accepted: a flag that is added later must not
+    change what a command means.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -178,9 +179,9 @@ def _describe(error: BaseException) -> str:
 def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) -> NoReturn:
     """Parse the command line, run `main(args)`, and turn its outcome into an exit code.
 
-    A `ValueError` or `OSError` is the user's to mend and becomes one line; any other error is ours and keeps its traceback.
-    Exit codes: 0 done, 2 bad input, 3 done but some images could not be read (`main` returned `num_unreadable` above 0),
-    130 interrupted by Ctrl-C or SIGTERM.
+    A `ValueError` or `OSError` is the user's to mend and becomes one line; any other error is ours and keeps its
+    traceback. Exit codes: 0 done, 2 bad input, 3 done but some images could not be read (`main` returned
+    `num_unreadable` above 0), 130 interrupted by Ctrl-C or SIGTERM.
     """
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)

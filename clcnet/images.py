@@ -1,7 +1,7 @@
 """Listing an image folder: which images there are, in which order, of which class, in which fold.
 
-Three layouts are understood: class folders, the five-part layout `split_part_1..5/<class>/<file>`, and a flat folder, with or
-without a file of labels. Nothing here opens an image.
+Three layouts are understood: class folders, the five-part layout `split_part_1..5/<class>/<file>`, and a flat folder,
+with or without a file of labels. Nothing here opens an image.
 """
 
 import csv
@@ -27,8 +27,8 @@ class ImageSet:
     Attributes:
         root: the folder that was listed.
         paths: where each image lies.
-        names: each image's name in a table: the bare file name while bare names are unique in the data set, else the path from
-            the class folder's parent, else the path from `root`; always with forward slashes.
+        names: each image's name in a table: the bare file name while bare names are unique in the data set, else the
+            path from the class folder's parent, else the path from `root`; always with forward slashes.
         targets: (N,) index into `class_names`; -1 where the class is not known.
         class_names: all classes of the whole data set, in natural order, as timm numbers them.
         folds: (N,) from 0 to 4: the part that holds the image, or its class-balanced fold where there are no parts.
@@ -69,12 +69,13 @@ def natural_key(text: str) -> tuple[list[str | int], str]:
 def list_images(folder: Path | str, class_map: Path | str | None = None, labels: Path | str | None = None) -> ImageSet:
     """List the images of `folder`, in natural order of class and file name.
 
-    The order is the same on every machine, and whether or not the folder is cut into five parts. Files without an image's
-    extension and names that begin with a dot are passed over. In nested folders the class is the folder that holds the image.
+    The order is the same on every machine, and whether or not the folder is cut into five parts. Files without an
+    image's extension and names that begin with a dot are passed over. In nested folders the class is the folder that
+    holds the image, as in timm.
 
     Args:
         folder: class folders, the five-part layout, or a flat folder of images.
-        class_map: text file with one class folder a line; the line's number, from 0, is the class index (timm's format).
+        class_map: text file with one class folder a line, in the order of their indices (timm's format).
         labels: for a folder without class folders: a CSV file `file,label`, or the official
             ILSVRC2012_validation_ground_truth.txt with the development kit's meta.mat beside it.
 
@@ -116,8 +117,8 @@ def list_images(folder: Path | str, class_map: Path | str | None = None, labels:
 def balanced_folds(names: Sequence[str], targets: np.ndarray, num_folds: int = NUM_FOLDS) -> np.ndarray:
     """Cut images into folds of equal size in which every class is spread evenly, by nothing but their names.
 
-    Inside a class, images go round the folds in the order of a hash of their names: the same on every machine and for every
-    order of the file system, and unrelated to the order in which they were recorded.
+    Inside a class, images go round the folds in the order of a hash of their names: the same on every machine and for
+    every order of the file system, and unrelated to the order in which they were recorded.
 
     Args:
         names: N names, all different.
@@ -253,10 +254,10 @@ def _read_labels(path: Path, relative: list[Path]) -> tuple[list[str], list[str]
 
 
 def _read_ground_truth(path: Path, ids: list[str], relative: list[Path]) -> tuple[list[str], list[str]]:
-    """Read ILSVRC2012's own ground truth: line k is the ILSVRC2012_ID, 1 to 1000, of ILSVRC2012_val_<k as 8 digits>.JPEG.
+    """Read ILSVRC2012's own ground truth: line k is the ILSVRC2012_ID, 1 to 1000, of ILSVRC2012_val_<k, 8 digits>.JPEG.
 
-    The ids are not in the order of the WordNet ids by which folders and models number the classes; the development kit's
-    meta.mat, beside the ground truth, translates them.
+    The ids are not in the order of the WordNet ids by which folders and models number the classes; the development
+    kit's meta.mat, beside the ground truth, translates them.
     """
     meta = path.with_name("meta.mat")
     if not meta.exists():

@@ -1,6 +1,7 @@
-"""The sorted-probability table: one image a row - file name, n probabilities in descending order, 1 if the top-1 answer is right.
+"""The sorted-probability table: a classifier's output, one image a row, and whether its answer is right.
 
-CSV without a header (UTF-8; a byte-order mark is accepted) or Parquet, by the file's extension, with the same content. Reading
+A row holds the file name, n probabilities in descending order, and 1 if the top-1 answer is right, else 0. CSV without
+a header (UTF-8; a byte-order mark is accepted) or Parquet, by the file's extension, with the same content. Reading
 gives the float32 numbers that were written, bit for bit.
 """
 
@@ -69,7 +70,8 @@ def sort_probs(probs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.n
         targets: (N,) class indices.
 
     Returns:
-        sorted_probs (N, C) float32 in descending order, correct (N,) bool, top1 (N,) int64 the answer, lowest index first among ties.
+        sorted_probs (N, C) float32 in descending order, correct (N,) bool, top1 (N,) int64, the answered class: the
+        lowest index among ties.
     """
     probs = np.asarray(probs, dtype=np.float32)
     answer = probs.argmax(axis=1)
@@ -84,8 +86,8 @@ def check_sorted_probs(probs: np.ndarray, source: str = "probs") -> None:
         source: what to call the array in the message.
 
     Raises:
-        ValueError: not two-dimensional, n < 2, or the first row (counted from 1) with a value that is not finite, negative, above
-            one, out of order, or with a sum off one by more than 1e-3.
+        ValueError: not two-dimensional, n < 2, or the first row (counted from 1) with a value that is not finite,
+            negative, above one, out of order, or with a sum off one by more than 1e-3.
     """
     if probs.ndim != 2:
         raise ValueError(f"{source} has shape {tuple(probs.shape)}; expected (images, classes)")

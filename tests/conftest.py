@@ -38,7 +38,9 @@ def image_folder(tmp_path: Path) -> Callable[..., Path]:
                 part = f"split_part_{index % 5 + 1}" if five_parts else ""
                 path = root / part / class_name / f"{class_name}_{index:04d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+                colour = generator.integers(0, 256, 3)  # images that differ, so that classifiers answer differently
+                pixels = np.clip(colour + generator.normal(0, 40, (size, size, 3)), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
         return root
 
     return make
@@ -61,8 +63,11 @@ def classifier_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
 
         torch.manual_seed(seed)
         model = timm.create_model(architecture, num_classes=num_classes)
-        # timm starts the last layer near zero, where all classes tie
-        torch.nn.init.normal_(model.get_classifier().weight, std=1.0)
+        # timm starts the last layer near zero, where all classes tie; spread and centre the answers over flat colours
+        colours = torch.rand(64, 3, 1, 1) * 2 - 1 + torch.randn(64, 3, size, size) * 0.3
+        with torch.no_grad():
+            torch.nn.init.normal_(model.get_classifier().weight, std=10.0)
+            model.get_classifier().bias -= model.eval()(colours).mean(0)
         model.pretrained_cfg = {
             **model.pretrained_cfg,
             "input_size": (3, size, size),
