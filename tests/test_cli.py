@@ -1,0 +1,140 @@
+"""The command line: forgiving spelling, one-line errors, exit codes."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clcnet import cli
+
+
+@pytest.fixture
+def parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(prog="eval.py")
+    parser.add_argument("--num_classes", type=cli.number_of_classes, default=1000, help="number of classes")
+    parser.add_argument("--deep-model-FLOPs", type=cli.positive_float)
+    parser.add_argument("--threshold", type=cli.threshold, default=0.5)
+    parser.add_argument("--threshold-searching", nargs="?", const=True, default=False, type=cli.true_or_false)
+    cli.add_device_arguments(parser)
+    cli.add_preprocessing_arguments(parser)
+    return parser
+
+
+@pytest.mark.parametrize("flag", ["--num_classes", "--num-classes", "--Num-Classes"])
+def test_a_flag_may_be_spelled_with_either_dash(parser: cli.ArgumentParser, flag: str) -> None:
+    assert parser.parse_args([flag, "7"]).num_classes == 7
+    assert parser.parse_args([f"{flag}=7"]).num_classes == 7
+
+
+def test_the_specifications_three_dashes_are_read_as_two(parser: cli.ArgumentParser) -> None:
+    assert parser.parse_args(["---deep-model-FLOPs", "37"]).deep_model_FLOPs == 37
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("-999", -999), ("-1e3", -1000), ("-inf", -float("inf")), ("inf", float("inf"))]
+)
+def test_a_threshold_may_be_any_number(parser: cli.ArgumentParser, text: str, value: float) -> None:
+    assert parser.parse_args(["--threshold", text]).threshold == value
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [([], False), (["--threshold-searching"], True), (["--threshold-searching", "True"], True)]
+    + [(["--threshold-searching", word], False) for word in ("False", "no", "0")],
+)
+def test_threshold_searching_stands_alone_or_takes_a_word(
+    parser: cli.ArgumentParser, words: list[str], value: bool
+) -> None:
+    assert parser.parse_args(words).threshold_searching is value
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--treshold", "1"], "unknown flag --treshold; did you mean --threshold?"),
+        (["--thresh", "1"], "unknown flag --thresh; did you mean --threshold?"),
+        (["--zzzzzz"], "unknown flag --zzzzzz;"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--threshold", "nan"], "nan is not a threshold"),
+        (["--threshold", "half"], "'half' is not a threshold"),
+        (["--num_classes", "1"], "1 is not a number of classes, at least 2"),
+        (["--batch-size", "0"], "0 is not a whole number of at least 1"),
+        (["--batch-size", "-3"], "-3 is not a whole number of at least 1"),
+        (["--crop-pct", "1.5"], "1.5 is not a number above 0 and at most 1"),
+        (["--threshold-searching", "maybe"], "'maybe' is neither True nor False"),
+    ],
+)
+def test_a_wrong_flag_gets_one_line_and_exit_code_2(
+    parser: cli.ArgumentParser, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parser.parse_args(words)
+    printed = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and message in printed
+
+
+def test_help_ends_each_flag_with_its_default(parser: cli.ArgumentParser) -> None:
+    assert "number of classes (default: 1000)" in parser.format_help()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("row 3\nis bad"), "error: row 3 is bad\n"),
+        (FileNotFoundError(2, "No such file or directory", "a.csv"), "error: a.csv: No such file or directory\n"),
+        (OSError(28, "No space left on device"), "error: No space left on device\n"),
+    ],
+)
+def test_the_users_errors_become_one_line(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval.py"])
+
+    def main(args: argparse.Namespace) -> dict[str, Any]:
+        raise error
+
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(main, cli.ArgumentParser())
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(("outcome", "code"), [({}, 0), ({"num_unreadable": 0}, 0), ({"num_unreadable": 2}, 3)])
+def test_images_left_out_give_exit_code_3(outcome: dict[str, int], code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval.py"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(lambda args: outcome, cli.ArgumentParser())
+    assert exit_.value.code == code
+
+
+def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval.py"])
+
+    def main(args: argparse.Namespace) -> dict[str, Any]:
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError):
+        cli.run(main, cli.ArgumentParser())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_with_one_line_and_130(number: signal.Signals, tmp_path: Path) -> None:
+    script = (
+        "import time\nfrom clcnet import cli\n"
+        "def main(args):\n    print('started', flush=True)\n    time.sleep(60)\n"
+        "cli.run(main, cli.ArgumentParser())\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    assert process.stdout is not None and process.stdout.readline() == "started\n"
+    process.send_signal(number)
+    _, printed = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert printed == "\ninterrupted: nothing that existed before was changed\n"
