@@ -1,4 +1,4 @@
-"""The order of work of a cascade over many images: which batch comes next, and what has been answered so far.
+"""The order of work of a cascade over many images: which batch of which model comes next.
 
 Shallow batches cut the list of images at fixed places. Images whose confidence is too low wait, in order, until they fill a batch of
 the deep model; that batch then goes before the next shallow one. So what stands together in a batch depends on neither the number of
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -44,6 +44,14 @@ class Outcome:
     confidence: np.ndarray
     unreadable: tuple[tuple[int, str], ...] = ()
     seconds: float = 0.0
+
+
+def is_deferred(confidence: np.ndarray, threshold: float) -> np.ndarray:
+    """Which images go on to the deep model: (N,) bool. Below the threshold is deferred, equal to it stays.
+
+    Compared in float64 as `cascade.run_cascade` does; numpy alone would round the threshold to the confidences' float32.
+    """
+    return confidence.astype(np.float64) < threshold
 
 
 class Schedule:
@@ -83,7 +91,7 @@ class Schedule:
         """Take note of an outcome: shallow answers below the threshold join the queue of the deep model."""
         if outcome.task.stage == SHALLOW:
             self._num_screened += len(outcome.task.indices)
-            self._waiting.extend(outcome.answered[outcome.confidence < self.threshold].tolist())
+            self._waiting.extend(outcome.answered[is_deferred(outcome.confidence, self.threshold)].tolist())
 
     def restore(self, outcome: Outcome) -> None:
         """Take note, before iterating, of an outcome of an earlier run: its task is not given out again."""
@@ -93,43 +101,3 @@ class Schedule:
         else:
             for _ in outcome.task.indices:
                 self._waiting.popleft()
-
-
-@dataclass
-class Answers:
-    """What both models said about every image, by the image's place in the list; 24 bytes an image.
-
-    Attributes:
-        top1: two (N,) arrays, one a stage: class, -1 where the stage gave none.
-        confidence: two (N,) float32 arrays, NaN where the stage gave none.
-        unreadable: place of an image that could not be read -> reason.
-        seconds: two sums, the time spent on each stage, by all processes together.
-    """
-
-    num_images: int
-    top1: tuple[np.ndarray, np.ndarray] = field(init=False)
-    confidence: tuple[np.ndarray, np.ndarray] = field(init=False)
-    unreadable: dict[int, str] = field(init=False, default_factory=dict)
-    seconds: list[float] = field(init=False, default_factory=lambda: [0.0, 0.0])
-
-    def __post_init__(self) -> None:
-        empty = np.full(self.num_images, -1, np.int64), np.full(self.num_images, np.nan, np.float32)
-        self.top1 = empty[0], empty[0].copy()
-        self.confidence = empty[1], empty[1].copy()
-
-    def add(self, outcome: Outcome) -> None:
-        """Enter an outcome's answers."""
-        stage = outcome.task.stage
-        if stage == NOTHING:
-            return
-        self.top1[stage][outcome.answered] = outcome.top1
-        self.confidence[stage][outcome.answered] = outcome.confidence
-        self.unreadable.update(outcome.unreadable)
-        self.seconds[stage] += outcome.seconds
-
-    @property
-    def readable(self) -> np.ndarray:
-        """(M,) places of the images that every model asked could read, ascending."""
-        kept = np.ones(self.num_images, bool)
-        kept[list(self.unreadable)] = False
-        return np.flatnonzero(kept)

@@ -5,7 +5,7 @@ from collections import deque
 import numpy as np
 import pytest
 
-from clcnet.streaming import DEEP, NOTHING, SHALLOW, Answers, Outcome, Schedule, Task
+from clcnet.streaming import DEEP, NOTHING, SHALLOW, Outcome, Schedule, Task
 
 RNG = np.random.default_rng(0)
 
@@ -79,6 +79,11 @@ def test_an_image_exactly_at_the_threshold_is_kept():
     assert tasks_of(run(np.array([0.5, np.nextafter(np.float32(0.5), 0)])), DEEP) == [(1,)]
 
 
+def test_confidences_are_compared_with_the_threshold_as_given_not_rounded_to_their_own_precision():
+    assert float(np.float32(0.7)) < 0.7
+    assert tasks_of(run(np.array([0.7], np.float32), threshold=0.7), DEEP) == [(0,)]
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 5])
 @pytest.mark.parametrize("prefetch", [1, 2, 8])
 def test_batches_are_the_same_for_any_number_of_processes_and_of_batches_ahead(num_ranks, prefetch):
@@ -108,15 +113,3 @@ def test_the_queue_of_deferred_images_stays_short_however_many_images_there_are(
         schedule.add(outcome_of(task, np.zeros(100_000)))
         longest = max(longest, len(schedule._waiting))
     assert longest <= 64
-
-
-def test_an_image_that_no_model_asked_could_read_is_left_out():
-    answers = Answers(3)
-    answers.add(outcome_of(Task(SHALLOW, (0, 1, 2)), np.array([0.1, 0.2, 0.9]), unreadable=frozenset({1})))
-    answers.add(outcome_of(Task(DEEP, (0,)), np.array([0.7, 0, 0])))
-    answers.add(outcome_of(Task(NOTHING), np.zeros(0)))
-    assert answers.readable.tolist() == [0, 2]
-    assert answers.unreadable == {1: "broken"}
-    assert answers.top1[SHALLOW].tolist() == [0, -1, 2]
-    assert answers.top1[DEEP].tolist() == [0, -1, -1]
-    np.testing.assert_allclose(answers.confidence[DEEP], [0.7, np.nan, np.nan])
