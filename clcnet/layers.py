@@ -113,7 +113,8 @@ class GhostBatchNorm(nn.Module):
     def _normalise(self, parts: Tensor) -> Tensor:
         """Normalise (..., parts, rows, F) part by part and take the statistics in."""
         var, mean = torch.var_mean(parts, dim=-2, correction=0, keepdim=True)  # (..., parts, 1, F)
-        self._update_running(mean.detach().squeeze(-2), var.detach().squeeze(-2), parts.shape[-2])
+        if self.momentum > 0:
+            self._update_running(mean.detach().squeeze(-2), var.detach().squeeze(-2), parts.shape[-2])
         weight, bias = self.weight[..., None, None, :], self.bias[..., None, None, :]
         scale = torch.rsqrt(var + self.epsilon) * weight
         return parts * scale + (bias - mean * scale)

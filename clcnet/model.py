@@ -312,6 +312,20 @@ class Calibration:
             raise _BrokenFile(f"unknown calibration in {PARAMS_MEMBER}: {content!r:.80}") from None
 
 
+def fit_calibration(model: CLCNet, probs: Tensor, labels: Tensor) -> Calibration:
+    """Fit a calibration by logistic regression of the labels on the raw scores; probs: (N, n), labels: (N,) 0 and 1."""
+    raw = torch.as_tensor(model.predict(probs, calibrated=False)).double()
+    inputs = torch.stack([torch.ones_like(raw), raw], dim=1)
+    weights = torch.zeros(2, dtype=torch.float64)
+    ridge = 1e-3 * torch.eye(2, dtype=torch.float64)
+    for _ in range(50):  # Newton's method
+        probability = torch.sigmoid(inputs @ weights)
+        gradient = inputs.T @ (probability - labels) + ridge @ weights
+        hessian = (inputs * (probability * (1 - probability))[:, None]).T @ inputs + ridge
+        weights -= torch.linalg.solve(hessian, gradient)
+    return Calibration(slope=float(weights[1]), intercept=float(weights[0]))
+
+
 # ----------------------------------------------------------------------------------------------------- weights file
 
 _RESERVED_KEYS = {"init_params", "class_attrs", "format_version", "masked", "calibration"}

@@ -1,0 +1,379 @@
+"""Training: from a sorted-probability table to one CLCNet, or to five, one a fold, trained side by side.
+
+Several networks are trained as one: their parameters lie in one (models, parameters) tensor, every layer works on a
+leading dimension of models, and an optimiser step is one operation for all of them. The table stays in memory as one
+array from which batches are drawn by index.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from clcnet import metrics
+from clcnet.model import CLCNet, fit_calibration
+
+VALIDATION_SHARE = TEST_SHARE = 0.1
+STATISTICS_ROWS = 4096  # training rows that batch norm's statistics are estimated from
+GRADIENT_NORM = 1.0
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a CLCNet is trained.
+
+    Attributes:
+        masked: feed `mask * h` to each step, see `CLCNet`.
+        learning_rate: of Adam; the highest one where it decays.
+        decay: lower the learning rate to 0 over the epochs, along half a cosine.
+        min_steps: where it decays, an upper bound on the epochs: no more than make this many optimiser steps,
+            but at least 10 epochs.
+        wrong_weight: how much likelier a wrong answer is drawn than a right one. Above 1, scores are no probabilities.
+        sparsity: weight of the masks' entropy in the loss.
+        averaging: decay, per step, of the running average of the weights that is evaluated and kept; 0 for none.
+        fresh_statistics: re-estimate batch norm's statistics before each evaluation.
+        calibrated: fit a calibration on the validation rows.
+    """
+
+    masked: bool = False
+    learning_rate: float = 0.02
+    decay: bool = True
+    max_steps: int = 3000
+    wrong_weight: float = 1.0
+    sparsity: float = 1e-3
+    averaging: float = 0.99
+    fresh_statistics: bool = True
+    calibrated: bool = True
+
+
+RECIPES = {
+    "default": Recipe(),
+    "released": Recipe(
+        decay=False, wrong_weight=2.0, averaging=0.0, fresh_statistics=False, calibrated=False, max_steps=10**9
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may set on the command line; the values are those of the released scripts."""
+
+    max_epochs: int = 200
+    batch_size: int = 256
+    virtual_batch_size: int = 128
+    patience: int = 50
+    seed: int = 42
+    recipe: str = "default"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one network's training: what it learns from, what stops and calibrates it, what it never sees."""
+
+    train: Indices
+    validation: Indices
+    test: Indices
+
+
+def split_rows(groups: NDArray[Any], seed: int, test_share: float = TEST_SHARE) -> Split:
+    """Cut rows at random into 80/10/10 (or 90/10/0); rows of one group, such as one image in two tables, stay together.
+
+    Args:
+        groups: (N,) what each row belongs to.
+        seed: of the draw.
+        test_share: share of the groups to hold out altogether.
+    """
+    names, group_of_row = np.unique(groups, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    num_test, num_validation = round(test_share * len(names)), max(1, round(VALIDATION_SHARE * len(names)))
+    part_of_group = np.zeros(len(names), dtype=np.int64)
+    part_of_group[order[:num_test]] = 2
+    part_of_group[order[num_test : num_test + num_validation]] = 1
+    part = part_of_group[group_of_row]
+    train, validation, test = (np.flatnonzero(part == index) for index in range(3))
+    return Split(train, validation, test)
+
+
+def fold_splits(folds: Indices, groups: NDArray[Any], seed: int) -> list[Split]:
+    """One split for each fold: the fold is the test part, the other folds are cut 90/10 into training and validation.
+
+    Args:
+        folds: (N,) fold of each row, from 0.
+        groups: (N,) what each row belongs to.
+        seed: of the draws.
+
+    Raises:
+        ValueError: a fold has no rows, or the rows of one group lie in two folds.
+    """
+    num_folds = 5
+    counts = np.bincount(folds, minlength=num_folds)
+    if (counts == 0).any():
+        raise ValueError(f"fold {int(np.argmin(counts)) + 1} of {num_folds} has no rows; each fold needs some")
+    splits = []
+    for fold in range(num_folds):
+        seen = np.flatnonzero(folds != fold)
+        inner = split_rows(groups[seen], seed + fold, test_share=0.0)
+        splits.append(Split(seen[inner.train], seen[inner.validation], np.flatnonzero(folds == fold)))
+    return splits
+
+
+def train_clcnet(
+    sorted_probs: NDArray[np.float32], correct: NDArray[np.bool_], split: Split, settings: Settings | None = None, **kwargs: Any
+) -> CLCNet:
+    """Train one network; see `train_many`."""
+    return train_many(sorted_probs, correct, [split], settings, **kwargs)[0]
+
+
+def train_many(
+    sorted_probs: NDArray[np.float32],
+    correct: NDArray[np.bool_],
+    splits: Sequence[Split],
+    settings: Settings | None = None,
+    device: str | torch.device = "cpu",
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    progress: bool = True,
+) -> list[CLCNet]:
+    """Train one network a split, all at once.
+
+    Args:
+        sorted_probs: (N, n), each row in descending order.
+        correct: (N,) whether the top-1 answer is right.
+        splits: rows of each network. Test rows are not looked at.
+        settings: see `Settings`.
+        device: to train on.
+        on_epoch: called after every epoch and network with a dict of its figures.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The networks of the best epochs by validation MSE, in evaluation mode on the CPU, calibrated if the recipe says
+        so, with `metadata["validation"]` and `metadata["training_arguments"]`.
+
+    Raises:
+        ValueError: rows or labels that nothing can be learnt from.
+    """
+    settings = settings or Settings()
+    _check_labels(correct, splits)
+    run = _Run(sorted_probs, correct, splits, settings, torch.device(device))
+    with tqdm(total=run.num_epochs, unit="epoch", desc=f"training {len(splits)}", disable=not progress) as bar:
+        for epoch in range(1, run.num_epochs + 1):
+            loss = run.train_epoch()
+            figures = run.evaluate(epoch, loss)
+            for row in figures:
+                if on_epoch:
+                    on_epoch(row)
+            mean = {key: float(np.mean([row[key] for row in figures])) for key in ("loss", "mse", "auroc")}
+            bar.set_postfix_str(f"loss {mean['loss']:.4f}, validation MSE {mean['mse']:.4f}, AUROC {mean['auroc']:.4f}")
+            bar.update()
+            if not run.active.any():
+                break
+    return run.finish()
+
+
+def _check_labels(correct: NDArray[np.bool_], splits: Sequence[Split]) -> None:
+    for index, split in enumerate(splits):
+        for name, rows in (("training", split.train), ("validation", split.validation)):
+            if len(rows) < 2:
+                raise ValueError(f"network {index + 1} has {len(rows)} {name} rows; at least 2 are needed")
+        right = int(correct[split.train].sum())
+        if right in (0, len(split.train)):
+            label = int(right > 0)
+            raise ValueError(
+                f"all {len(split.train)} training rows have label {label}; a confidence needs right and wrong answers"
+            )
+
+
+class _Ensemble:
+    """Several CLCNets of one shape as one: parameters in a (models, parameters) leaf, statistics stacked."""
+
+    def __init__(self, models: Sequence[CLCNet], device: torch.device) -> None:
+        self.network = copy.deepcopy(models[0]).to(device)
+        self.flat = torch.stack([nn.utils.parameters_to_vector(model.parameters()) for model in models])
+        self.flat = self.flat.detach().to(device).requires_grad_()
+        self.slots = [
+            (module, name, parameter.shape)
+            for module in self.network.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+        ]
+        for module, name, _ in self.slots:
+            delattr(module, name)
+        for norm in self.network.ghost_norms():
+            norm.running_mean = norm.running_mean.repeat(len(models), 1)
+            norm.running_var = norm.running_var.repeat(len(models), 1)
+
+    def bind(self, flat: Tensor) -> CLCNet:
+        """The network, computing with these parameters from now on."""
+        parts = flat.split([math.prod(shape) for _, _, shape in self.slots], dim=1)
+        for (module, name, shape), part in zip(self.slots, parts, strict=True):
+            setattr(module, name, part.unflatten(1, shape))
+        return self.network
+
+    def snapshot(self) -> list[Tensor]:
+        """The statistics of batch norm, each (models, features), copied."""
+        return [tensor.clone() for norm in self.network.ghost_norms() for tensor in (norm.running_mean, norm.running_var)]
+
+
+def _unstack(model: CLCNet, flat: Tensor, statistics: Sequence[Tensor]) -> CLCNet:
+    """Put one network's parameters (P,) and statistics into a CLCNet."""
+    nn.utils.vector_to_parameters(flat.cpu(), model.parameters())
+    buffers = (getattr(norm, name) for norm in model.ghost_norms() for name in ("running_mean", "running_var"))
+    for buffer, values in zip(buffers, statistics, strict=True):
+        buffer.copy_(values)
+    return model
+
+
+class _Run:
+    """One training run of several networks: data, optimiser, and the best epoch of each."""
+
+    def __init__(
+        self,
+        sorted_probs: NDArray[np.float32],
+        correct: NDArray[np.bool_],
+        splits: Sequence[Split],
+        settings: Settings,
+        device: torch.device,
+    ) -> None:
+        self.recipe, self.settings, self.splits, self.device = RECIPES[settings.recipe], settings, splits, device
+        self.probs = torch.as_tensor(np.ascontiguousarray(sorted_probs, dtype=np.float32)).to(device)
+        self.labels = torch.as_tensor(correct).to(device, torch.float32)
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.models = [self._new_model(settings.seed + index) for index in range(len(splits))]
+        self.ensemble = _Ensemble(self.models, device)
+        self.average = self.ensemble.flat.detach().clone()
+        self.optimizer = torch.optim.Adam([self.ensemble.flat], lr=self.recipe.learning_rate)
+
+        self.rows = [torch.as_tensor(split.train) for split in splits]
+        self.validation_rows = _pad([torch.as_tensor(split.validation) for split in splits])
+        self.statistics_rows = _pad([self._draw(rows)[:STATISTICS_ROWS] for rows in self.rows])
+        self.steps_per_epoch = max(1, max(len(rows) for rows in self.rows) // settings.batch_size)
+        self.num_epochs = min(settings.max_epochs, max(10, round(self.recipe.max_steps / self.steps_per_epoch)))
+        self.step = 0
+
+        self.active = np.ones(len(splits), dtype=bool)
+        self.best_mse = np.full(len(splits), np.inf)
+        self.best_epoch = np.zeros(len(splits), dtype=np.int64)
+        self.best_flat = self.average.clone()
+        self.best_statistics = self.ensemble.snapshot()
+        if self.recipe.fresh_statistics:
+            for norm in self.ensemble.network.ghost_norms():
+                norm.momentum = 0.0  # nothing reads what a step would leave there
+
+    def _new_model(self, seed: int) -> CLCNet:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return CLCNet(
+                num_classes=self.probs.shape[1],
+                masked=self.recipe.masked,
+                virtual_batch_size=self.settings.virtual_batch_size,
+            )
+
+    def _draw(self, rows: Tensor) -> Tensor:
+        """A random order of these rows, or draws with replacement where wrong answers weigh more."""
+        if self.recipe.wrong_weight == 1:
+            return rows[torch.randperm(len(rows), generator=self.generator)]
+        wrong = self.labels[rows.to(self.device)].cpu() == 0
+        weights = torch.where(wrong, self.recipe.wrong_weight, 1.0)
+        return rows[torch.multinomial(weights, len(rows), replacement=True, generator=self.generator)]
+
+    def train_epoch(self) -> NDArray[np.float64]:
+        """One pass over the training rows; returns the mean loss of each network."""
+        self.ensemble.network.train()
+        num_rows = self.steps_per_epoch * self.settings.batch_size
+        drawn = torch.stack([_cycle(self._draw(rows), num_rows) for rows in self.rows]).to(self.device)
+        losses = torch.zeros(len(self.splits), device=self.device)
+        for batch in drawn.split(self.settings.batch_size, dim=1):
+            losses += self._train_step(batch)
+        return (losses / self.steps_per_epoch).double().cpu().numpy()
+
+    def _train_step(self, batch: Tensor) -> Tensor:
+        recipe, flat = self.recipe, self.ensemble.flat
+        if recipe.decay:
+            progress = self.step / (self.num_epochs * self.steps_per_epoch)
+            self.optimizer.param_groups[0]["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+        score, sparsity = self.ensemble.bind(flat).score_and_sparsity(self.probs[batch])
+        loss = (score - self.labels[batch]).square().mean(dim=-1) - recipe.sparsity * sparsity
+        (flat.grad,) = torch.autograd.grad(loss.sum(), flat)
+        norm = flat.grad.norm(dim=1, keepdim=True)
+        flat.grad *= (GRADIENT_NORM / (norm + 1e-6)).clamp(max=1)
+        self.optimizer.step()
+        self.step += 1
+        # A young average forgets faster, or it would keep the first random weights for long.
+        keep = min(recipe.averaging, self.step / (self.step + 10)) if recipe.averaging else 0.0
+        self.average.lerp_(flat.detach(), 1 - keep)
+        return loss.detach()
+
+    @torch.no_grad()
+    def evaluate(self, epoch: int, loss: NDArray[np.float64]) -> list[dict[str, Any]]:
+        """Score the validation rows, keep the best epoch of each network, and stop those out of patience."""
+        network = self.ensemble.bind(self.average)
+        if self.recipe.fresh_statistics:
+            _estimate_statistics(network, self.probs[self.statistics_rows.to(self.device)])
+        network.eval()
+        scores = network(self.probs[self.validation_rows.to(self.device)]).cpu().numpy()
+        figures = []
+        statistics = self.ensemble.snapshot()
+        for index in np.flatnonzero(self.active):
+            rows = self.splits[index].validation
+            right = self.labels[torch.as_tensor(rows).to(self.device)].cpu().numpy()
+            raw = scores[index, : len(rows)]
+            mse = metrics.brier(raw, right)
+            figures.append(
+                {"network": int(index) + 1, "epoch": epoch, "loss": float(loss[index]), "mse": mse}
+                | {"auroc": metrics.auroc(raw, right)}
+            )
+            if mse < self.best_mse[index]:
+                self.best_mse[index], self.best_epoch[index] = mse, epoch
+                self.best_flat[index] = self.average[index]
+                for best, current in zip(self.best_statistics, statistics, strict=True):
+                    best[index] = current[index]
+            elif epoch - self.best_epoch[index] >= self.settings.patience:
+                self.active[index] = False
+        return figures
+
+    @torch.no_grad()
+    def finish(self) -> list[CLCNet]:
+        """The networks of their best epochs, calibrated."""
+        for index, (model, split) in enumerate(zip(self.models, self.splits, strict=True)):
+            _unstack(model, self.best_flat[index], [tensor[index] for tensor in self.best_statistics])
+            model.eval()
+            if self.recipe.calibrated:
+                rows = torch.as_tensor(split.validation)
+                probs = self.probs[rows.to(self.device)].cpu()
+                model.calibration = fit_calibration(model, probs, self.labels[rows.to(self.device)].cpu())
+            model.metadata = {
+                "training_arguments": dataclasses.asdict(self.settings),
+                "validation": {"mse": float(self.best_mse[index]), "epoch": int(self.best_epoch[index])},
+            }
+        return self.models
+
+
+def _cycle(rows: Tensor, length: int) -> Tensor:
+    """The first `length` of the rows, repeated as often as need be."""
+    return rows.repeat(math.ceil(length / len(rows)))[:length]
+
+
+def _pad(rows: list[Tensor]) -> Tensor:
+    """Stack lists of row numbers of different lengths, the shorter ones filled up by repeating them."""
+    longest = max(len(part) for part in rows)
+    return torch.stack([_cycle(part, longest) for part in rows])
+
+
+def _estimate_statistics(network: CLCNet, probs: Tensor) -> None:
+    """Set batch norm's statistics to those of these rows (models, rows, n), as one batch."""
+    norms = list(network.ghost_norms())
+    before = [(norm.momentum, norm.virtual_batch_size) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.virtual_batch_size = 1.0, probs.shape[-2]
+    network.train()
+    network.score_and_sparsity(probs)
+    for norm, (momentum, virtual_batch_size) in zip(norms, before, strict=True):
+        norm.momentum, norm.virtual_batch_size = momentum, virtual_batch_size
