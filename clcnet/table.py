@@ -260,7 +260,7 @@ def _read_parquet(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 def _read_csv(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    num_columns, quoted = _look_at(path)
+    num_columns = _count_columns(path)
     column_names = [str(index) for index in range(num_columns)]
     types = dict.fromkeys(column_names, pa.float32()) | {column_names[0]: pa.string()}
     _check_memory(path, num_columns)
@@ -268,7 +268,7 @@ def _read_csv(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         arrow = pa.csv.read_csv(
             path,
             read_options=pa.csv.ReadOptions(column_names=column_names, block_size=_READ_BLOCK_BYTES),
-            parse_options=pa.csv.ParseOptions(newlines_in_values=quoted, ignore_empty_lines=True),
+            parse_options=pa.csv.ParseOptions(newlines_in_values=_has_quotes(path), ignore_empty_lines=True),
             # an empty cell is a defect to report, not a missing value, and a file may be called "NA.jpg"
             convert_options=pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False),
         )
@@ -289,15 +289,20 @@ def _read_csv(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     return names, values[:, :-1], values[:, -1]
 
 
-def _look_at(path: Path) -> tuple[int, bool]:
-    """Return the number of columns of the first row, and whether any cell of the file may be quoted."""
+def _has_quotes(path: Path) -> bool:
+    """Whether a file name may be quoted, and so hold a line break: pyarrow reads such files in fewer pieces at once."""
     with open(path, "rb") as file:
-        start = file.read(1 << 20)
-        if start.startswith(b"\x1f\x8b"):
+        while block := file.read(1 << 24):
+            if b'"' in block:
+                return True
+    return False
+
+
+def _count_columns(path: Path) -> int:
+    """The number of columns of the first row, which must look like a table's."""
+    with open(path, "rb") as file:
+        if file.read(2) == b"\x1f\x8b":
             raise ValueError(f"table {path} is compressed with gzip; unpack it first")
-        quoted = b'"' in start
-        while not quoted and (block := file.read(1 << 24)):
-            quoted = b'"' in block
     row = next(_rows(path), None)
     if row is None:
         raise ValueError(f"table {path} has no rows")
@@ -307,7 +312,7 @@ def _look_at(path: Path) -> tuple[int, bool]:
         )
     if not _is_number(row[1]):
         raise ValueError(f"{path}: row 1 holds {row[1]!r} where a probability should be; a table has no header row")
-    return len(row), quoted
+    return len(row)
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
@@ -347,7 +352,7 @@ def _check_memory(path: Path, num_columns: int) -> None:
     except (ValueError, OSError, AttributeError):  # not known on this system
         return
     with open(path, "rb") as file:
-        row_bytes = max(len(file.readline()), 1)
+        row_bytes = max(len(file.readline(1 << 24)), 1)
     # pyarrow's columns and our array are alive together
     needed = 2 * 4 * num_columns * (path.stat().st_size // row_bytes + 1)
     if needed > free + _reclaimable_bytes():

@@ -1,0 +1,264 @@
+"""The sorted-probability table: what is written is read back, and what is no table is refused by row."""
+
+import csv
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clcnet.images import list_images
+from clcnet.table import (
+    Table,
+    TableWriter,
+    check_sorted_probs,
+    encode_rows,
+    fold_of_rows,
+    match_rows,
+    read_table,
+    read_tables,
+    sort_probs,
+    write_table,
+)
+
+
+def make_table(names: list[str], sorted_probs: list[list[float]], correct: list[int]) -> Table:
+    return Table(names, np.float32(sorted_probs), np.array(correct, dtype=bool), np.zeros(len(names), dtype=np.int64))
+
+
+def random_table(num_rows: int, num_classes: int, seed: int = 0) -> Table:
+    generator = np.random.default_rng(seed)
+    logits = 8 * generator.standard_normal((num_rows, num_classes))
+    probs = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probs = -np.sort(-probs / probs.sum(axis=1, keepdims=True), axis=1)
+    return make_table([f"{row}.jpg" for row in range(num_rows)], probs, generator.integers(0, 2, num_rows))
+
+
+def assert_same(read: Table, written: Table) -> None:
+    assert read.names == written.names
+    assert read.sorted_probs.tobytes() == written.sorted_probs.tobytes()
+    assert read.correct.tolist() == written.correct.tolist()
+
+
+def test_probabilities_are_sorted_and_labelled() -> None:
+    sorted_probs, correct, top1 = sort_probs(np.array([[0.2, 0.7, 0.1], [0.4, 0.4, 0.2]]), np.array([1, 1]))
+    assert sorted_probs.tolist() == np.float32([[0.7, 0.2, 0.1], [0.4, 0.4, 0.2]]).tolist()
+    assert correct.tolist() == [True, False]  # of two equal probabilities the lower class answers
+    assert top1.tolist() == [1, 0]
+
+
+def test_the_csv_format_is_the_specifications(tmp_path: Path) -> None:
+    write_table(make_table(["a.jpg", "b.jpg"], [[0.75, 0.25], [0.5, 0.5]], [1, 0]), tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_bytes() == b"a.jpg,0.75,0.25,1\nb.jpg,0.5,0.5,0\n"
+
+
+@pytest.mark.parametrize("extension", ["csv", "parquet"])
+@pytest.mark.parametrize("num_classes", [2, 10, 1000])
+def test_reading_gives_the_same_float32(tmp_path: Path, extension: str, num_classes: int) -> None:
+    table = random_table(1500, num_classes)
+    write_table(table, tmp_path / f"t.{extension}")
+    assert_same(read_table(tmp_path / f"t.{extension}"), table)
+
+
+def test_another_reader_sees_the_same_table(tmp_path: Path) -> None:
+    table = random_table(50, 10)
+    write_table(table, tmp_path / "t.csv")
+    frame = pd.read_csv(tmp_path / "t.csv", header=None)
+    assert frame[0].tolist() == table.names
+    assert np.array_equal(frame.iloc[:, 1:-1].to_numpy(np.float32), table.sorted_probs)
+    assert frame.iloc[:, -1].tolist() == table.correct.astype(int).tolist()
+
+
+float32s = st.floats(0, 1, width=32)
+
+
+@given(float32s)
+def test_every_float32_survives_the_csv(value: np.float32) -> None:
+    line = encode_rows(["x"], np.array([[value, value]], dtype=np.float32), np.array([1]))
+    assert np.float32(line.split(b",")[1]).tobytes() == np.float32(value).tobytes()
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), min_size=1, max_size=5))
+def test_any_file_name_survives_the_csv(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
+    path = tmp_path_factory.mktemp("names") / "t.csv"
+    table = make_table(names, [[0.5, 0.5]] * len(names), [1] * len(names))
+    write_table(table, path)
+    assert_same(read_table(path), table)
+    with open(path, encoding="utf-8", newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == names
+
+
+def test_rows_written_piece_by_piece_are_the_same_file(tmp_path: Path) -> None:
+    table = random_table(100, 5)
+    write_table(table, tmp_path / "whole.csv")
+    with TableWriter(tmp_path / "pieces.csv") as writer:
+        for start in range(0, 100, 7):
+            rows = slice(start, start + 7)
+            writer.write(table.names[rows], table.sorted_probs[rows], table.correct[rows])
+    assert writer.num_rows == 100
+    assert (tmp_path / "pieces.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfa.jpg,0.75,0.25,1\n",
+        b"a.jpg,0.75,0.25,1\r\n",
+        b"a.jpg,0.75,0.25,1",
+        b'"a.jpg",0.75,0.25,1.0\n',
+        b"a.jpg,7.5e-1,2.5e-1,1\n\n",
+    ],
+    ids=["byte-order mark", "CRLF", "no last newline", "quotes", "exponents"],
+)
+def test_other_writers_habits_are_read(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    assert_same(read_table(tmp_path / "t.csv"), make_table(["a.jpg"], [[0.75, 0.25]], [1]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n\n", "has no rows"),
+        (b"a.jpg,1\n", "row 1 has 2 columns"),
+        (
+            b"file,p1,p2,label\na.jpg,0.5,0.5,1\n",
+            "row 1 holds 'p1' where a probability should be; a table has no header",
+        ),
+        (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,0.5\n", "row 2 has 3 columns but row 1 has 4; was the file cut short"),
+        (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,0.3,0.2,1\n", "row 2 has 5 columns but row 1 has 4"),
+        (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,oops,1\n", "row 2 holds 'oops' where a number should be"),
+        (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,,1\n", "row 2 holds '' where a number should be"),
+        (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,nan,1\n", r"row 2, probability 2 \(nan\) is not a finite number"),
+        (b"a.jpg,0.5,0.5,1\nb.jpg,1.5,-0.5,1\n", r"row 2, probability 2 \(-0.5\) is negative"),
+        (b"a.jpg,0.5,0.5,1\nb.jpg,0.4,0.6,1\n", r"row 2, probability 2 \(0.6\) is larger than the one before it"),
+        (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,0.4,1\n", "row 2 sums to 0.9 instead of 1"),
+        (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,0.5,2\n", "row 2 has label 2; labels are 1"),
+        (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,0.5,nan\n", "row 2 has label nan"),
+        (gzip.compress(b"a.jpg,0.5,0.5,1\n"), "compressed with gzip"),
+        (b"caf\xe9.jpg,0.5,0.5,1\n", "row 1 is not UTF-8"),
+    ],
+)
+def test_what_is_no_table_is_refused_by_row(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path / "t.csv")
+
+
+def test_a_missing_table_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"t.csv does not exist; make it with"):
+        read_table(tmp_path / "t.csv")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        read_table(tmp_path)
+
+
+def test_a_parquet_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="is not a Parquet table"):
+        read_table(tmp_path / "t.parquet")
+    (tmp_path / "u.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(ValueError, match="is not a Parquet table"):
+        read_table(tmp_path / "u.parquet")
+
+
+def test_a_table_larger_than_memory_is_refused_with_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "huge.csv"
+    with open(path, "wb") as file:
+        file.write(b"a.jpg,0.5,0.5,1\n")
+        file.truncate(1 << 42)  # 4.4 TB that take no room on the disk
+    with pytest.raises(MemoryError, match=r"huge.csv \(4398.0 GB\) needs about"):
+        read_table(path)
+
+
+def test_ties_one_hot_and_uniform_rows_are_valid() -> None:
+    check_sorted_probs(np.array([[1.0, 0, 0, 0], [0.25] * 4, [0.4, 0.4, 0.1, 0.1]]))
+
+
+@pytest.mark.parametrize("probs", [np.ones(3), np.ones((2, 1))])
+def test_fewer_than_two_classes_are_refused(probs: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="shape|at least 2"):
+        check_sorted_probs(probs)
+
+
+def test_tables_read_together_remember_where_rows_came_from(tmp_path: Path) -> None:
+    write_table(make_table(["a", "b"], [[0.75, 0.25]] * 2, [1, 0]), tmp_path / "1.csv")
+    write_table(make_table(["a"], [[0.5, 0.5]], [1]), tmp_path / "2.csv")
+    both = read_tables([tmp_path / "1.csv", tmp_path / "2.csv"])
+    assert both.names == ["a", "b", "a"] and both.source.tolist() == [0, 0, 1]
+    assert both.top1 == pytest.approx(200 / 3)
+
+
+def test_tables_of_different_class_counts_are_not_mixed(tmp_path: Path) -> None:
+    write_table(make_table(["a"], [[0.75, 0.25]], [1]), tmp_path / "1.csv")
+    write_table(make_table(["a"], [[0.5, 0.25, 0.25]], [1]), tmp_path / "2.csv")
+    with pytest.raises(ValueError, match=r"2.csv has 3 classes but .*1.csv has 2"):
+        read_tables([tmp_path / "1.csv", tmp_path / "2.csv"])
+
+
+@pytest.mark.parametrize("rows", [[2, 0], np.array([2, 0]), np.array([True, False, True])])
+def test_a_subset_keeps_names_and_numbers_together(rows: list[int] | np.ndarray) -> None:
+    subset = random_table(3, 4).subset(rows)
+    assert sorted(subset.names) == ["0.jpg", "2.jpg"]
+    row_of = {name: row for name, row in zip(subset.names, subset.sorted_probs.tolist(), strict=True)}
+    assert row_of["2.jpg"] == random_table(3, 4).sorted_probs[2].tolist()
+
+
+@pytest.fixture
+def colliding_images(tmp_path: Path) -> Path:
+    """Two classes with a file of the same name each, in the five-part layout."""
+    for part in range(1, 6):
+        for class_name in ("ant", "bee"):
+            path = tmp_path / f"split_part_{part}" / class_name / f"000{part}.png"
+            path.parent.mkdir(parents=True)
+            path.touch()
+    return tmp_path
+
+
+def test_rows_find_their_image_and_fold(colliding_images: Path) -> None:
+    images = list_images(colliding_images)
+    table = make_table(["bee/0003.png", "split_part_2/ant/0002.png"], [[0.5, 0.5]] * 2, [1, 1])
+    assert [images.paths[index].parent.name for index in match_rows(table, images)] == ["bee", "ant"]
+    assert fold_of_rows(table, images).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["0003.png"], "row 1 names '0003.png', which may be split_part_3/ant/0003.png or split_part_3/bee/0003.png"),
+        (["wasp/0001.png"], "row 1 names 'wasp/0001.png', which is not in"),
+        (["ant/0001.png", "bee/0001.png", "ant/0001.png"], "rows 1 and 3 both name 'ant/0001.png'"),
+    ],
+)
+def test_rows_that_name_no_image_or_several_are_refused(colliding_images: Path, names: list[str], message: str) -> None:
+    table = make_table(names, [[0.5, 0.5]] * len(names), [1] * len(names))
+    with pytest.raises(ValueError, match=message):
+        match_rows(table, list_images(colliding_images))
+
+
+def test_the_real_tables_are_read_as_pandas_reads_them(shared: Path) -> None:
+    table = read_table(shared / "cifar10/resnet20.csv")
+    frame = pd.read_csv(shared / "cifar10/resnet20.csv", header=None, encoding="utf-8-sig")
+    assert table.names == frame[0].tolist()
+    assert np.array_equal(table.sorted_probs, frame.iloc[:, 1:-1].to_numpy(np.float32))
+    assert table.top1 == 81.03
+
+
+def test_the_real_tables_rows_have_the_folds_of_their_folders(shared: Path) -> None:
+    table = read_table(shared / "cifar10/resnet56.csv")
+    images = list_images(shared / "cifar10/imagenet_splits_5")
+    folds = fold_of_rows(table, images)
+    assert np.bincount(folds).tolist() == [2000] * 5
+    for row in range(0, 10000, 997):
+        assert list(images.root.glob(f"split_part_{folds[row] + 1}/*/{table.names[row]}"))
+
+
+def test_image_names_are_found_in_a_written_table(image_folder: Callable[..., Path], tmp_path: Path) -> None:
+    images = list_images(image_folder())
+    table = make_table(images.names, [[0.5, 0.5]] * len(images), [1] * len(images))
+    write_table(table, tmp_path / "t.csv")
+    assert match_rows(read_table(tmp_path / "t.csv"), images).tolist() == list(range(len(images)))
