@@ -1,0 +1,168 @@
+"""timm models by name: which weights a name stands for, weights of one's own, clear words if neither can be had."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, is_model, parse_model_name, split_model_name_tag
+from torch import nn
+
+# timm 0.5.4, the paper's version, loaded these for the bare names; timm 1.x loads Noisy Student weights (ns_jft_in1k)
+PAPER_TAGS = {f"tf_efficientnet_b{size}": "ra_in1k" if size in (5, 7) else "aa_in1k" for size in range(8)}
+_NAMES_SHOWN = 3
+
+
+def create(
+    name: str, weight: Path | str | None = None, num_classes: int | None = None, img_size: int | None = None
+) -> nn.Module:
+    """Create a timm model with its pretrained weights, or with those of a checkpoint.
+
+    Args:
+        name: anything that `timm.create_model` takes, `local-dir:` and `hf-hub:` included.
+        weight: a .pth, .pth.tar or .safetensors file to load in place of the pretrained weights.
+        num_classes: classes of the checkpoint; the model's own when left out.
+        img_size: side of the images, for models that are built for one size.
+
+    Returns:
+        The model in evaluation mode, on the CPU.
+
+    Raises:
+        ValueError: timm does not know the name, has no weights for it, or the weights do not fit.
+        OSError: a file is missing, or a download failed.
+    """
+    source, model_id = parse_model_name(name)
+    if source is None:
+        _check_registered(model_id, pretrained=weight is None)
+    elif source == "local-dir":
+        _check_local_folder(name, Path(model_id))
+    if weight is not None and not Path(weight).is_file():
+        raise FileNotFoundError(f"weights file {weight} does not exist; check the path")
+    known = get_pretrained_cfg(model_id) if source is None else None
+    if weight is None and num_classes is not None and known is not None:
+        _check_num_classes(name, known.num_classes, num_classes)  # before anything is downloaded
+    model = _create(name, weight is None, num_classes, img_size)
+    if weight is None:
+        _check_num_classes(name, configuration(model)["num_classes"], num_classes_of(model))
+    else:
+        _load_weights(model, Path(weight), name)
+    return model.eval()
+
+
+def resolved_name(name: str, model: nn.Module) -> str:
+    """The name with the weights' tag that timm chose for a bare one: `tf_efficientnet_b4.ns_jft_in1k`."""
+    source, model_id = parse_model_name(name)
+    tag = configuration(model).get("tag")
+    if source is not None or "." in model_id or not tag:
+        return name
+    return f"{model_id}.{tag}"
+
+
+def configuration(model: nn.Module) -> dict[str, Any]:
+    """timm's configuration of a model's weights: architecture, tag, classes, preprocessing."""
+    return cast(dict[str, Any], model.pretrained_cfg)
+
+
+def num_classes_of(model: nn.Module) -> int:
+    """How many classes a model answers with."""
+    return cast(int, model.num_classes)
+
+
+def tag_note(name: str, resolved: str) -> str | None:
+    """What to tell the user about a bare name: the weights it stands for and, for the paper's models, the paper's."""
+    if resolved == name:
+        return None
+    note = f"{name} stands for {resolved} in timm {timm.__version__}"
+    if name in PAPER_TAGS:
+        note += f"; the paper used {name}.{PAPER_TAGS[name]}"
+    return note
+
+
+def _check_registered(name: str, pretrained: bool) -> None:
+    architecture, tag = split_model_name_tag(name)
+    if not is_model(architecture):
+        nearest = difflib.get_close_matches(architecture, timm.list_models(), n=_NAMES_SHOWN, cutoff=0.5)
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else "timm.list_models() names them all"
+        raise ValueError(f"model {name}: timm {timm.__version__} knows no {architecture}; {hint}")
+    known = get_arch_pretrained_cfgs(architecture)
+    if tag and name not in known:
+        hint = f"it has {', '.join(sorted(known))}" if known else "it has none"
+        raise ValueError(f"model {name}: timm {timm.__version__} has no such weights of {architecture}; {hint}")
+    config = get_pretrained_cfg(name)
+    if pretrained and (config is None or not config.has_weights):
+        raise ValueError(f"model {name}: timm has no pretrained weights for it; give a weights file")
+
+
+def _check_local_folder(name: str, folder: Path) -> None:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise FileNotFoundError(
+            f"model {name}: {config} does not exist; a local-dir: model is a folder with config.json and weights"
+        )
+    try:
+        architecture = json.loads(config.read_text(encoding="utf-8"))["architecture"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"model {name}: {config} is not a timm model's configuration ({error!r})") from None
+    if not is_model(architecture):
+        raise ValueError(f"model {name}: timm {timm.__version__} knows no {architecture}, the architecture in {config}")
+
+
+def _check_num_classes(name: str, trained: int, asked: int) -> None:
+    if trained != asked:
+        raise ValueError(
+            f"model {name} was trained on {trained} classes, not {asked}; leave out --num_classes, or give a weights "
+            f"file with {asked} classes"
+        )
+
+
+def _create(name: str, pretrained: bool, num_classes: int | None, img_size: int | None) -> nn.Module:
+    try:
+        arguments = timm.models.resolve_model_input_args(name, {"img_size": img_size}, num_classes=num_classes)
+        return timm.create_model(pretrained=pretrained, **arguments)
+    except Exception as error:  # hubs and their HTTP libraries raise many kinds, and no common one
+        reason = _first_sentence(error)
+        if name.startswith("local-dir:"):
+            raise ValueError(f"model {name} cannot be loaded: {reason}") from error
+        if not pretrained:
+            raise ValueError(f"model {name} cannot be made: {reason}") from error
+        raise OSError(
+            f"model {name}: its pretrained weights cannot be had ({reason}); check the connection, or give a weights "
+            "file or a local-dir:FOLDER"
+        ) from error
+
+
+def _load_weights(model: nn.Module, path: Path, name: str) -> None:
+    try:
+        state = timm.models.load_state_dict(str(path))
+        found = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    except Exception as error:  # every format has errors of its own
+        raise ValueError(
+            f"weights file {path} cannot be read ({_first_sentence(error)}); expected .pth, .pth.tar or .safetensors"
+        ) from error
+    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    if found != wanted:
+        raise ValueError(f"weights file {path} does not fit model {name}: {_describe_difference(model, found, wanted)}")
+    model.load_state_dict(state)
+
+
+def _describe_difference(
+    model: nn.Module, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]
+) -> str:
+    heads = configuration(model).get("classifier") or ()
+    for head in (heads,) if isinstance(heads, str) else heads:
+        key = f"{head}.weight"
+        if key in found and key in wanted and found[key][0] != wanted[key][0]:
+            return f"it has {found[key][0]} classes, the model {wanted[key][0]}; give --num_classes {found[key][0]}"
+    missing = [key for key in wanted if key not in found]
+    unexpected = [key for key in found if key not in wanted]
+    reshaped = [
+        f"{key} {found[key]} instead of {wanted[key]}" for key in wanted if key in found and found[key] != wanted[key]
+    ]
+    parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)]
+    return "; ".join(f"{len(keys)} {what}, such as {keys[0]}" for what, keys in parts if keys)
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text.split(". ")[0].rstrip(".") or type(error).__name__

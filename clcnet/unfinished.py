@@ -1,0 +1,150 @@
+"""The rows of a run that is not finished yet, kept so that `--resume` goes on where a killed run stopped.
+
+A folder `<output>.partial` beside the output holds three files:
+
+- `arguments.json`: all that determines the rows; a run with other arguments must not go on with these;
+- `rows`: one fixed-size record an image, in order, so that the file's size alone says how far the run came, and a
+  record cut short by a kill is told from a whole one;
+- `unreadable.jsonl`: index and reason of every image left out, written before the image's record.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clcnet.files import atomic_path
+
+WRONG, RIGHT, LEFT_OUT = 0, 1, 2
+_ROWS_AT_ONCE = 4096
+
+
+class UnfinishedTable:
+    """Rows of a table in the making, one record an image, readable or not.
+
+    Args:
+        folder: where they are kept.
+        arguments: what determines the rows, as JSON takes it.
+        num_classes: probabilities a row.
+
+    Attributes:
+        num_images: how many images have their record.
+        reasons: index of an image left out -> why.
+    """
+
+    def __init__(self, folder: Path, arguments: Mapping[str, Any], num_classes: int) -> None:
+        self.folder = folder
+        self.arguments = dict(arguments)
+        self.record = np.dtype([("status", "u1"), ("sorted_probs", "<f4", (num_classes,))])
+        self.num_images = 0
+        self.reasons: dict[int, str] = {}
+
+    @property
+    def _arguments_file(self) -> Path:
+        return self.folder / "arguments.json"
+
+    @property
+    def _rows_file(self) -> Path:
+        return self.folder / "rows"
+
+    @property
+    def _unreadable_file(self) -> Path:
+        return self.folder / "unreadable.jsonl"
+
+    def exists(self) -> bool:
+        """Whether an earlier run left rows."""
+        return self._arguments_file.exists()
+
+    def start(self) -> None:
+        """Begin with no rows; those of an earlier run are discarded."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self._rows_file.touch()
+        self._unreadable_file.touch()
+        with atomic_path(self._arguments_file) as temporary:  # last: its presence says that the folder is complete
+            temporary.write_text(json.dumps(self.arguments, indent=1), encoding="utf-8")
+
+    def resume(self, batch_size: int, num_images: int) -> None:
+        """Go on after the last whole batch of an earlier run.
+
+        Whole batches, because a model's answer to an image may depend, in its last bit, on the batch it stands in.
+
+        Args:
+            batch_size: images a batch.
+            num_images: images in all.
+
+        Raises:
+            ValueError: that run had other arguments.
+        """
+        self._check_arguments()
+        records = min(self._rows_file.stat().st_size // self.record.itemsize, num_images)
+        self.num_images = records if records == num_images else records - records % batch_size
+        with open(self._rows_file, "rb+") as rows:
+            rows.truncate(self.num_images * self.record.itemsize)
+        self._restore_reasons()
+
+    def _check_arguments(self) -> None:
+        try:
+            earlier = json.loads(self._arguments_file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise ValueError(
+                f"{self._arguments_file} is damaged; delete {self.folder} and run without --resume"
+            ) from None
+        for name in [*self.arguments, *earlier]:
+            before, now = earlier.get(name), self.arguments.get(name)
+            if before != now:
+                raise ValueError(
+                    f"--resume: the interrupted run in {self.folder} had {name} {before}, this one has {now}; give the "
+                    "same arguments, or leave out --resume to start again"
+                )
+
+    def _restore_reasons(self) -> None:
+        lines = self._unreadable_file.read_text(encoding="utf-8").split("\n")[:-1]  # the last may have been cut short
+        reasons = dict(json.loads(line) for line in lines)
+        self.reasons = {index: reason for index, reason in reasons.items() if index < self.num_images}
+        with atomic_path(self._unreadable_file) as temporary:
+            temporary.write_text("".join(map(_line, self.reasons.items())), encoding="utf-8")
+
+    def append(self, status: np.ndarray, sorted_probs: np.ndarray, reasons: Mapping[int, str]) -> None:
+        """Keep the records of the next batch.
+
+        Args:
+            status: (B,) WRONG, RIGHT or LEFT_OUT, one for every image of the batch.
+            sorted_probs: (B, n) float32; what stands in the row of an image left out does not matter.
+            reasons: index and reason of the images left out.
+        """
+        records = np.zeros(len(status), self.record)
+        records["status"], records["sorted_probs"] = status, sorted_probs
+        if reasons:
+            with open(self._unreadable_file, "a", encoding="utf-8") as file:
+                file.write("".join(map(_line, reasons.items())))
+        with open(self._rows_file, "ab") as file:
+            file.write(records.tobytes())
+        self.num_images += len(status)
+        self.reasons.update(reasons)
+
+    def count(self) -> tuple[int, int]:
+        """Return how many images were answered, and how many of them rightly."""
+        answered = right = 0
+        for _, status, _ in self.chunks():
+            answered += int((status != LEFT_OUT).sum())
+            right += int((status == RIGHT).sum())
+        return answered, right
+
+    def chunks(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """All records in order, a few thousand at a time: the first index, the status, the sorted probabilities."""
+        with open(self._rows_file, "rb") as file:
+            for start in range(0, self.num_images, _ROWS_AT_ONCE):
+                records = np.fromfile(file, self.record, count=min(_ROWS_AT_ONCE, self.num_images - start))
+                yield start, records["status"], records["sorted_probs"]
+
+    def remove(self) -> None:
+        """Delete the folder, once the table stands in its place."""
+        shutil.rmtree(self.folder)
+
+
+def _line(reason: tuple[int, str]) -> str:
+    return json.dumps(reason) + "\n"

@@ -1,0 +1,122 @@
+"""Step 3: classify a folder of images with a timm model and save the sorted-probability table that CLCNet learns from.
+
+    python generate_data_for_CLCNet.py --model tf_efficientnet_b4.aa_in1k
+
+Input: images in class folders, in the five-part layout split_part_1..5/<class>/<file>, or in a flat folder with
+--labels. Output: one row an image: file name, all class probabilities in descending order, 1 if the top-1 answer is
+right, else 0; CSV without a header, or Parquet by the output's extension. Images that cannot be read are left out and
+listed, with the reason, in OUTPUT.errors.csv. Images are read as timm's own validation reads them: the first frame of
+an animation, orientation tags unheeded, 16-bit values above 255 clipped.
+
+Several GPUs or machines: torchrun --nproc-per-node N generate_data_for_CLCNet.py ...
+
+Exit codes: 0 done, 2 bad input, 3 done but some images were left out, 130 interrupted (go on with --resume).
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import safe_model_name
+
+from clcnet import cli, distributed
+from clcnet.classifiers import class_indices, load_classifier, resolve_device
+from clcnet.files import check_output
+from clcnet.generation import errors_file, generate_table, partial_folder
+from clcnet.images import list_images
+
+
+def get_args_parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--data-path", type=Path, default=cli.IMAGENET_SPLITS, metavar="FOLDER", help="the images")
+    add("--labels", type=Path, metavar="FILE", help="for a flat folder: CSV file,label; or ILSVRC2012's ground truth")
+    add("--class-map", type=Path, metavar="FILE", help="class folders in the model's order, one a line, as in timm")
+    add(
+        "--model",
+        default="tf_efficientnet_b4.aa_in1k",
+        metavar="NAME",
+        help="timm model, local-dir:FOLDER, hf-hub:NAME",
+    )
+    add("--model-weight", type=Path, metavar="FILE", help=".pth, .pth.tar or .safetensors (default: timm's weights)")
+    add(
+        "--num_classes",
+        type=cli.number_of_classes,
+        metavar="N",
+        help="classes of --model-weight (default: the model's)",
+    )
+    add("--output", type=Path, metavar="FILE", help=".csv or .parquet (default: MODEL_output_ds_for_CLCNet.csv)")
+    add("--resume", action="store_true", help="go on with an interrupted run that had the same arguments")
+    cli.add_preprocessing_arguments(parser)
+    cli.add_device_arguments(parser)
+    return parser
+
+
+def default_output(model: str) -> Path:
+    """The table's path in the repository's root, named after the model, or after the folder of a `local-dir:` model."""
+    folder = model.removeprefix("local-dir:")
+    name = Path(folder).resolve().name if folder != model else safe_model_name(model)
+    return cli.ROOT / f"{name}_output_ds_for_CLCNet.csv"
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the table and return what the last lines say. Unreadable images are counted, not raised."""
+    torch.manual_seed(args.seed)
+    output = check_output(args.output or default_output(args.model))
+    device = resolve_device(args.device)
+    images = list_images(args.data_path, class_map=args.class_map, labels=args.labels)
+    if not images.has_labels:
+        raise ValueError(f"image folder {args.data_path} has no class folders; make them, or give --labels")
+    with distributed.processes():
+        classifier = load_classifier(
+            args.model,
+            weight=args.model_weight,
+            num_classes=args.num_classes,
+            device=device,
+            img_size=args.img_size,
+            crop_pct=args.crop_pct,
+            crop_mode=args.crop_mode,
+            interpolation=args.interpolation,
+            amp=args.amp,
+            channels_last=args.channels_last,
+            compile=args.compile,
+        )
+        targets = class_indices(images, classifier, by_position=args.class_map is not None)
+        if distributed.is_main():
+            print(classifier.describe(), flush=True)
+            print(f"{len(images)} images of {len(images.class_names)} classes in {args.data_path}", flush=True)
+        try:
+            outcome = generate_table(
+                classifier,
+                images,
+                targets,
+                output,
+                batch_size=args.batch_size,
+                workers=args.workers,
+                resume=args.resume,
+            )
+        except KeyboardInterrupt:
+            kept = partial_folder(output)
+            advice = f"the rows so far are in {kept}; go on with --resume"
+            raise KeyboardInterrupt(*[advice] if kept.exists() else []) from None
+        if not distributed.is_main():
+            return {}
+        summary = f"{classifier.name}: top-1 {outcome.top1:.2f}% of {outcome.num_rows} images"
+        if outcome.num_unreadable:
+            summary += f", {outcome.num_unreadable} unreadable ones left out ({errors_file(output)})"
+        print(f"{summary}; {outcome.images_per_second:.1f} images/s; table in {output}")
+    return {
+        "output": output,
+        "model": classifier.name,
+        "flops": classifier.flops,
+        "top1": outcome.top1,
+        "num_images": outcome.num_images,
+        "num_rows": outcome.num_rows,
+        "num_unreadable": outcome.num_unreadable,
+        "images_per_second": outcome.images_per_second,
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main, get_args_parser())
