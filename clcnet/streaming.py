@@ -25,7 +25,7 @@ class Task:
     indices: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
     """What came of a task.
 
