@@ -9,7 +9,7 @@ No model runs twice for this: the right/wrong answers and the confidences of eac
 Accuracy is in percent, FLOPs in billions of multiply-adds an image, shares are fractions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -108,22 +108,42 @@ def sweep(stages: Sequence[Stage], thresholds: ArrayLike | None = None, keep: Ke
         thresholds: Any order, sorted here; None for every threshold that makes a difference (`distinct_thresholds`).
         keep: "surest" is the paper's rule; with "last" the answer of the last model asked stands.
     """
-    reach, winners = _reach_and_winners(stages, keep)
-    grid = _distinct(reach) if thresholds is None else np.sort(np.asarray(thresholds, dtype=np.float64))
-    if np.isnan(grid).any():
-        raise ValueError("a threshold is NaN")
-    correct = np.stack([stage.correct for stage in stages])
-    right = np.take_along_axis(correct, winners, 0)  # (K, N): of the answer that stands after stage k
-    num_right = np.full(len(grid), right[0].sum())
-    calls = np.ones((len(grid), len(stages)))
-    for k in range(1, len(stages)):
-        order = np.argsort(reach[k - 1])
-        gained = np.append(0, np.cumsum(right[k].astype(np.int64)[order] - right[k - 1][order]))
-        num_calls = np.searchsorted(reach[k - 1][order], grid, side="left")  # images strictly below the threshold
-        num_right += gained[num_calls]
-        calls[:, k] = num_calls / len(order)
+    plan = _plan(stages, thresholds, keep)
+    num_images = len(stages[0])
+    num_right = np.full(len(plan.grid), stages[0].correct.sum())
+    calls = np.ones((len(plan.grid), len(stages)))
+    for k, (_, gains, num_calls) in enumerate(plan.steps, start=1):
+        num_right += np.append(0, np.cumsum(gains))[num_calls]
+        calls[:, k] = num_calls / num_images
     stage_flops = np.array([stage.flops for stage in stages])
-    return Curve(grid, 100 * num_right / right.shape[1], calls, stage_flops, right.shape[1])
+    return Curve(plan.grid, 100 * num_right / num_images, calls, stage_flops, num_images)
+
+
+def resampled_sweeps(
+    stages: Sequence[Stage], num_resamples: int, seed: int, thresholds: ArrayLike | None = None, chunk: int = 16
+) -> Iterator[tuple[Floats, Floats, Floats]]:
+    """Sweep over images drawn with replacement, again and again: the bootstrap of whole curves.
+
+    Yields, for `chunk` resamples (B) at a time:
+        accuracy: (B, T) percent, at the thresholds of `sweep`.
+        flops: (B, T).
+        single: (B, K) percent, each model alone on the same resample, so that differences are paired.
+    """
+    plan = _plan(stages, thresholds, "surest")
+    random = np.random.default_rng(seed)
+    num_images = len(stages[0])
+    for start in range(0, num_resamples, chunk):
+        size = min(chunk, num_resamples - start)
+        drawn = random.integers(0, num_images, (size, num_images)) + num_images * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * num_images).reshape(size, num_images)
+        single = np.stack([counts[:, stage.correct].sum(1) for stage in stages], axis=1)
+        num_right = np.repeat(single[:, :1], len(plan.grid), axis=1)
+        spent = np.full((size, len(plan.grid)), stages[0].flops)
+        for stage, (order, gains, num_calls) in zip(stages[1:], plan.steps, strict=True):
+            drawn_in_order = counts[:, order]
+            num_right += _running_sum(drawn_in_order * gains)[:, num_calls]
+            spent += stage.flops / num_images * _running_sum(drawn_in_order)[:, num_calls]
+        yield 100 * num_right / num_images, spent, 100 * single / num_images
 
 
 def distinct_thresholds(stages: Sequence[Stage]) -> Floats:
@@ -165,6 +185,40 @@ def area_under_deferral(curve: Curve, highest: float = 1.0) -> float:
 def percent(correct: ArrayLike) -> float:
     """Share of True, in percent."""
     return 100 * float(np.asarray(correct, dtype=np.float64).mean())
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A sweep's sorting, done once: thresholds (T,), and for every stage after the first what it does.
+
+    A step holds the order (N,) in which images reach the stage, what each adds to the number of right answers then,
+    (N,) of -1, 0, 1, and how many have reached it at each threshold, (T,).
+    """
+
+    grid: Floats
+    steps: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]
+
+
+def _plan(stages: Sequence[Stage], thresholds: ArrayLike | None, keep: Keep) -> _Plan:
+    reach, winners = _reach_and_winners(stages, keep)
+    grid = _distinct(reach) if thresholds is None else np.sort(np.asarray(thresholds, dtype=np.float64).ravel())
+    if np.isnan(grid).any():
+        raise ValueError("a threshold is NaN")
+    correct = np.stack([stage.correct for stage in stages])
+    right = np.take_along_axis(correct, winners, 0).astype(np.int64)  # (K, N): of the answer after stage k
+    steps = []
+    for k in range(1, len(stages)):
+        order = np.argsort(reach[k - 1])
+        num_calls = np.searchsorted(reach[k - 1][order], grid, side="left")  # images strictly below the threshold
+        steps.append((order, (right[k] - right[k - 1])[order], num_calls))
+    return _Plan(grid, steps)
+
+
+def _running_sum(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sums of the first 0, 1, ..., N entries of each row: (B, N) -> (B, N + 1)."""
+    sums = np.zeros((rows.shape[0], rows.shape[1] + 1), dtype=np.int64)
+    np.cumsum(rows, axis=1, out=sums[:, 1:])
+    return sums
 
 
 def _reach_and_winners(stages: Sequence[Stage], keep: Keep) -> tuple[Floats, NDArray[np.int64]]:

@@ -1,0 +1,215 @@
+"""The paper's results table: each single model, and the cascade at its FLOPs and at its accuracy (arXiv:2205.09612)."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clcnet.cascade import Curve, Floats, Stage, outcome, resampled_sweeps, sweep
+from clcnet.intervals import (
+    NUM_SWEEP_RESAMPLES,
+    Interval,
+    exact_interval,
+    percentile_interval,
+    resampled_means,
+)
+from clcnet.selection import Scored, cheapest_at_accuracy, cross_fit, dearest_within, score, short_threshold
+
+SAME_ACCURACY = 0.1  # points; a row at a reference's FLOPs whose accuracy is this close serves as both rows
+
+Chooser = Callable[[Curve, Sequence[Stage]], int | None]  # which point of a curve answers to a reference
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A single model to compare the cascade with.
+
+    Attributes:
+        name: as printed.
+        accuracy: percent.
+        flops: billions of multiply-adds an image.
+        stage: which of the cascade's own models it is, measured on the same images; None for published figures.
+    """
+
+    name: str
+    accuracy: float
+    flops: float
+    stage: int | None = None
+
+    def accuracy_on(self, stages: Sequence[Stage]) -> float:
+        """Accuracy on the images of `stages`, where it can be measured; else the published one."""
+        return self.accuracy if self.stage is None else stages[self.stage].accuracy
+
+
+# The single models of the paper's table, as the project's specification gives them.
+PAPER_REFERENCES = tuple(
+    Reference(f"EfficientNet-B{size}", accuracy, flops)
+    for size, (accuracy, flops) in enumerate(
+        [(75.40, 0.39), (77.64, 0.7), (78.73, 1.0), (80.52, 1.8), (82.00, 4.2), (82.72, 9.9), (83.30, 19), (83.80, 37)]
+    )
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. A single model has a name and figures only.
+
+    Attributes:
+        same: which of "accuracy" and "flops" this row has in common with its reference; printed bold.
+        gain: accuracy above the reference's, points.
+        saving: FLOPs of the reference over those of the cascade. Its interval takes the choice of the threshold into
+            account, chosen anew on every resample; 0 stands for a resample in which no threshold was accurate enough.
+        cross_fitted: the same choice of threshold made on four folds, scored on the fifth.
+    """
+
+    model: str
+    reference: str
+    accuracy: float
+    accuracy_interval: Interval | None
+    flops: float
+    threshold: float | None = None
+    deferral: float | None = None
+    same: tuple[str, ...] = ()
+    gain: float | None = None
+    gain_interval: Interval | None = None
+    saving: float | None = None
+    saving_interval: Interval | None = None
+    cross_fitted: Scored | None = None
+
+
+def display_name(model: str) -> str:
+    """`tf_efficientnet_b4.aa_in1k` -> `EfficientNet-B4`; `local-dir:path/to/deep` -> `deep`; others as they are."""
+    efficientnet = re.fullmatch(r"(?:tf_)?efficientnet_b(\d)(?:\..*)?", model)
+    if efficientnet:
+        return f"EfficientNet-B{efficientnet[1]}"
+    return Path(model.split(":", 1)[1]).name if model.startswith("local-dir:") else model
+
+
+def cascade_name(models: Sequence[str]) -> str:
+    """`CLCNet (S:B0+D:B4)`, as in the paper's table."""
+    shallow, deep = (display_name(name).removeprefix("EfficientNet-") for name in (models[0], models[-1]))
+    return f"CLCNet (S:{shallow}+D:{deep})"
+
+
+def results_rows(
+    stages: Sequence[Stage],
+    models: Sequence[str],
+    folds: NDArray[np.int64],
+    references: Sequence[Reference] = (),
+    seed: int = 42,
+) -> list[Row]:
+    """Build the table. The cascade's own models, as measured, take the place of references of the same name.
+
+    Args:
+        stages: the cascade, cheapest first.
+        models: its models' names.
+        folds: (N,) for cross-fitting.
+        references: further single models.
+        seed: of the bootstrap.
+    """
+    own = [Reference(display_name(name), stages[k].accuracy, stages[k].flops, k) for k, name in enumerate(models)]
+    published = [reference for reference in references if reference.name not in {model.name for model in own}]
+    compared = sorted([*own, *published], key=lambda reference: reference.flops)
+    curve = sweep(stages)
+    savings = resampled_savings(stages, compared, seed)
+    rows = []
+    for reference in compared:
+        rows.append(_single_row(reference, stages))
+        for same, choose_point in _comparisons(curve, reference, stages):
+            row = _cascade_row(curve, stages, folds, reference, choose_point, seed)
+            interval = percentile_interval(savings[reference.name]) if "accuracy" in same else None
+            rows.append(replace(row, model=cascade_name(models), same=same, saving_interval=interval))
+    return rows
+
+
+def resampled_savings(stages: Sequence[Stage], references: Sequence[Reference], seed: int) -> dict[str, Floats]:
+    """How much cheaper the cascade is at each reference's accuracy, with the threshold chosen anew on each resample."""
+    savings: dict[str, list[Floats]] = {reference.name: [] for reference in references}
+    for accuracy, flops, single in resampled_sweeps(stages, NUM_SWEEP_RESAMPLES, seed):
+        for reference in references:
+            target = reference.accuracy if reference.stage is None else single[:, reference.stage, None]
+            reached = accuracy >= target
+            cost = np.take_along_axis(flops, reached.argmax(1)[:, None], 1)[:, 0]
+            savings[reference.name].append(np.where(reached.any(1), reference.flops / cost, 0.0))
+    return {name: np.concatenate(parts) for name, parts in savings.items()}
+
+
+def _comparisons(
+    curve: Curve, reference: Reference, stages: Sequence[Stage]
+) -> list[tuple[tuple[str, ...], Chooser]]:
+    """The rows that a reference gets: none where the cascade is the shallow model alone or cannot come so far."""
+
+    def at_flops(curve: Curve, _: Sequence[Stage]) -> int | None:
+        return dearest_within(curve, reference.flops)
+
+    def at_accuracy(curve: Curve, stages: Sequence[Stage]) -> int | None:
+        return cheapest_at_accuracy(curve, reference.accuracy_on(stages))
+
+    found: list[tuple[tuple[str, ...], Chooser]] = []
+    point = at_flops(curve, stages)
+    if point and reference.flops <= curve.flops[-1]:
+        if abs(curve.accuracy[point] - reference.accuracy) <= SAME_ACCURACY:
+            return [(("accuracy", "flops"), at_flops)]
+        found.append((("flops",), at_flops))
+    if at_accuracy(curve, stages):
+        found.append((("accuracy",), at_accuracy))
+    return found
+
+
+def _single_row(reference: Reference, stages: Sequence[Stage]) -> Row:
+    interval = None
+    if reference.stage is not None:
+        interval = accuracy_interval(reference.accuracy, len(stages[0]))
+    return Row(reference.name, reference.name, reference.accuracy, interval, reference.flops)
+
+
+def _cascade_row(
+    curve: Curve,
+    stages: Sequence[Stage],
+    folds: NDArray[np.int64],
+    reference: Reference,
+    choose_point: Chooser,
+    seed: int,
+) -> Row:
+    point = choose_point(curve, stages)
+    assert point is not None
+
+    def choose_threshold(others: list[Stage]) -> float:
+        other_curve = sweep(others)
+        other_point = choose_point(other_curve, others)
+        return float(other_curve.thresholds[other_curve.accuracy.argmax() if other_point is None else other_point])
+
+    accuracy, flops = float(curve.accuracy[point]), float(curve.flops[point])
+    threshold = short_threshold(curve, point)
+    return Row(
+        model="",
+        reference=reference.name,
+        accuracy=accuracy,
+        accuracy_interval=accuracy_interval(accuracy, len(folds)),
+        flops=flops,
+        threshold=threshold,
+        deferral=float(curve.deferral[point]),
+        gain=accuracy - reference.accuracy,
+        gain_interval=_gain_interval(stages, threshold, reference, seed),
+        saving=reference.flops / flops,
+        cross_fitted=score(stages, cross_fit(stages, folds, choose_threshold), seed=seed),
+    )
+
+
+def _gain_interval(stages: Sequence[Stage], threshold: float, reference: Reference, seed: int) -> Interval:
+    """Paired with the reference where it was measured on the same images; else it is taken as known exactly."""
+    correct, _ = outcome(stages, threshold)
+    if reference.stage is None:
+        low, high = accuracy_interval(100 * float(correct.mean()), len(correct))
+        return low - reference.accuracy, high - reference.accuracy
+    means = resampled_means(np.stack([correct, stages[reference.stage].correct], axis=1), seed=seed)
+    return percentile_interval(100 * (means[:, 0] - means[:, 1]))
+
+
+def accuracy_interval(accuracy: float, num_images: int) -> Interval:
+    """Exact 95% interval of an accuracy in percent."""
+    low, high = exact_interval(round(accuracy * num_images / 100), num_images)
+    return float(low), float(high)

@@ -1,0 +1,131 @@
+"""Writing an evaluation down: tables as Markdown, with intervals in brackets, and as CSV, with all digits.
+
+FLOPs are billions of multiply-adds an image; Markdown prints small ones in millions (M).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from clcnet.cascade import Curve
+from clcnet.files import atomic_path
+from clcnet.intervals import Interval, exact_interval
+from clcnet.paper_table import Row
+
+
+def format_flops(flops: float) -> str:
+    """0.39 -> `0.39B`, 18.5764 -> `18.58B`, 0.0041 -> `4.1M`."""
+    return f"{flops:.4g}B" if flops >= 0.1 else f"{1000 * flops:.4g}M"
+
+
+def format_interval(interval: Interval | None, digits: int = 2) -> str:
+    """` [75.96, 77.62]`, to stand behind a figure; nothing for figures that were not measured here."""
+    return f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else ""
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, columns padded so that it reads as plain text too."""
+    cells = [list(header), *map(list, rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+    rule = ["-" * widths[0], *(":" + "-" * (width - 2) + ":" for width in widths[1:])]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [padded[0], rule, *padded[1:]])
+
+
+def results_markdown(rows: Sequence[Row]) -> str:
+    """The paper's table; behind its four columns what the cascade is worth, and its cross-fitted figures."""
+    header = ["Model name", "Top 1 Accuracy", "Threshold", "FLOPs per image", "Against the model above", "Cross-fitted"]
+    return markdown(header, [_results_line(row) for row in rows])
+
+
+def _results_line(row: Row) -> list[str]:
+    accuracy, flops = f"{row.accuracy:.2f}%", format_flops(row.flops)
+    if "accuracy" in row.same:
+        accuracy = f"**{accuracy}**"
+    if "flops" in row.same:
+        flops = f"**{flops}**"
+    accuracy += format_interval(row.accuracy_interval)
+    if row.threshold is None:
+        return [row.model, accuracy, "--", flops, "--", "--"]
+    if "accuracy" in row.same:
+        worth = f"{row.saving:.2f}x cheaper{format_interval(row.saving_interval)}"
+    else:
+        worth = f"{row.gain:+.2f} points{format_interval(row.gain_interval)}"
+    assert row.cross_fitted is not None
+    cross_fitted = (
+        f"{row.cross_fitted.accuracy:.2f}%{format_interval(row.cross_fitted.accuracy_interval)} "
+        f"at {format_flops(row.cross_fitted.flops)}"
+    )
+    return [row.model, accuracy, f"{row.threshold:g}", flops, worth, cross_fitted]
+
+
+def results_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """The same table with all digits."""
+    return pd.DataFrame([_results_record(row) for row in rows])
+
+
+def _results_record(row: Row) -> dict[str, object]:
+    record: dict[str, object] = {
+        "model": row.model,
+        "accuracy": row.accuracy,
+        "threshold": row.threshold,
+        "FLOPs": row.flops,
+        "reference": row.reference,
+        "same": "+".join(row.same),
+        **_low_high("accuracy", row.accuracy_interval),
+        "deferral": row.deferral,
+        "gain": row.gain,
+        **_low_high("gain", row.gain_interval),
+        "saving": row.saving,
+        **_low_high("saving", row.saving_interval),
+    }
+    fitted = row.cross_fitted
+    record |= {
+        "cross_fitted_accuracy": fitted.accuracy if fitted else None,
+        **_low_high("cross_fitted_accuracy", fitted.accuracy_interval if fitted else None),
+        "cross_fitted_FLOPs": fitted.flops if fitted else None,
+    }
+    return record
+
+
+def _low_high(name: str, interval: Interval | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def performance_frame(curve: Curve, milliseconds: Sequence[float] | None = None) -> pd.DataFrame:
+    """One line a threshold: `threshold, accuracy, FLOPs`, then deferral, exact 95% intervals, and the time if known."""
+    num_right = (curve.accuracy * curve.num_images / 100).round()
+    num_deferred = (curve.deferral * curve.num_images).round()
+    accuracy_low, accuracy_high = exact_interval(num_right, curve.num_images)
+    frame = pd.DataFrame(
+        {
+            "threshold": curve.thresholds,
+            "accuracy": curve.accuracy,
+            "FLOPs": curve.flops,
+            "deferral": curve.deferral,
+            "num_deferred": num_deferred.astype(int),
+            "num_images": curve.num_images,
+            "accuracy_low": accuracy_low,
+            "accuracy_high": accuracy_high,
+        }
+    )
+    if len(curve.stage_flops) == 2:  # with more stages the cost is no longer a share of images
+        for end, share in zip(("low", "high"), exact_interval(num_deferred, curve.num_images), strict=True):
+            frame[f"FLOPs_{end}"] = curve.stage_flops[0] + share / 100 * curve.stage_flops[1]
+    if milliseconds is not None:
+        frame["milliseconds"] = curve.cost(milliseconds)
+    return frame
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write all digits; an existing file is replaced only by a finished one."""
+    with atomic_path(path) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write text that ends with a line break; an existing file is replaced only by a finished one."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")

@@ -1,0 +1,218 @@
+"""Choosing a threshold: for a target, without looking at the images it is scored on, and whether to cascade at all."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clcnet.cascade import Curve, Floats, Stage, outcome, percent, sweep
+from clcnet.intervals import Interval, exact_interval, percentile_interval, resampled_means
+
+Choice = Literal["cascade", "shallow", "deep"]
+
+_SLACK = 1e-9  # relative; a target typed as a decimal counts as reached when rounding alone keeps it from being so
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the threshold is chosen for.
+
+    "match": the deep model's accuracy, as cheaply as possible; "accuracy": `value` percent, as cheaply as possible;
+    "flops": the best accuracy at no more than `value` billion multiply-adds an image.
+    """
+
+    kind: Literal["match", "accuracy", "flops"]
+    value: float = math.nan
+
+    def describe(self) -> str:
+        if self.kind == "match":
+            return "the deep model's accuracy"
+        return f"{self.value:g}% accuracy" if self.kind == "accuracy" else f"at most {self.value:g}B FLOPs an image"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A decision about every image, scored: figures with their 95% intervals (paired bootstrap, exact for accuracy)."""
+
+    accuracy: float
+    accuracy_interval: Interval
+    flops: float
+    saving: float  # FLOPs of the rival over those of the decision
+    saving_interval: Interval
+    difference: float  # accuracy minus the rival's, points
+    difference_interval: Interval
+
+
+def cheapest_at_accuracy(curve: Curve, accuracy: float) -> int | None:
+    """The first point of the curve that is this accurate; cost rises along a curve."""
+    reached = curve.accuracy >= accuracy * (1 - _SLACK)
+    return int(reached.argmax()) if reached.any() else None
+
+
+def most_accurate_within(curve: Curve, flops: float) -> int | None:
+    """The most accurate point at no more than these FLOPs, the cheapest of equals."""
+    affordable = curve.flops <= flops * (1 + _SLACK)
+    return int(np.where(affordable, curve.accuracy, -1).argmax()) if affordable.any() else None
+
+
+def dearest_within(curve: Curve, flops: float) -> int | None:
+    """The point of the curve that comes nearest to these FLOPs from below."""
+    affordable = np.flatnonzero(curve.flops <= flops * (1 + _SLACK))
+    return int(affordable[-1]) if len(affordable) else None
+
+
+def choose(stages: Sequence[Stage], goal: Goal) -> tuple[Curve, int | None]:
+    """Sweep all thresholds and return the curve and the point that serves the goal, None where none does."""
+    curve = sweep(stages)
+    if goal.kind == "flops":
+        return curve, most_accurate_within(curve, goal.value)
+    target = stages[-1].accuracy if goal.kind == "match" else goal.value
+    return curve, cheapest_at_accuracy(curve, target)
+
+
+def choose_or_nearest(stages: Sequence[Stage], goal: Goal) -> float:
+    """The threshold that serves the goal or, where none does, the one that comes nearest to it."""
+    curve, point = choose(stages, goal)
+    if point is None:
+        point = 0 if goal.kind == "flops" else int(curve.accuracy.argmax())
+    return float(curve.thresholds[point])
+
+
+def cross_fit(
+    stages: Sequence[Stage], folds: NDArray[np.int64], choose_threshold: Callable[[list[Stage]], float]
+) -> Floats:
+    """The threshold for each image, chosen on the images of the other folds alone: (N,)."""
+    thresholds = np.empty(len(folds))
+    for fold in np.unique(folds):
+        inside = folds == fold
+        thresholds[inside] = choose_threshold([stage.subset(~inside) for stage in stages])
+    return thresholds
+
+
+def score(stages: Sequence[Stage], threshold: float | Floats, rival: Stage | None = None, seed: int = 42) -> Scored:
+    """Score one threshold, or one for each image, against a rival: the last stage, unless another is given."""
+    correct, spent = outcome(stages, threshold)
+    rival = rival or stages[-1]
+    means = resampled_means(np.stack([correct, rival.correct, spent], axis=1), seed=seed)
+    low, high = exact_interval(correct.sum(), len(correct))
+    return Scored(
+        accuracy=percent(correct),
+        accuracy_interval=(float(low), float(high)),
+        flops=float(spent.mean()),
+        saving=rival.flops / float(spent.mean()),
+        saving_interval=percentile_interval(rival.flops / means[:, 2]),
+        difference=percent(correct) - rival.accuracy,
+        difference_interval=percentile_interval(100 * (means[:, 0] - means[:, 1])),
+    )
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to use for a goal, and why.
+
+    Attributes:
+        choice: the verdict.
+        reason: one sentence.
+        threshold: that serves the goal on these images, or comes nearest to it.
+        reached: whether it serves it.
+        deferral: share of the images that go to the deep model, a fraction.
+        scored: the threshold scored on the images it was chosen on, as the paper does.
+        cross_fitted: thresholds chosen on four folds, scored on the fifth.
+    """
+
+    goal: Goal
+    choice: Choice
+    reason: str
+    threshold: float
+    reached: bool
+    deferral: float
+    scored: Scored
+    cross_fitted: Scored
+
+
+def recommend(stages: Sequence[Stage], folds: NDArray[np.int64], goal: Goal, seed: int = 42) -> Recommendation:
+    """Choose the threshold for a goal and say whether the cascade, or one of the models alone, should be used.
+
+    The verdict rests on the cross-fitted figures. For an accuracy, the cascade must be surely cheaper than the deep
+    model and not surely below the target; for a cost, it must surely be more accurate than the best model that one can
+    afford ("surely": the 95% interval leaves no doubt).
+    """
+    if goal.kind == "flops" and goal.value < stages[0].flops * (1 - _SLACK):
+        raise ValueError(
+            f"the goal of {goal.value:g}B FLOPs is below the shallow model's {stages[0].flops:g}B; nothing is cheaper"
+        )
+    curve, point = choose(stages, goal)
+    reached = point is not None
+    if point is None:
+        point = int(curve.accuracy.argmax())
+    threshold = short_threshold(curve, point)
+    rival = _rival(stages, goal)
+    thresholds = cross_fit(stages, folds, lambda others: choose_or_nearest(others, goal))
+    scored, cross_fitted = (score(stages, chosen, rival, seed) for chosen in (threshold, thresholds))
+    choice, reason = _verdict(stages, goal, reached, scored, cross_fitted)
+    return Recommendation(
+        goal, choice, reason, threshold, reached, float(curve.deferral[point]), scored, cross_fitted
+    )
+
+
+def _rival(stages: Sequence[Stage], goal: Goal) -> Stage:
+    """The single model to compare with: the deep one, or the most accurate one that the goal's FLOPs can pay for."""
+    if goal.kind != "flops":
+        return stages[-1]
+    return max((stage for stage in stages if stage.flops <= goal.value * (1 + _SLACK)), key=lambda s: s.accuracy)
+
+
+def _verdict(stages: Sequence[Stage], goal: Goal, reached: bool, scored: Scored, fitted: Scored) -> tuple[Choice, str]:
+    if goal.kind == "flops":
+        return _verdict_within_flops(stages, goal, fitted)
+    shallow, deep = stages[0], stages[-1]
+    target = deep.accuracy if goal.kind == "match" else goal.value
+    if shallow.accuracy >= target:
+        return "shallow", f"it reaches {target:.2f}% alone"
+    if not reached and deep.accuracy < target:
+        best: Choice = "cascade" if scored.accuracy > max(deep.accuracy, shallow.accuracy) else "deep"
+        return best, f"nothing reaches {target:.2f}%; this comes nearest"
+    highest = fitted.difference_interval[1] if goal.kind == "match" else fitted.accuracy_interval[1] - target
+    if not reached or highest < 0:
+        return "deep", f"the cascade does not hold {target:.2f}% on images that its threshold was not chosen on"
+    low, high = fitted.saving_interval
+    if low <= 1 and deep.accuracy >= target:
+        return "deep", f"the cascade saves nothing sure: {fitted.saving:.2f}x [{low:.2f}, {high:.2f}]"
+    return "cascade", f"it costs {fitted.saving:.2f} times less than the deep model [{low:.2f}, {high:.2f}]"
+
+
+def _verdict_within_flops(stages: Sequence[Stage], goal: Goal, fitted: Scored) -> tuple[Choice, str]:
+    single: Choice = "shallow" if _rival(stages, goal) is stages[0] else "deep"
+    low, high = fitted.difference_interval
+    figures = f"{fitted.difference:+.2f} points [{low:+.2f}, {high:+.2f}] against the {single} model alone"
+    if low > 0:
+        return "cascade", f"{figures}, for {goal.describe()}"
+    return single, f"the cascade gains nothing sure for {goal.describe()}: {figures}"
+
+
+def short_threshold(curve: Curve, point: int) -> float:
+    """The shortest decimal with the effect of a point of a curve over all distinct thresholds.
+
+    Every threshold above the confidence before, up to the one at `point`, defers the same images.
+    """
+    high = float(curve.thresholds[point])
+    low = float(curve.thresholds[point - 1]) if point else -math.inf
+    if math.isinf(high):
+        low_end = low if math.isfinite(low) else 0.0
+        return next(value for digits in range(2, 18) if (value := _round_up(low_end, digits)) > low_end)
+    for digits in range(2, 18):
+        value = _round_down(high, digits)
+        if low < value <= high:
+            return value
+    return high
+
+
+def _round_down(value: float, digits: int) -> float:
+    return float(round(math.floor(value * 10**digits) / 10**digits, digits))
+
+
+def _round_up(value: float, digits: int) -> float:
+    return float(round((math.floor(value * 10**digits) + 1) / 10**digits, digits))
