@@ -35,6 +35,8 @@ GPU_BATCH_SIZE = 256
 CPU_BATCH_SIZE = 64
 MAX_WORKERS = 8  # enough decoders for one device; more only take memory
 
+_UNREADABLE = -1  # an image at position p that cannot be read is marked -1 - p: loaders pass on nothing but numbers
+
 OnUnreadable = Callable[[int, str], None]
 
 
@@ -306,8 +308,8 @@ def classify(
     indices = np.arange(len(images)) if indices is None else np.asarray(indices, dtype=np.int64)
     if not len(indices):
         return
-    forward = _HalvingForward(classifier, batch_size or default_batch_size(classifier.device))
-    dataset = _Images([images.paths[index] for index in indices], classifier)
+    forward = HalvingForward(classifier, batch_size or default_batch_size(classifier.device))
+    dataset = ImageDataset([images.paths[index] for index in indices], classifier)
     loader = create_loader(
         dataset,  # type: ignore[arg-type]  # timm asks for one of its own, and uses no more than this one has
         batch_size=forward.size,
@@ -317,19 +319,18 @@ def classify(
         persistent_workers=False,
         **classifier.data_config,
     )
-    for batch, marks in _loaded(loader):
+    for batch, marks in loaded_batches(loader):
         positions = marks.cpu().numpy()
         probs = forward(batch)
         readable = positions >= 0
-        for position in _UNREADABLE - positions[~readable]:
-            _report(int(indices[position]), dataset, int(position), on_unreadable)
+        for position in map(int, _UNREADABLE - positions[~readable]):
+            if on_unreadable is None:
+                raise ValueError(f"image {dataset.path(position)} cannot be read ({dataset.reason(position)})")
+            on_unreadable(int(indices[position]), dataset.reason(position))
         yield indices[positions[readable]], probs[readable]
 
 
-_UNREADABLE = -1  # an image at position p that cannot be read is marked -1 - p: loaders pass on nothing but numbers
-
-
-class _Images(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
     """Images for timm's loader, each with its position; for a file that cannot be read a black one, marked negative."""
 
     def __init__(self, paths: list[Path], classifier: Classifier) -> None:
@@ -357,23 +358,19 @@ class _Images(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         with Image.open(self.path(position)) as image:
             return image.convert(self.mode)
 
-
-def _report(index: int, dataset: _Images, position: int, on_unreadable: OnUnreadable | None) -> None:
-    """Find out why a worker could not read an image, by reading it once more, and pass it on."""
-    path = dataset.path(position)
-    reason = "could not be read, though a second try could"
-    try:
-        assert dataset.transform is not None
-        dataset.transform(dataset.read(position))
-    except Exception as error:
-        # PIL repeats the path, which the reader knows
-        reason = " ".join(str(error).replace(repr(path), "").replace(path, "").split()) or type(error).__name__
-    if on_unreadable is None:
-        raise ValueError(f"image {path} cannot be read ({reason}); remove or replace it")
-    on_unreadable(index, reason)
+    def reason(self, position: int) -> str:
+        """Find out why an image could not be read, by reading it once more: workers pass on nothing but numbers."""
+        assert self.transform is not None
+        try:
+            self.transform(self.read(position))
+        except Exception as error:
+            path = self.path(position)  # which PIL likes to repeat
+            text = str(error).replace(repr(path), "").replace(path, "")
+            return " ".join(text.split()) or type(error).__name__
+        return "could not be read at first, though it could later; run again"
 
 
-def _loaded(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def loaded_batches(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The loader's batches; a decoding process that died is an error of its own, with advice."""
     batches = iter(loader)
     while True:
@@ -390,7 +387,7 @@ def _loaded(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         yield batch
 
 
-class _HalvingForward:
+class HalvingForward:
     """Runs batches through a classifier, in ever smaller pieces when memory runs out."""
 
     def __init__(self, classifier: Classifier, size: int) -> None:

@@ -190,7 +190,7 @@ def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) 
     except (ValueError, OSError, MemoryError) as error:
         print(f"error: {one_line(_describe(error))}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        print("\ninterrupted: nothing that existed before was changed", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"\ninterrupted: {str(interrupt) or 'nothing that existed before was changed'}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(EXIT_UNREADABLE_IMAGES if outcome.get("num_unreadable") else 0)
