@@ -431,7 +431,10 @@ def _unread_state(model: CLCNet, input_dim: int) -> dict[str, Tensor]:
 
 
 def _to_released_state(model: CLCNet) -> dict[str, Tensor]:
-    state = {name: tensor.detach().cpu() for name, tensor in _released_names(model)}
+    named = list(_released_names(model))
+    # one copy a tensor: shared layers stay shared in the file, and nothing else of a larger storage gets in
+    copies = {id(tensor): tensor.detach().cpu().clone() for _, tensor in named}
+    state = {name: copies[id(tensor)] for name, tensor in named}
     state |= _unread_state(model, model.num_classes)
     counters = [name.removesuffix("running_var") + "num_batches_tracked" for name in state if "running_var" in name]
     return state | {name: torch.tensor(0) for name in counters}
@@ -533,11 +536,7 @@ def find_fold_weights(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of fold weights; run train_imagenet_5fold_cv.py")
-    candidates: dict[int, list[Path]] = {fold: [] for fold in range(1, NUM_FOLDS + 1)}
-    for path in sorted(folder.iterdir()):
-        match = re.fullmatch(rf"CLCNet_imagenet_split_([1-{NUM_FOLDS}])(\(MSE_[^()]*\))?\.zip", path.name)
-        if match:
-            candidates[int(match[1])].append(path)
+    candidates = _fold_candidates(folder)
     for fold, paths in candidates.items():
         if not paths:
             raise FileNotFoundError(
@@ -548,3 +547,21 @@ def find_fold_weights(folder: str | Path) -> list[Path]:
             names = " and ".join(path.name for path in paths)
             raise ValueError(f"found {len(paths)} weights for fold {fold} in {folder}, expected 1: {names}; remove one")
     return [paths[0] for paths in candidates.values()]
+
+
+def check_no_other_fold_weights(folder: str | Path) -> None:
+    """Raise ValueError if weights under a released name lie where ours would go: a fold would then have two."""
+    folder = Path(folder)
+    for paths in _fold_candidates(folder).values() if folder.is_dir() else ():
+        for path in paths:
+            if "(" in path.name:
+                raise ValueError(f"{path} would stand beside new weights for its fold; move it or use another folder")
+
+
+def _fold_candidates(folder: Path) -> dict[int, list[Path]]:
+    candidates: dict[int, list[Path]] = {fold: [] for fold in range(1, NUM_FOLDS + 1)}
+    for path in sorted(folder.iterdir()):
+        match = re.fullmatch(rf"CLCNet_imagenet_split_([1-{NUM_FOLDS}])(\(MSE_[^()]*\))?\.zip", path.name)
+        if match:
+            candidates[int(match[1])].append(path)
+    return candidates

@@ -224,7 +224,9 @@ class _Ensemble:
 
 def _unstack(model: CLCNet, flat: Tensor, statistics: Sequence[Tensor]) -> CLCNet:
     """Put one network's parameters (P,) and statistics into a CLCNet."""
-    nn.utils.vector_to_parameters(flat.cpu(), model.parameters())
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    for parameter, values in zip(model.parameters(), flat.split(sizes), strict=True):
+        parameter.copy_(values.view_as(parameter))
     buffers = (getattr(norm, name) for norm in model.ghost_norms() for name in ("running_mean", "running_var"))
     for buffer, values in zip(buffers, statistics, strict=True):
         buffer.copy_(values)

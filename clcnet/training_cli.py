@@ -1,0 +1,86 @@
+"""What the two training scripts share: their flags, the log of epochs, and the table of confidences that they print."""
+
+import argparse
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clcnet import cli, metrics
+from clcnet.confidence import max_softmax, negative_entropy
+from clcnet.files import atomic_path
+from clcnet.training import RECIPES, Settings
+
+_batch_size = cli._number(int, lambda value: value >= 2, "a whole number of at least 2")
+FIGURES = {"auroc": "AUROC", "aurc": "AURC", "mse": "MSE", "calibration_error": "calibration error"}
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of both training scripts; the defaults are those of the released ones."""
+    add = parser.add_argument
+    add(
+        "--cls-output",
+        type=Path,
+        nargs="+",
+        default=[cli.DATA_DIR / "effb4_output_ds_for_CLCNet.csv"],
+        metavar="TABLE",
+        help="table(s) made by generate_data_for_CLCNet.py (default: data/effb4_output_ds_for_CLCNet.csv)",
+    )
+    add("--weight-save", type=Path, default=cli.WEIGHTS_DIR, metavar="FOLDER", help="where the weights go")
+    group = parser.add_argument_group("training")
+    add = group.add_argument
+    add("--recipe", choices=tuple(RECIPES), default="default", help="released: the released scripts' settings")
+    add("--max-epochs", type=cli.positive_int, default=200, metavar="N", help="upper bound on the epochs")
+    add("--batch-size", type=_batch_size, default=256, metavar="N", help="rows a batch, at least 2")
+    add("--virtual-batch-size", type=_batch_size, default=128, metavar="N", help="rows of ghost batch norm")
+    add("--patience", type=cli.positive_int, default=50, metavar="N", help="epochs without a better validation MSE")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda, then mps, then cpu)")
+    add("--log", type=Path, metavar="FILE", help="write every epoch's figures there, one JSON object a line")
+    cli.add_seed_argument(group)
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The training settings given on the command line."""
+    return Settings(
+        args.max_epochs, args.batch_size, args.virtual_batch_size, args.patience, args.seed, args.recipe
+    )
+
+
+@contextlib.contextmanager
+def epoch_log(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give a function that takes one epoch's figures; the lines are written when the block ends without an error."""
+    lines: list[str] = []
+    yield lambda figures: lines.append(json.dumps(figures))
+    if path:
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def figures_of(confidence: NDArray[Any], correct: NDArray[np.bool_]) -> dict[str, float]:
+    """How good a confidence is, by the names of `FIGURES`."""
+    return {
+        "auroc": metrics.auroc(confidence, correct),
+        "aurc": metrics.aurc(confidence, correct),
+        "mse": metrics.brier(confidence, correct),
+        "calibration_error": metrics.calibration_error(confidence, correct),
+    }
+
+
+def simple_figures(sorted_probs: NDArray[np.float32], correct: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
+    """The figures of max softmax and entropy; entropy is no probability, so its MSE and calibration error are nan."""
+    entropy = figures_of(negative_entropy(sorted_probs), correct)
+    entropy["mse"] = entropy["calibration_error"] = float("nan")
+    return {"max softmax": figures_of(max_softmax(sorted_probs), correct), "entropy": entropy}
+
+
+def print_figures(rows: dict[str, dict[str, float]]) -> None:
+    """Print a table of figures, one line a name."""
+    width = max(len(name) for name in rows)
+    print(" " * width, *(f"{title:>17}" for title in FIGURES.values()))
+    for name, figures in rows.items():
+        values = (figures[key] for key in FIGURES)
+        print(f"{name:<{width}}", *(f"{'-' if np.isnan(value) else f'{value:.4f}':>17}" for value in values))

@@ -1,0 +1,112 @@
+"""Step 5, training: one CLCNet from your own tables, with a tenth held out to measure it.
+
+    python train_custom_data.py --cls-output shallow_output.csv deep_output.csv
+
+Input: one or more tables of generate_data_for_CLCNet.py. Given two, of the shallow and the deep model over the same
+images, it also suggests a threshold at which the cascade reaches the deep model's accuracy. Output, in --weight-save:
+CLCNet_custom_data.zip, and CLCNet_custom_data_split.csv, which row was for training, validation or test (80/10/10).
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clcnet import cli
+from clcnet.cascade import Stage, sweep
+from clcnet.classifiers import resolve_device
+from clcnet.files import atomic_path, output_lock
+from clcnet.table import Table, read_tables
+from clcnet.training import Split, split_rows, train_clcnet
+from clcnet.training_cli import (
+    add_training_arguments,
+    epoch_log,
+    figures_of,
+    print_figures,
+    settings_of,
+    simple_figures,
+)
+
+
+def get_args_parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(description=__doc__)
+    add_training_arguments(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Train and save the network; returns the held-out figures, the suggested threshold and the path."""
+    settings, device = settings_of(args), resolve_device(args.device)
+    print(f"device: {device}")
+    table = read_tables(args.cls_output)
+    split = split_rows(np.array(table.names), settings.seed)
+    path, split_path = (args.weight_save / f"CLCNet_custom_data{end}" for end in (".zip", "_split.csv"))
+    with output_lock(path):
+        with epoch_log(args.log) as on_epoch:
+            model = train_clcnet(
+                table.sorted_probs, table.correct, split, settings, device=device, on_epoch=on_epoch
+            )
+        test = table.subset(split.test)
+        confidence = model.predict(test.sorted_probs)
+        rows = {"CLCNet": figures_of(confidence, test.correct)} | simple_figures(test.sorted_probs, test.correct)
+        model.save(path, {"test": rows["CLCNet"], "tables": [table_path.name for table_path in args.cls_output]})
+        _save_split(split_path, table, split)
+    print_figures(rows)
+    print(_verdict(rows, len(test)))
+    threshold = suggest_threshold(test, confidence) if len(args.cls_output) == 2 else None
+    print(f"weights in {path}, split in {split_path}")
+    return {"figures": rows, "weights": path, "split": split_path, "threshold": threshold}
+
+
+def _verdict(rows: dict[str, dict[str, float]], num_rows: int) -> str:
+    """One line: does the trained confidence beat the simple ones, and by how much?"""
+    parts = []
+    for name in ("max softmax", "entropy"):
+        gain = rows["CLCNet"]["auroc"] - rows[name]["auroc"]
+        parts.append(f"{'beats' if gain > 0 else 'does not beat'} {name} ({gain:+.4f} AUROC)")
+    return f"on the {num_rows} held-out rows CLCNet {' and '.join(parts)}"
+
+
+def suggest_threshold(test: Table, confidence: NDArray[np.float32]) -> float | None:
+    """The lowest threshold at which the cascade is as accurate as the deep model on held-out images of both tables.
+
+    Prints it with what it costs. The more accurate table is taken to be the deep model's.
+    """
+    position = [{name: row for row, name in enumerate(test.names) if test.source[row] == table} for table in (0, 1)]
+    both = [name for name in position[0] if name in position[1]]
+    if not both:
+        print("no threshold suggested: the two tables share no held-out image")
+        return None
+    rows = [np.array([place[name] for name in both]) for place in position]
+    rows.sort(key=lambda table_rows: test.correct[table_rows].mean())
+    stages = [Stage(confidence[table_rows], test.correct[table_rows], flops=0) for table_rows in rows]
+    curve = sweep(stages)
+    reached = np.flatnonzero(curve.accuracy >= stages[1].accuracy)
+    if not reached.size:
+        print(f"no threshold reaches the deep model's {stages[1].accuracy:.2f}%: use the deep model alone")
+        return None
+    first = reached[0]
+    threshold = float(curve.thresholds[first])
+    print(
+        f"suggested threshold {threshold:.4f}: {curve.accuracy[first]:.2f}% with {curve.deferral[first]:.1%} deferred "
+        f"(shallow {stages[0].accuracy:.2f}%, deep {stages[1].accuracy:.2f}%, {len(both)} held-out images)"
+    )
+    return threshold
+
+
+def _save_split(path: Path, table: Table, split: Split) -> None:
+    part = np.empty(len(table), dtype=object)
+    for name in ("train", "validation", "test"):
+        part[getattr(split, name)] = name
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["file", "table", "part"])
+        writer.writerows(zip(table.names, table.source + 1, part, strict=True))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, get_args_parser()))
