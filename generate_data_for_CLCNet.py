@@ -23,8 +23,9 @@ from timm.models import safe_model_name
 from clcnet import cli, distributed
 from clcnet.classifiers import class_indices, load_classifier, resolve_device
 from clcnet.files import check_output
-from clcnet.generation import errors_file, generate_table, partial_folder
+from clcnet.generation import generate_table
 from clcnet.images import list_images
+from clcnet.runs import errors_file, partial_folder
 
 
 def get_args_parser() -> cli.ArgumentParser:

@@ -6,8 +6,6 @@ on how often the run was killed: every image stands in the same batch each time.
 """
 
 import contextlib
-import csv
-import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -15,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import timm
-import torch
 from tqdm import tqdm
 
 from clcnet import distributed
 from clcnet.classifiers import Classifier, classify, default_batch_size
 from clcnet.files import atomic_path, check_output, output_lock
 from clcnet.images import ImageSet
+from clcnet.runs import check_processes_agree, errors_file, partial_folder, run_arguments, write_errors
 from clcnet.table import TableWriter, sort_probs
 from clcnet.unfinished import LEFT_OUT, UnfinishedTable
 
@@ -70,16 +67,6 @@ class _Batch:
     reasons: dict[int, str]
 
 
-def partial_folder(output: Path | str) -> Path:
-    """Where an interrupted run keeps its rows."""
-    return Path(f"{output}.partial")
-
-
-def errors_file(output: Path | str) -> Path:
-    """Where the images left out are named, with their reasons."""
-    return Path(f"{output}.errors.csv")
-
-
 def generate_table(
     classifier: Classifier,
     images: ImageSet,
@@ -106,8 +93,8 @@ def generate_table(
     """
     output = Path(output)
     batch_size = batch_size or default_batch_size(classifier.device)
-    arguments = _arguments(classifier, images, targets, batch_size)
-    _check_processes_agree(arguments)
+    arguments = run_arguments([classifier], images, targets, batch_size)
+    check_processes_agree(arguments)
     unfinished = UnfinishedTable(partial_folder(output), arguments, classifier.num_classes)
     with output_lock(output) if distributed.is_main() else contextlib.nullcontext():
         if distributed.is_main():
@@ -120,40 +107,6 @@ def generate_table(
         finished = _finish(unfinished, images, output) if distributed.is_main() else None
     num_unreadable, num_right = distributed.broadcast(finished)
     return Outcome(len(images), num_unreadable, num_right, num_resumed, seconds)
-
-
-Arguments = dict[str, str | int | bool]
-
-
-def _arguments(classifier: Classifier, images: ImageSet, targets: np.ndarray, batch_size: int) -> Arguments:
-    """All that a row may depend on, down to its last bit."""
-    listing = hashlib.blake2b(targets.tobytes(), digest_size=16)
-    for name in images.names:
-        listing.update(name.encode("utf-8", "surrogateescape") + b"\0")
-    return {
-        "model": classifier.name,
-        "precision": str(classifier.amp or torch.float32).removeprefix("torch."),
-        "weights and preprocessing": classifier.key,
-        "number of images": len(images),
-        "images and labels": listing.hexdigest(),
-        "batch size": batch_size,
-        "device": classifier.device.type,
-        "channels last": classifier.channels_last,
-        "compile": classifier.compile,
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-    }
-
-
-def _check_processes_agree(arguments: Arguments) -> None:
-    gathered = distributed.gather(arguments) or []
-    for rank, theirs in enumerate(gathered):
-        for name, value in arguments.items():
-            if theirs[name] != value:
-                raise ValueError(
-                    f"process {rank} has {name} {theirs[name]} and process 0 has {value}; give every machine the same "
-                    "images and model"
-                )
 
 
 def _open(unfinished: UnfinishedTable, resume: bool, batch_size: int, num_images: int) -> None:
@@ -239,7 +192,7 @@ def _make_batch(
 def _finish(unfinished: UnfinishedTable, images: ImageSet, output: Path) -> tuple[int, int]:
     """Write the errors file and the table; return the numbers of images left out and of right answers."""
     answered, right = unfinished.count()
-    _write_errors(unfinished, images, errors_file(output))
+    write_errors(errors_file(output), images, unfinished.reasons)
     if not answered:
         index, reason = next(iter(unfinished.reasons.items()))
         unfinished.remove()
@@ -252,14 +205,3 @@ def _finish(unfinished: UnfinishedTable, images: ImageSet, output: Path) -> tupl
             writer.write([images.names[start + row] for row in kept], sorted_probs[kept], status[kept])
     unfinished.remove()
     return len(unfinished.reasons), right
-
-
-def _write_errors(unfinished: UnfinishedTable, images: ImageSet, path: Path) -> None:
-    if not unfinished.reasons:
-        path.unlink(missing_ok=True)  # of an earlier run over other images
-        return
-    with atomic_path(path) as temporary:
-        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["file", "reason"])
-            writer.writerows([images.names[index], reason] for index, reason in unfinished.reasons.items())

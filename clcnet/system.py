@@ -28,12 +28,11 @@ from clcnet import distributed
 from clcnet.answers import STAGE_NAMES, decide
 from clcnet.classifiers import (
     Classifier,
-    _HalvingForward,
-    _Images,
-    _loaded,
-    _report,
+    HalvingForward,
+    ImageDataset,
     default_batch_size,
     default_workers,
+    loaded_batches,
 )
 from clcnet.images import ImageSet
 from clcnet.streaming import DEEP, NOTHING, SHALLOW, Outcome, Schedule, Task, is_deferred
@@ -223,7 +222,7 @@ def stream(
         pin_memory=cascade.shallow.device.type == "cuda",
     )
     started = time.perf_counter()
-    for pixels, marks in _loaded(loader):
+    for pixels, marks in loaded_batches(loader):
         task = given.popleft()
         outcome = stages[task.stage].run(task, pixels, marks) if task.stage != NOTHING else _no_outcome(task)
         now = time.perf_counter()
@@ -243,7 +242,7 @@ def _give(schedule: Schedule, given: deque[Task]) -> Iterator[list[tuple[int, in
 class _BothStages(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
     """All images as each of the stages sees them, by stage and place."""
 
-    def __init__(self, datasets: list[_Images]) -> None:
+    def __init__(self, datasets: list[ImageDataset]) -> None:
         self.datasets = datasets
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
@@ -266,9 +265,9 @@ class _StageRunner:
         classifier = (cascade.shallow, cascade.deep)[stage]
         assert isinstance(classifier, Classifier), "a folder is streamed through timm models only"
         self.cascade, self.stage, self.device = cascade, stage, classifier.device
-        self.dataset = _Images(images.paths, classifier)
+        self.dataset = ImageDataset(images.paths, classifier)
         self.dataset.transform = create_transform(**classifier.data_config, is_training=False, use_prefetcher=True)
-        self.forward = _HalvingForward(classifier, batch_size)
+        self.forward = HalvingForward(classifier, batch_size)
         self.mean, self.std = (self._per_channel(classifier.data_config, name) for name in ("mean", "std"))
 
     def _per_channel(self, data_config: dict[str, Any], name: str) -> torch.Tensor:
@@ -286,7 +285,7 @@ class _StageRunner:
         top1, confidence = self.cascade.judge(self.stage, probs)
         unreadable: dict[int, str] = {}
         for index in indices[~readable]:
-            _report(int(index), self.dataset, int(index), unreadable.__setitem__)
+            unreadable[int(index)] = self.dataset.reason(int(index))
         return Outcome(task, indices[readable], top1, confidence, tuple(unreadable.items()))
 
     def _check_finite(self, probs: np.ndarray, indices: np.ndarray) -> None:

@@ -22,37 +22,21 @@ WRONG, RIGHT, LEFT_OUT = 0, 1, 2
 _ROWS_AT_ONCE = 4096
 
 
-class UnfinishedTable:
-    """Rows of a table in the making, one record an image, readable or not.
+class UnfinishedRun:
+    """What an interrupted run left beside its output, and the arguments that it had.
 
     Args:
-        folder: where they are kept.
-        arguments: what determines the rows, as JSON takes it.
-        num_classes: probabilities a row.
-
-    Attributes:
-        num_images: how many images have their record.
-        reasons: index of an image left out -> why.
+        folder: where it is kept.
+        arguments: all that determines the rows, as JSON takes it.
     """
 
-    def __init__(self, folder: Path, arguments: Mapping[str, Any], num_classes: int) -> None:
+    def __init__(self, folder: Path, arguments: Mapping[str, Any]) -> None:
         self.folder = folder
         self.arguments = dict(arguments)
-        self.record = np.dtype([("status", "u1"), ("sorted_probs", "<f4", (num_classes,))])
-        self.num_images = 0
-        self.reasons: dict[int, str] = {}
 
     @property
     def _arguments_file(self) -> Path:
         return self.folder / "arguments.json"
-
-    @property
-    def _rows_file(self) -> Path:
-        return self.folder / "rows"
-
-    @property
-    def _unreadable_file(self) -> Path:
-        return self.folder / "unreadable.jsonl"
 
     def exists(self) -> bool:
         """Whether an earlier run left rows."""
@@ -62,31 +46,19 @@ class UnfinishedTable:
         """Begin with no rows; those of an earlier run are discarded."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        self._rows_file.touch()
-        self._unreadable_file.touch()
+        self._make_files()
         with atomic_path(self._arguments_file) as temporary:  # last: its presence says that the folder is complete
             temporary.write_text(json.dumps(self.arguments, indent=1), encoding="utf-8")
 
-    def resume(self, batch_size: int, num_images: int) -> None:
-        """Go on after the last whole batch of an earlier run.
+    def _make_files(self) -> None:
+        """Make the files that rows are appended to."""
 
-        Whole batches, because a model's answer to an image may depend, in its last bit, on the batch it stands in.
-
-        Args:
-            batch_size: images a batch.
-            num_images: images in all.
+    def check_arguments(self) -> None:
+        """Refuse to go on with the rows of a run that had other arguments.
 
         Raises:
-            ValueError: that run had other arguments.
+            ValueError: it had; the message names the first that differs.
         """
-        self._check_arguments()
-        records = min(self._rows_file.stat().st_size // self.record.itemsize, num_images)
-        self.num_images = records if records == num_images else records - records % batch_size
-        with open(self._rows_file, "rb+") as rows:
-            rows.truncate(self.num_images * self.record.itemsize)
-        self._restore_reasons()
-
-    def _check_arguments(self) -> None:
         try:
             earlier = json.loads(self._arguments_file.read_text(encoding="utf-8"))
         except ValueError:
@@ -100,6 +72,61 @@ class UnfinishedTable:
                     f"--resume: the interrupted run in {self.folder} had {name} {before}, this one has {now}; give the "
                     "same arguments, or leave out --resume to start again"
                 )
+
+    def remove(self) -> None:
+        """Delete the folder, once the output stands in its place."""
+        shutil.rmtree(self.folder)
+
+
+class UnfinishedTable(UnfinishedRun):
+    """Rows of a table in the making, one record an image, readable or not.
+
+    Args:
+        folder: where they are kept.
+        arguments: what determines the rows, as JSON takes it.
+        num_classes: probabilities a row.
+
+    Attributes:
+        num_images: how many images have their record.
+        reasons: index of an image left out -> why.
+    """
+
+    def __init__(self, folder: Path, arguments: Mapping[str, Any], num_classes: int) -> None:
+        super().__init__(folder, arguments)
+        self.record = np.dtype([("status", "u1"), ("sorted_probs", "<f4", (num_classes,))])
+        self.num_images = 0
+        self.reasons: dict[int, str] = {}
+
+    @property
+    def _rows_file(self) -> Path:
+        return self.folder / "rows"
+
+    @property
+    def _unreadable_file(self) -> Path:
+        return self.folder / "unreadable.jsonl"
+
+    def _make_files(self) -> None:
+        self._rows_file.touch()
+        self._unreadable_file.touch()
+
+    def resume(self, batch_size: int, num_images: int) -> None:
+        """Go on after the last whole batch of an earlier run.
+
+        Whole batches, because a model's answer to an image may depend, in its last bit, on the batch it stands in.
+
+        Args:
+            batch_size: images a batch.
+            num_images: images in all.
+
+        Raises:
+            ValueError: that run had other arguments.
+        """
+        self.check_arguments()
+        records = min(self._rows_file.stat().st_size // self.record.itemsize, num_images)
+        self.num_images = records if records == num_images else records - records % batch_size
+        with open(self._rows_file, "rb+") as rows:
+            rows.truncate(self.num_images * self.record.itemsize)
+        self._restore_reasons()
 
     def _restore_reasons(self) -> None:
         lines = self._unreadable_file.read_text(encoding="utf-8").split("\n")[:-1]  # the last may have been cut short
@@ -140,10 +167,6 @@ class UnfinishedTable:
             for start in range(0, self.num_images, _ROWS_AT_ONCE):
                 records = np.fromfile(file, self.record, count=min(_ROWS_AT_ONCE, self.num_images - start))
                 yield start, records["status"], records["sorted_probs"]
-
-    def remove(self) -> None:
-        """Delete the folder, once the table stands in its place."""
-        shutil.rmtree(self.folder)
 
 
 def _line(reason: tuple[int, str]) -> str:
