@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -23,7 +24,7 @@ from clcnet.images import ImageSet, names_of
 
 SUM_TOLERANCE = 1e-3
 ROWS_A_CHUNK = 1024  # bounds the memory of writing and checking, large enough to keep pyarrow busy
-_READ_BLOCK_BYTES = 1 << 24
+_ROWS_A_READ = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,22 +96,29 @@ def check_sorted_probs(probs: np.ndarray, source: str = "probs") -> None:
         raise ValueError(f"{source} has {probs.shape[1]} probabilities a row; at least 2 are needed")
     for start in range(0, len(probs), ROWS_A_CHUNK):
         chunk = probs[start : start + ROWS_A_CHUNK]
-        finite = np.isfinite(chunk)
-        _check_values(chunk, ~finite, start, source, "is not a finite number")
-        _check_values(chunk, chunk < 0, start, source, "is negative")
         sums = chunk.sum(axis=1, dtype=np.float64)
-        off = np.abs(sums - 1) > SUM_TOLERANCE
-        if off.any():
-            row = int(off.argmax())
-            raise ValueError(
-                f"{source}: row {start + row + 1} sums to {sums[row]:.6g} instead of 1; give softmax outputs"
-            )
-        _check_values(chunk, chunk > 1 + SUM_TOLERANCE, start, source, "is above 1")
-        unsorted = np.zeros(chunk.shape, dtype=bool)
-        np.greater(chunk[:, 1:], chunk[:, :-1], out=unsorted[:, 1:])
-        _check_values(
-            chunk, unsorted, start, source, "is larger than the one before it; sort each row in descending order"
-        )
+        if not _all_sorted_probs(chunk, sums):
+            _refuse_first_defect(chunk, sums, start, source)
+
+
+def _all_sorted_probs(chunk: np.ndarray, sums: np.ndarray) -> bool:
+    """Whether all rows are valid, in few passes: in a sorted row the ends bound the rest, and NaN never compares."""
+    descending = (chunk[:, :-1] >= chunk[:, 1:]).all()
+    in_range = (chunk[:, -1] >= 0).all() and (chunk[:, 0] <= 1 + SUM_TOLERANCE).all()
+    return bool(descending and in_range and (np.abs(sums - 1) <= SUM_TOLERANCE).all())
+
+
+def _refuse_first_defect(chunk: np.ndarray, sums: np.ndarray, start: int, source: str) -> None:
+    _check_values(chunk, ~np.isfinite(chunk), start, source, "is not a finite number")
+    _check_values(chunk, chunk < 0, start, source, "is negative")
+    off = np.abs(sums - 1) > SUM_TOLERANCE
+    if off.any():
+        row = int(off.argmax())
+        raise ValueError(f"{source}: row {start + row + 1} sums to {sums[row]:.6g} instead of 1; give softmax outputs")
+    _check_values(chunk, chunk > 1 + SUM_TOLERANCE, start, source, "is above 1")
+    unsorted = np.zeros(chunk.shape, dtype=bool)
+    np.greater(chunk[:, 1:], chunk[:, :-1], out=unsorted[:, 1:])
+    _check_values(chunk, unsorted, start, source, "is larger than the one before it; sort each row in descending order")
 
 
 def _check_values(chunk: np.ndarray, bad: np.ndarray, start: int, source: str, problem: str) -> None:
@@ -261,41 +269,21 @@ def _read_parquet(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 def _read_csv(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     num_columns = _count_columns(path)
-    column_names = [str(index) for index in range(num_columns)]
-    types = dict.fromkeys(column_names, pa.float32()) | {column_names[0]: pa.string()}
     _check_memory(path, num_columns)
+    names: list[str] = []
+    pieces = []
     try:
-        arrow = pa.csv.read_csv(
-            path,
-            read_options=pa.csv.ReadOptions(column_names=column_names, block_size=_READ_BLOCK_BYTES),
-            parse_options=pa.csv.ParseOptions(newlines_in_values=_has_quotes(path), ignore_empty_lines=True),
-            # an empty cell is a defect to report, not a missing value, and a file may be called "NA.jpg"
-            convert_options=pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False),
-        )
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+        # na_filter: a file may be called "NA.jpg", and an empty cell is a defect to report, not a missing value
+        with pd.read_csv(path, header=None, dtype={0: str}, na_filter=False, chunksize=_ROWS_A_READ) as reader:
+            for frame in reader:
+                names += frame[0].tolist()
+                pieces.append(frame.iloc[:, 1:].to_numpy(np.float32))
+    except (ValueError, UnicodeDecodeError) as error:  # pandas' ParserError is a ValueError
         raise ValueError(_first_bad_row(path, num_columns) or f"table {path} cannot be read ({error})") from None
-    names = arrow.column(0).to_pylist()
-    values = np.empty((len(names), num_columns - 1), dtype=np.float32)
-    start = 0
-    for batch in arrow.to_batches():
-        stop = start + batch.num_rows
-        for column in range(1, num_columns):
-            values[start:stop, column - 1] = batch.column(column).to_numpy(zero_copy_only=False)
-        start = stop
-    if np.isnan(values).any():
-        message = _first_bad_row(path, num_columns)
-        if message:
-            raise ValueError(message)
+    values = np.concatenate(pieces)
+    if np.isnan(values).any() and (message := _first_bad_row(path, num_columns)):
+        raise ValueError(message)
     return names, values[:, :-1], values[:, -1]
-
-
-def _has_quotes(path: Path) -> bool:
-    """Whether a file name may be quoted, and so hold a line break: pyarrow reads such files in fewer pieces at once."""
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            if b'"' in block:
-                return True
-    return False
 
 
 def _count_columns(path: Path) -> int:
@@ -353,7 +341,7 @@ def _check_memory(path: Path, num_columns: int) -> None:
         return
     with open(path, "rb") as file:
         row_bytes = max(len(file.readline(1 << 24)), 1)
-    # pyarrow's columns and our array are alive together
+    # the pieces and their concatenation are alive together
     needed = 2 * 4 * num_columns * (path.stat().st_size // row_bytes + 1)
     if needed > free + _reclaimable_bytes():
         raise MemoryError(
@@ -421,4 +409,5 @@ def _check_named_once(table: Table, matched: np.ndarray, source: str) -> None:
 
 def fold_of_rows(table: Table, images: ImageSet, source: str = "the table") -> np.ndarray:
     """The fold, from 0, of every row's image: (N,). Raises as `match_rows` does."""
-    return images.folds[match_rows(table, images, source)]
+    folds: np.ndarray = images.folds[match_rows(table, images, source)]
+    return folds
