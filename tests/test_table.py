@@ -73,6 +73,15 @@ def test_another_reader_sees_the_same_table(tmp_path: Path) -> None:
     assert frame.iloc[:, -1].tolist() == table.correct.astype(int).tolist()
 
 
+@pytest.mark.parametrize("bits", [0x15AE43FC, 0x15AE43FD, 0x15AE43FE, 0x00000001, 0x007FFFFF, 0x3F7FFFFF])
+def test_the_float32_numbers_that_are_hardest_to_read_survive(tmp_path: Path, bits: int) -> None:
+    value = np.uint32(bits).view(np.float32)  # 0x15AE43FD is rounded wrongly when read through a double
+    pair = sorted([float(value), float(np.float32(1) - value)], reverse=True)
+    table = make_table(["a"], [pair], [1])
+    write_table(table, tmp_path / "t.csv")
+    assert_same(read_table(tmp_path / "t.csv"), table)
+
+
 float32s = st.floats(0, 1, width=32)
 
 
