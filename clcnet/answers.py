@@ -1,4 +1,4 @@
-"""What a cascade said about every image of a folder: the answer that stands, the result file, the summary. numpy alone."""
+"""What a cascade said about every image of a folder: which answer stands, and the result file. numpy alone."""
 
 from __future__ import annotations
 
@@ -124,7 +124,8 @@ class Verdicts:
             targets: (M,) classes.
 
         Returns:
-            Of the cascade, of the shallow model alone, and of both models on the deferred images (NaN if there are none).
+            Of the cascade, of the shallow model alone, and of both models on the deferred images (NaN if there are
+            none).
         """
         right = self.top1 == targets
         asked = right[:, self.deferred] if self.deferred.any() else np.full((2, 1), np.nan)
@@ -143,7 +144,8 @@ class Verdicts:
             count: how many classes to return at most.
 
         Returns:
-            (class, deferred, images) each, largest share first, then most images; classes without a deferred image are left out.
+            (class, deferred, images) each, largest share first, then most images; classes without a deferred image are
+            left out.
         """
         known, group = np.unique(classes, return_inverse=True)
         totals = np.bincount(group)

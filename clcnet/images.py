@@ -66,7 +66,12 @@ def natural_key(text: str) -> tuple[list[str | int], str]:
     return [int(piece) if position % 2 else piece for position, piece in enumerate(pieces)], text
 
 
-def list_images(folder: Path | str, class_map: Path | str | None = None, labels: Path | str | None = None) -> ImageSet:
+def list_images(
+    folder: Path | str,
+    class_map: Path | str | None = None,
+    labels: Path | str | None = None,
+    any_folder: bool = False,
+) -> ImageSet:
     """List the images of `folder`, in natural order of class and file name.
 
     The order is the same on every machine, and whether or not the folder is cut into five parts. Files without an
@@ -78,6 +83,8 @@ def list_images(folder: Path | str, class_map: Path | str | None = None, labels:
         class_map: text file with one class folder a line, in the order of their indices (timm's format).
         labels: for a folder without class folders: a CSV file `file,label`, or the official
             ILSVRC2012_validation_ground_truth.txt with the development kit's meta.mat beside it.
+        any_folder: take folders for what they are: where images lie beside folders, or a class map knows none of the
+            folders, no image has a class. Otherwise these are errors.
 
     Raises:
         OSError: the folder or a file named is missing or cannot be read.
@@ -92,7 +99,7 @@ def list_images(folder: Path | str, class_map: Path | str | None = None, labels:
     if not relative:
         raise ValueError(f"image folder {root} holds no images (looked for {' '.join(IMAGE_EXTENSIONS)})")
     parts = _parts(root, relative)
-    classes = _classes(root, relative, parts)
+    classes = _classes(root, relative, parts, any_folder)
     if labels is not None:
         if classes is not None:
             raise ValueError(
@@ -103,8 +110,11 @@ def list_images(folder: Path | str, class_map: Path | str | None = None, labels:
         known_classes = sorted(set(classes), key=natural_key)
     else:
         known_classes = []
-    if class_map is not None and classes is not None:
-        known_classes = _read_class_map(Path(class_map), classes)
+    if class_map is not None:
+        known_classes = _read_class_map(Path(class_map))
+        if any_folder and labels is None and not set(known_classes) & set(classes or ()):
+            classes = None
+        _check_class_map(Path(class_map), known_classes, classes or [])
     index_of = {name: index for index, name in enumerate(known_classes)}
     targets = np.array(
         [index_of[name] for name in classes] if classes is not None else [-1] * len(relative), dtype=np.int64
@@ -180,11 +190,13 @@ def _parts(root: Path, relative: list[Path]) -> list[int] | None:
     return parts
 
 
-def _classes(root: Path, relative: list[Path], parts: list[int] | None) -> list[str] | None:
+def _classes(root: Path, relative: list[Path], parts: list[int] | None, any_folder: bool) -> list[str] | None:
     """The class folder's name of each image, or None in a flat folder."""
     depth = 1 if parts is None else 2
     flat = [path for path in relative if len(path.parts) == depth]
     if len(flat) == len(relative) and parts is None:
+        return None
+    if flat and any_folder:
         return None
     if flat:
         raise ValueError(f"image folder {root}: {flat[0]} lies beside the class folders; move it into one of them")
@@ -213,17 +225,20 @@ def names_of(image_set: ImageSet, index: int) -> set[str]:
     return {_bare_name(path), _class_and_file(path), path.as_posix()}
 
 
-def _read_class_map(path: Path, classes: list[str]) -> list[str]:
+def _read_class_map(path: Path) -> list[str]:
     if path.suffix.lower() not in (".txt", ""):
         raise ValueError(f"class map {path}: only text files are read, one class folder a line")
     known = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     repeated = [name for name, count in Counter(known).items() if count > 1]
     if repeated:
         raise ValueError(f"class map {path} names {repeated[0]!r} more than once")
+    return known
+
+
+def _check_class_map(path: Path, known: list[str], classes: list[str]) -> None:
     unknown = sorted(set(classes) - set(known), key=natural_key)
     if unknown:
         raise ValueError(f"class folder {unknown[0]!r} is not in the class map {path}; add a line for it")
-    return known
 
 
 def _read_labels(path: Path, relative: list[Path]) -> tuple[list[str], list[str]]:

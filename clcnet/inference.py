@@ -1,9 +1,8 @@
-"""A cascade and a folder of images -> one row an image on disk: resumable, in bounded memory, by one process or many."""
+"""A cascade and a folder of images -> the result on disk: resumable, in bounded memory, by one process or many."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,10 +15,19 @@ from tqdm import tqdm
 from clcnet import distributed
 from clcnet.answers import UNKNOWN, Answers, Verdicts, write_result
 from clcnet.classifiers import Classifier, class_indices
-from clcnet.files import atomic_path, output_lock
+from clcnet.files import output_lock
 from clcnet.images import ImageSet
+from clcnet.runs import (
+    Arguments,
+    check_processes_agree,
+    errors_file,
+    partial_folder,
+    run_arguments,
+    write_errors,
+)
 from clcnet.streaming import DEEP, NOTHING, SHALLOW, Outcome
 from clcnet.system import Cascade, stream
+from clcnet.unfinished import UnfinishedAnswers
 
 
 @dataclass
@@ -45,7 +53,7 @@ class Stopwatch:
 
     @property
     def time_saving(self) -> float:
-        """How many times longer the deep model would have taken on every image, by its time on the deferred ones; NaN if none."""
+        """Time of the deep model on every image, by its time on the deferred ones, over the time taken; NaN if none was."""
         if not self.images[DEEP]:
             return float("nan")
         deep_alone = self.images[SHALLOW] * self.seconds[DEEP] / self.images[DEEP] / distributed.world_size()
@@ -53,7 +61,8 @@ class Stopwatch:
 
 
 def known_targets(images: ImageSet, classifier: Classifier, by_position: bool) -> tuple[np.ndarray, str | None]:
-    """The classes of the images as the classifier numbers them, or UNKNOWN for all where the folders are not its classes.
+    """The classes of the images as the classifier numbers them, or UNKNOWN for all where the folders are not its
+    classes.
 
     Args:
         images: the images.
@@ -80,7 +89,8 @@ def known_targets(images: ImageSet, classifier: Classifier, by_position: bool) -
 def name_classes(
     images: ImageSet, targets: np.ndarray, classifier: Classifier, class_map: Sequence[str] | None = None
 ) -> list[str] | None:
-    """Name the classifier's classes: by the class map, else the model's own names, else the folders, else ImageNet; or None.
+    """Name the classifier's classes: by the class map, else the model's own names, else the folders, else ImageNet; or
+    None.
 
     Args:
         images: the images.
@@ -132,7 +142,11 @@ class Summary:
         return float(self.verdicts.deferred.mean())
 
     def most_deferred(self) -> list[tuple[str, int, int]]:
-        """Class name, deferred images, all images, of the classes that defer most; by the shallow answer where no class is known."""
+        """The classes that defer most, by the shallow model's answers where the true ones are not known.
+
+        Returns:
+            (name, deferred images, all its images), most deferred first.
+        """
         classes = self.targets if self.has_labels else self.verdicts.top1[SHALLOW]
         names = self.class_names or [str(index) for index in range(classes.max() + 1)]
         return [(names[index] or str(index), *counts) for index, *counts in self.verdicts.most_deferred(classes)]
@@ -144,10 +158,13 @@ def answer_folder(
     output: Path,
     targets: np.ndarray,
     class_names: list[str] | None,
+    arguments: Arguments,
     batch_size: int | None = None,
     workers: int | None = None,
+    resume: bool = False,
 ) -> Summary:
-    """Run the cascade over all images and write the result. Every process of a torchrun calls this; the main one writes.
+    """Run the cascade over all images and write the result. Every process of a torchrun calls this; the main one
+    writes.
 
     Args:
         cascade: of two timm models.
@@ -155,43 +172,93 @@ def answer_folder(
         output: CSV file to write; replaced only by the finished result.
         targets: (N,) classes as the shallow model numbers them, UNKNOWN where not known.
         class_names: of all classes, where known.
+        arguments: what the rows depend on besides models and images.
         batch_size: images a batch; by default what suits the device.
         workers: decoding processes; by default what suits the machine.
+        resume: go on with the rows of an interrupted run with the same arguments, if there are any.
 
     Raises:
-        ValueError: no image can be read, or a model's answer is not a number.
+        ValueError: other arguments than the interrupted run's; no image can be read; a model's answer is not a number.
         OSError: the output cannot be written, or another run is writing it.
     """
-    answers, stopwatch = Answers(len(images)), Stopwatch()
+    batch_size = batch_size or cascade.batch_size
+    classifiers = [model for model in (cascade.shallow, cascade.deep) if isinstance(model, Classifier)]
+    arguments = run_arguments(classifiers, images, targets, batch_size) | arguments
+    check_processes_agree(arguments)
+    unfinished = UnfinishedAnswers(partial_folder(output), arguments)
     with output_lock(output) if distributed.is_main() else contextlib.nullcontext():
-        with tqdm(total=len(images), unit="img", desc="cascade", smoothing=0.1, disable=not distributed.is_main()) as bar:
-            for outcome in stream(cascade, images, batch_size, workers):
-                answers.add(outcome)
-                stopwatch.add(outcome)
-                if outcome.task.stage == SHALLOW:
-                    bar.update(len(outcome.task.indices))
+        done = distributed.broadcast(_open(unfinished, resume) if distributed.is_main() else None)
+        answers, stopwatch = _answer_rest(cascade, images, unfinished, done, batch_size, workers)
         verdicts = answers.decide(cascade.threshold)
-        unreadable = {images.names[place]: reason for place, reason in sorted(answers.unreadable.items())}
         if distributed.is_main():
-            write_errors(errors_file(output), unreadable)
-        if not len(verdicts):
-            name, reason = next(iter(unreadable.items()))
-            raise ValueError(f"none of the {len(images)} images in {images.root} can be read; {name}: {reason}")
-        if distributed.is_main():
-            write_result(output, images.names, targets, verdicts, class_names)
+            _finish(unfinished, images, output, targets, answers, verdicts, class_names)
+    unreadable = {images.names[place]: reason for place, reason in answers.unreadable.items()}
     return Summary(verdicts, targets[verdicts.places], class_names, unreadable, stopwatch)
 
 
-def write_errors(path: Path, unreadable: dict[str, str]) -> None:
-    """Name the images left out, with their reasons; without any, remove the file that an earlier run left."""
-    if not unreadable:
-        path.unlink(missing_ok=True)
-        return
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "reason"])
-        writer.writerows(unreadable.items())
+def _open(unfinished: UnfinishedAnswers, resume: bool) -> list[Outcome]:
+    if resume and unfinished.exists():
+        return unfinished.resume()
+    if resume:
+        print(f"nothing to resume: {unfinished.folder} does not exist; starting from the first image", flush=True)
+    elif unfinished.exists():
+        print(f"starting again: the rows of an interrupted run in {unfinished.folder} are discarded", flush=True)
+    unfinished.start()
+    return []
 
 
-def errors_file(output: Path) -> Path:
-    return Path(f"{output}.errors.csv")
+def _answer_rest(
+    cascade: Cascade,
+    images: ImageSet,
+    unfinished: UnfinishedAnswers,
+    done: list[Outcome],
+    batch_size: int,
+    workers: int | None,
+) -> tuple[Answers, Stopwatch]:
+    answers = Answers(len(images))
+    for outcome in done:
+        answers.add(outcome)
+    num_done = sum(len(outcome.task.indices) for outcome in done if outcome.task.stage == SHALLOW)
+    if done and distributed.is_main():
+        print(f"resuming after {num_done} of {len(images)} images", flush=True)
+    stopwatch = Stopwatch()
+    with tqdm(
+        total=len(images),
+        initial=num_done,
+        unit="img",
+        desc="cascade",
+        smoothing=0.1,
+        disable=not distributed.is_main(),
+    ) as bar:
+        for outcome in stream(cascade, images, batch_size, workers, done):
+            stopwatch.add(outcome)
+            if outcome.task.stage == NOTHING:
+                continue
+            answers.add(outcome)
+            if distributed.is_main():
+                unfinished.append(outcome)
+            if outcome.task.stage == DEEP:
+                bar.set_postfix_str(f"{stopwatch.images[DEEP]} deferred", refresh=False)
+            else:
+                bar.update(len(outcome.task.indices))
+    return answers, stopwatch
+
+
+def _finish(
+    unfinished: UnfinishedAnswers,
+    images: ImageSet,
+    output: Path,
+    targets: np.ndarray,
+    answers: Answers,
+    verdicts: Verdicts,
+    class_names: list[str] | None,
+) -> None:
+    write_errors(errors_file(output), images, dict(sorted(answers.unreadable.items())))
+    if not len(verdicts):
+        unfinished.remove()
+        place, reason = next(iter(answers.unreadable.items()))
+        raise ValueError(
+            f"none of the {len(images)} images in {images.root} can be read ({images.names[place]}: {reason})"
+        )
+    write_result(output, images.names, targets, verdicts, class_names)
+    unfinished.remove()

@@ -1,8 +1,9 @@
 """The order of work of a cascade over many images: which batch of which model comes next.
 
-Shallow batches cut the list of images at fixed places. Images whose confidence is too low wait, in order, until they fill a batch of
-the deep model; that batch then goes before the next shallow one. So what stands together in a batch depends on neither the number of
-processes nor on interruptions, and the answers are the same to the last bit. numpy alone.
+Shallow batches cut the list of images at fixed places. Images whose confidence is too low wait, in order, until they
+fill a batch of the deep model; that batch then goes before the next shallow one. So what stands together in a batch
+depends on neither the number of processes nor on interruptions, and the answers are the same to the last bit. numpy
+alone.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Outcome:
 def is_deferred(confidence: np.ndarray, threshold: float) -> np.ndarray:
     """Which images go on to the deep model: (N,) bool. Below the threshold is deferred, equal to it stays.
 
-    Compared in float64 as `cascade.run_cascade` does; numpy alone would round the threshold to the confidences' float32.
+    Compared in float64 as `cascade.run_cascade` does; numpy alone would round the threshold to the confidences'
+    float32.
     """
     return confidence.astype(np.float64) < threshold
 
@@ -57,8 +59,8 @@ def is_deferred(confidence: np.ndarray, threshold: float) -> np.ndarray:
 class Schedule:
     """The tasks of one process, made as the outcomes come in; iterate over it once.
 
-    With several processes all of them hold the same schedule and are told all outcomes in the same order. Work goes round by round,
-    one task each; a process for which a round has none gets an empty one, so that all stay in step.
+    With several processes all of them hold the same schedule and are told all outcomes in the same order. Work goes
+    round by round, one task each; a process for which a round has none gets an empty one, so that all stay in step.
     """
 
     def __init__(

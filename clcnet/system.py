@@ -1,12 +1,12 @@
 """The whole cascade on images: `Cascade`, for a service to hold, and its run over the images of a folder.
 
-    from clcnet import CLCNet, Cascade
-    from clcnet.classifiers import load_classifier
+from clcnet import CLCNet, Cascade
+from clcnet.classifiers import load_classifier
 
-    shallow = load_classifier("tf_efficientnet_b0.aa_in1k")
-    deep = load_classifier("tf_efficientnet_b4.aa_in1k")
-    cascade = Cascade(shallow, deep, CLCNet.load("weights/CLCNet_custom.zip"), threshold=0.5)
-    labels, confidences, answered_by = cascade(["cat.jpg", "dog.jpg"])  # paths or PIL images
+shallow = load_classifier("tf_efficientnet_b0.aa_in1k")
+deep = load_classifier("tf_efficientnet_b4.aa_in1k")
+cascade = Cascade(shallow, deep, CLCNet.load("weights/CLCNet_custom.zip"), threshold=0.5)
+labels, confidences, answered_by = cascade(["cat.jpg", "dog.jpg"])  # paths or PIL images
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Predictions(NamedTuple):
 class Cascade:
     """A shallow model that answers every image and a deep one for those whose confidence is below a threshold.
 
-    The deep answer stands where it is the surer of the two (arXiv:2205.09612). Calls change nothing inside, so several threads
-    may share one cascade.
+    The deep answer stands where it is the surer of the two (arXiv:2205.09612). Calls change nothing inside, so several
+    threads may share one cascade.
     """
 
     def __init__(
@@ -110,7 +110,9 @@ class Cascade:
         deep_labels[deferred], deep_confidences[deferred] = self._ask(DEEP, [images[index] for index in deferred])
         answered_by, _ = decide(confidences, deep_confidences, self.threshold)
         kept = answered_by == DEEP
-        return Predictions(np.where(kept, deep_labels, labels), np.where(kept, deep_confidences, confidences), answered_by)
+        return Predictions(
+            np.where(kept, deep_labels, labels), np.where(kept, deep_confidences, confidences), answered_by
+        )
 
     def judge(self, stage: int, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Turn a model's probabilities into answers.
@@ -178,7 +180,8 @@ def _match_classes(shallow: Classifier | _PlainModel, deep: Classifier | _PlainM
     missing = sorted(set(theirs) - set(ours))
     if missing:
         raise ValueError(
-            f"the deep model's class {missing[0]!r} is not among the shallow model's; a cascade needs two models of the same classes"
+            f"the deep model's class {missing[0]!r} is not among the shallow model's; "
+            "a cascade needs two models of the same classes"
         )
     place = {name: index for index, name in enumerate(ours)}
     return np.array([place[name] for name in theirs], np.int64)
@@ -193,8 +196,8 @@ def stream(
 ) -> Iterator[Outcome]:
     """Run a cascade of two `Classifier`s over all images; every process of a torchrun calls this and gets all outcomes.
 
-    One set of worker processes reads for both models, batch by batch in the order that `Schedule` sets, so images for the deep
-    model are decoded while the shallow model computes. Memory does not depend on the number of images.
+    One set of worker processes reads for both models, batch by batch in the order that `Schedule` sets, so images for
+    the deep model are decoded while the shallow model computes. Memory does not depend on the number of images.
 
     Args:
         cascade: its threshold decides which images are deferred.
@@ -276,7 +279,13 @@ class _StageRunner:
         return torch.tensor([value * 255 for value in values], device=self.device).view(1, -1, 1, 1)
 
     def run(self, task: Task, pixels: torch.Tensor, marks: torch.Tensor) -> Outcome:
-        """Classify a batch of (B, channels, height, width) uint8 pixels; a negative mark is an image that cannot be read."""
+        """Classify a batch.
+
+        Args:
+            task: which images they are.
+            pixels: (B, channels, height, width) uint8.
+            marks: (B,) negative for an image that cannot be read.
+        """
         readable = marks.numpy() >= 0
         batch = pixels.to(self.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
         indices = np.array(task.indices, np.int64)
@@ -292,6 +301,6 @@ class _StageRunner:
         broken = ~np.isfinite(probs).all(axis=1)
         if broken.any():
             raise ValueError(
-                f"image {self.dataset.path(indices[broken.argmax()])}: the {STAGE_NAMES[self.stage]} model's answer is not a number; "
-                "check its weights, or run without --amp"
+                f"image {self.dataset.path(indices[broken.argmax()])}: the {STAGE_NAMES[self.stage]} model's answer is "
+                "not a number; check its weights, or run without --amp"
             )

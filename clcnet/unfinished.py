@@ -1,11 +1,16 @@
 """The rows of a run that is not finished yet, kept so that `--resume` goes on where a killed run stopped.
 
-A folder `<output>.partial` beside the output holds three files:
+A folder `<output>.partial` beside the output holds `arguments.json`, all that determines the rows (a run with other
+arguments must not go on with these), and, for a table,
 
-- `arguments.json`: all that determines the rows; a run with other arguments must not go on with these;
 - `rows`: one fixed-size record an image, in order, so that the file's size alone says how far the run came, and a
   record cut short by a kill is told from a whole one;
-- `unreadable.jsonl`: index and reason of every image left out, written before the image's record.
+- `unreadable.jsonl`: index and reason of every image left out, written before the image's record;
+
+or, for the answers of a cascade,
+
+- `outcomes.jsonl`: what came of each batch, one line each, in the order of the schedule; a line cut short does not
+count.
 """
 
 import json
@@ -17,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from clcnet.files import atomic_path
+from clcnet.streaming import Outcome, Task
 
 WRONG, RIGHT, LEFT_OUT = 0, 1, 2
 _ROWS_AT_ONCE = 4096
@@ -167,6 +173,54 @@ class UnfinishedTable(UnfinishedRun):
             for start in range(0, self.num_images, _ROWS_AT_ONCE):
                 records = np.fromfile(file, self.record, count=min(_ROWS_AT_ONCE, self.num_images - start))
                 yield start, records["status"], records["sorted_probs"]
+
+
+class UnfinishedAnswers(UnfinishedRun):
+    """The outcomes of a cascade's batches so far, in the order of its schedule."""
+
+    @property
+    def _outcomes_file(self) -> Path:
+        return self.folder / "outcomes.jsonl"
+
+    def _make_files(self) -> None:
+        self._outcomes_file.touch()
+
+    def resume(self) -> list[Outcome]:
+        """Read the outcomes of an earlier run and cut off what a kill left half-written.
+
+        Raises:
+            ValueError: that run had other arguments.
+        """
+        self.check_arguments()
+        text = self._outcomes_file.read_bytes()
+        whole = text.rfind(b"\n") + 1
+        with open(self._outcomes_file, "rb+") as file:
+            file.truncate(whole)
+        return [_read_outcome(line) for line in text[:whole].splitlines()]
+
+    def append(self, outcome: Outcome) -> None:
+        """Keep the outcome of the next batch."""
+        fields = {
+            "stage": outcome.task.stage,
+            "images": outcome.task.indices,
+            "answered": outcome.answered.tolist(),
+            "top1": outcome.top1.tolist(),
+            "confidence": outcome.confidence.tolist(),  # as float64, which JSON reads back as the same float32
+            "unreadable": outcome.unreadable,
+        }
+        with open(self._outcomes_file, "ab") as file:
+            file.write(json.dumps(fields).encode() + b"\n")
+
+
+def _read_outcome(line: bytes) -> Outcome:
+    fields = json.loads(line)
+    return Outcome(
+        task=Task(fields["stage"], tuple(fields["images"])),
+        answered=np.array(fields["answered"], np.int64),
+        top1=np.array(fields["top1"], np.int64),
+        confidence=np.array(fields["confidence"], np.float32),
+        unreadable=tuple((index, reason) for index, reason in fields["unreadable"]),
+    )
 
 
 def _line(reason: tuple[int, str]) -> str:
