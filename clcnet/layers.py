@@ -1,32 +1,52 @@
-"""The layers of CLCNet: sparsemax, ghost batch norm, restricted self-attention, and the TabNet encoder's blocks.
+"""The layers of CLCNet: sparsemax, ghost batch norm, restricted self-attention, and TabNet's transformers.
 
-CLCNet: arXiv:2205.09612, section 3. TabNet: arXiv:1908.07442. Two departures in how things are computed, none in what:
+CLCNet: arXiv:2205.09612, section 3. TabNet: arXiv:1908.07442. What is computed is theirs; how it is computed is not:
 
 * Restricted self-attention keeps only the query of position 0. The key's bias cancels in the softmax, so `q_0 . k_i` is
-  `slope * x_i` with one `slope` a row, and the whole layer costs O(n) a row.
-* Every layer works on the last two dimensions, (rows, features). Parameters may carry a leading dimension of models,
-  (models, ...), and then one call trains or scores that many networks at once; see `clcnet.training`.
+  `slope * x_i` plus a constant, with one `slope` a row, and the whole layer costs O(n) a row.
+* The feature transformers of all steps live in one module, in parameters with a leading dimension of blocks, and run
+  at once where the steps have the same input.
+* Every layer works on the last dimensions. Parameters may carry a leading dimension of models as well, and then one
+  call trains or scores that many networks; see `clcnet.training`.
 """
 
 import math
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 QUERY_WIDTH = 10
 GAUSSIAN_WIDTH = 0.01  # standard deviation of the kernel, as a share of the row
+GAUSSIAN_REACH = 7.0  # standard deviations; beyond them the kernel is below 3e-11 and left out
+BAND = 50  # positions that share one block of the banded product
+RESIDUAL_SCALE = math.sqrt(0.5)
+ALL = slice(None)
+
+
+def descending(x: Tensor) -> Tensor:
+    """The last dimension sorted from largest to smallest; no gradient. NumPy's sort is ten times torch's on a CPU."""
+    if x.device.type != "cpu":
+        return x.sort(dim=-1, descending=True).values
+    return torch.from_numpy(np.sort(x.detach().numpy(), axis=-1)).flip(-1)
+
+
+def _descending_order(x: Tensor) -> Tensor:
+    """Indices that sort the last dimension from largest to smallest."""
+    if x.device.type != "cpu":
+        return x.argsort(dim=-1, descending=True)
+    return torch.from_numpy(np.argsort(x.detach().numpy(), axis=-1)).flip(-1)
 
 
 class _Sparsemax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
-        descending = logits.sort(dim=-1, descending=True).values
-        excess = descending.cumsum(dim=-1) - 1
+        top_first = descending(logits)
+        excess = top_first.cumsum(dim=-1).sub_(1)
         rank = torch.arange(1, logits.shape[-1] + 1, device=logits.device, dtype=logits.dtype)
-        support = (rank * descending > excess).sum(dim=-1, keepdim=True)
+        support = (top_first.mul_(rank) > excess).sum(dim=-1, keepdim=True)
         threshold = excess.gather(-1, support - 1) / support
         weights = (logits - threshold).clamp_(min=0)
         ctx.save_for_backward(weights)
@@ -36,8 +56,8 @@ class _Sparsemax(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         (weights,) = ctx.saved_tensors
         support = (weights > 0).to(grad.dtype)
-        mean = (grad * support).sum(dim=-1, keepdim=True) / support.sum(dim=-1, keepdim=True)
-        return (grad - mean) * support
+        grad = grad * support
+        return grad.sub_(support.mul_(grad.sum(dim=-1, keepdim=True) / support.sum(dim=-1, keepdim=True)))
 
 
 def sparsemax(logits: Tensor) -> Tensor:
@@ -52,21 +72,35 @@ def sparsemax(logits: Tensor) -> Tensor:
     return _Sparsemax.apply(logits)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class Linear(nn.Module):
-    """Linear layer without bias: (..., rows, inputs) -> (..., rows, outputs)."""
+def linear_weight(*shape: int, gated: bool) -> nn.Parameter:
+    """Weights (..., outputs, inputs) of a linear layer without bias, drawn as TabNet draws them.
 
-    def __init__(self, num_inputs: int, num_outputs: int, gain: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_outputs, num_inputs))
-        nn.init.xavier_normal_(self.weight, gain=gain)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight.mT
+    Xavier with TabNet's gain; layers in front of a gate start twice as wide.
+    """
+    num_outputs, num_inputs = shape[-2:]
+    gain = math.sqrt((num_inputs + num_outputs) / math.sqrt(num_inputs if gated else 4 * num_inputs))
+    return nn.Parameter(torch.randn(shape) * gain * math.sqrt(2 / (num_inputs + num_outputs)))
 
 
-def tabnet_gain(num_inputs: int, num_outputs: int, gated: bool) -> float:
-    """Gain of the Xavier initialisation in TabNet; layers in front of a gate start twice as wide."""
-    return math.sqrt((num_inputs + num_outputs) / math.sqrt(num_inputs if gated else 4 * num_inputs))
+class _Normalise(torch.autograd.Function):
+    """Rows (..., R, F) to mean 0 and variance 1 over R; also returns both, (..., 1, F). Few passes over the data."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
+        mean = x.mean(dim=-2, keepdim=True)
+        centred = x - mean
+        variance = centred.square().mean(dim=-2, keepdim=True)
+        inverse = torch.rsqrt(variance + epsilon)
+        normalised = centred.mul_(inverse)
+        ctx.save_for_backward(normalised, inverse)
+        ctx.mark_non_differentiable(mean, variance)
+        return normalised, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        normalised, inverse = ctx.saved_tensors
+        along = (grad * normalised).mean(dim=-2, keepdim=True)
+        return (grad - grad.mean(dim=-2, keepdim=True)).addcmul_(normalised, along, value=-1).mul_(inverse), None
 
 
 class GhostBatchNorm(nn.Module):
@@ -74,61 +108,66 @@ class GhostBatchNorm(nn.Module):
 
     In training, rows are cut into `ceil(rows / virtual_batch_size)` parts of equal size (the last may be shorter), each
     part is normalised by its own mean and variance, and the running statistics take the parts in as if one after another.
+
+    Args:
+        num_blocks: sets of parameters, for as many steps of the encoder.
+        num_features: F.
+        virtual_batch_size: rows normalised together in training.
+        momentum: weight of a part in the running statistics; 0 leaves them as they are.
     """
 
+    epsilon = 1e-5
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, num_features: int, virtual_batch_size: int, momentum: float, epsilon: float = 1e-5) -> None:
+    def __init__(self, num_blocks: int, num_features: int, virtual_batch_size: int, momentum: float) -> None:
         super().__init__()
         self.virtual_batch_size = virtual_batch_size
         self.momentum = momentum
-        self.epsilon = epsilon
-        self.weight = nn.Parameter(torch.ones(num_features))
-        self.bias = nn.Parameter(torch.zeros(num_features))
-        self.register_buffer("running_mean", torch.zeros(num_features))
-        self.register_buffer("running_var", torch.ones(num_features))
+        self.weight = nn.Parameter(torch.ones(num_blocks, num_features))
+        self.bias = nn.Parameter(torch.zeros(num_blocks, num_features))
+        self.register_buffer("running_mean", torch.zeros(num_blocks, num_features))
+        self.register_buffer("running_var", torch.ones(num_blocks, num_features))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, blocks: slice = ALL) -> Tensor:
+        """x: (..., blocks or 1, B, F) to (..., blocks, B, F)."""
         if not self.training:
             scale, shift = self.scale_and_shift()
-            return x * scale.unsqueeze(-2) + shift.unsqueeze(-2)
+            return torch.addcmul(shift[..., blocks, None, :], x, scale[..., blocks, None, :])
         num_rows = x.shape[-2]
         if num_rows < 2:
             raise ValueError(f"a training batch has {num_rows} row(s); batch norm needs at least 2")
         part = math.ceil(num_rows / math.ceil(num_rows / self.virtual_batch_size))
         num_whole = num_rows // part
-        whole = x[..., : num_whole * part, :].unflatten(-2, (num_whole, part))
-        normalised = self._normalise(whole).flatten(-3, -2)
-        if num_whole * part == num_rows:
-            return normalised
-        rest = self._normalise(x[..., num_whole * part :, :].unsqueeze(-3)).squeeze(-3)
-        return torch.cat([normalised, rest], dim=-2)
+        normalised = self._normalise(x[..., : num_whole * part, :].unflatten(-2, (num_whole, part)), blocks)
+        if num_whole * part < num_rows:
+            rest = self._normalise(x[..., num_whole * part :, :].unsqueeze(-3), blocks)
+            normalised = torch.cat([normalised, rest], dim=-2)
+        return torch.addcmul(self.bias[..., blocks, None, :], normalised, self.weight[..., blocks, None, :])
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """In evaluation this layer is `x * scale + shift`, both (..., F)."""
+        """In evaluation this layer is `x * scale + shift`, both (..., blocks, F)."""
         scale = self.weight * torch.rsqrt(self.running_var + self.epsilon)
         return scale, self.bias - self.running_mean * scale
 
-    def _normalise(self, parts: Tensor) -> Tensor:
-        """Normalise (..., parts, rows, F) part by part and take the statistics in."""
-        var, mean = torch.var_mean(parts, dim=-2, correction=0, keepdim=True)  # (..., parts, 1, F)
+    def _normalise(self, parts: Tensor, blocks: slice) -> Tensor:
+        """Normalise (..., parts, rows, F) part by part, take the statistics in, and return (..., rows, F)."""
+        normalised, mean, variance = _Normalise.apply(parts, self.epsilon)  # type: ignore[no-untyped-call]
         if self.momentum > 0:
-            self._update_running(mean.detach().squeeze(-2), var.detach().squeeze(-2), parts.shape[-2])
-        weight, bias = self.weight[..., None, None, :], self.bias[..., None, None, :]
-        scale = torch.rsqrt(var + self.epsilon) * weight
-        return parts * scale + (bias - mean * scale)
+            self._update_running(mean.squeeze(-2), variance.squeeze(-2), parts.shape[-2], blocks)
+        flat: Tensor = normalised.flatten(-3, -2)
+        return flat
 
     @torch.no_grad()
-    def _update_running(self, mean: Tensor, var: Tensor, num_rows: int) -> None:
-        """Exponential moving average over the parts in order; mean, var: (..., parts, F). Variances unbiased."""
+    def _update_running(self, mean: Tensor, variance: Tensor, num_rows: int, blocks: slice) -> None:
+        """Exponential moving average over the parts in order; mean, variance: (..., parts, F). Variances unbiased."""
         keep = 1 - self.momentum
         num_parts = mean.shape[-2]
         ages = torch.arange(num_parts - 1, -1, -1, device=mean.device, dtype=mean.dtype)
         share = (self.momentum * keep**ages).unsqueeze(-1)
         unbiased = num_rows / max(num_rows - 1, 1)
-        self.running_mean.mul_(keep**num_parts).add_((share * mean).sum(dim=-2))
-        self.running_var.mul_(keep**num_parts).add_((share * var).sum(dim=-2), alpha=unbiased)
+        for running, values in ((self.running_mean, mean), (self.running_var, variance * unbiased)):
+            running[..., blocks, :] = running[..., blocks, :] * keep**num_parts + (share * values).sum(dim=-2)
 
 
 @lru_cache(maxsize=32)
@@ -140,38 +179,68 @@ def gaussian_basis(num_positions: int, mapping_dim: int, device: torch.device) -
     return basis.float().to(device)
 
 
-class _AttentionPool(torch.autograd.Function):
-    """`h_j = sum_i softmax_i(slope * x_i) x_i g_ij` with its derivative by `slope`, the one thing that learns.
-
-    Keeping dh/dslope (rows x 100) instead of the graph spares the backward pass everything of length n:
-    `da_i/dslope = a_i (x_i - mean)` where `mean = sum_i a_i x_i`.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, slope: Tensor, basis: Tensor) -> Tensor:
-        weighted, total = attention_weighted(x, slope)
-        pooled = weighted @ basis / total
-        mean = weighted.sum(dim=-1, keepdim=True) / total
-        ctx.save_for_backward((weighted.mul_(x) @ basis) / total - mean * pooled)
-        return pooled
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]
-        (derivative,) = ctx.saved_tensors
-        return None, (grad * derivative).sum(dim=-1, keepdim=True), None
+@lru_cache(maxsize=32)
+def _bands(num_positions: int, mapping_dim: int, device: torch.device) -> list[tuple[slice, slice, Tensor]]:
+    """The basis cut into blocks of positions, each with the few columns that it reaches."""
+    basis = gaussian_basis(num_positions, mapping_dim, device)
+    reach = GAUSSIAN_REACH * GAUSSIAN_WIDTH
+    bands = []
+    for start in range(0, num_positions, BAND):
+        stop = min(start + BAND, num_positions)
+        first = max(0, math.floor((start / num_positions - reach) * (mapping_dim - 1)))
+        last = min(mapping_dim, math.ceil(((stop - 1) / num_positions + reach) * (mapping_dim - 1)) + 1)
+        rows, columns = slice(start, stop), slice(first, last)
+        bands.append((rows, columns, basis[rows, columns].contiguous()))
+    return bands
 
 
-def attention_weighted(x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+def times_gaussian(x: Tensor, mapping_dim: int) -> Tensor:
+    """`x @ gaussian_basis(n, mapping_dim)` for x (..., n), leaving out what the kernel does not reach."""
+    num_positions = x.shape[-1]
+    if num_positions <= 2 * BAND:
+        return x @ gaussian_basis(num_positions, mapping_dim, x.device)
+    rows = x.reshape(-1, num_positions)
+    product = torch.zeros(len(rows), mapping_dim, dtype=x.dtype, device=x.device)
+    for positions, columns, basis in _bands(num_positions, mapping_dim, x.device):
+        product[:, columns].addmm_(rows[:, positions], basis)
+    return product.view(*x.shape[:-1], mapping_dim)
+
+
+def attention_weighted(x: Tensor, slope: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`exp(slope * x_i) * x_i` and `sum_i exp(slope * x_i)`, both over the same factor, which keeps them finite.
 
     Args:
         x: (..., B, n), rows in descending order, so the largest exponent is at one of the two ends.
         slope: (..., B, 1).
+        out: as x, to hold the first result.
     """
     end = torch.where(slope > 0, x[..., :1], x[..., -1:])
-    weights = (x - end).mul_(slope).exp_()
+    weights = torch.sub(x, end, out=out).mul_(slope).exp_()
     total = weights.sum(dim=-1, keepdim=True)
     return weights.mul_(x), total
+
+
+class _SortedPool(torch.autograd.Function):
+    """`h_j = sum_i softmax_i(slope * x_i) x_i g_ij`, sorted, with its derivative by `slope`, all that is learned.
+
+    Keeping dh/dslope (B, mapping_dim) instead of the graph spares the backward pass everything of length n:
+    `da_i/dslope = a_i (x_i - mean)` where `mean = sum_i a_i x_i`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: Tensor, mapping_dim: int) -> Tensor:
+        weighted, total = attention_weighted(x, slope)
+        pooled = times_gaussian(weighted, mapping_dim).div_(total)
+        order = _descending_order(pooled)
+        mean = weighted.sum(dim=-1, keepdim=True) / total
+        derivative = times_gaussian(weighted.mul_(x), mapping_dim).div_(total).addcmul_(mean, pooled, value=-1)
+        ctx.save_for_backward(derivative.gather(-1, order))
+        return pooled.gather(-1, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]
+        (derivative,) = ctx.saved_tensors
+        return None, (grad * derivative).sum(dim=-1, keepdim=True), None
 
 
 class RestrictedSelfAttention(nn.Module):
@@ -180,7 +249,7 @@ class RestrictedSelfAttention(nn.Module):
     Only the top probability asks; the value matrix is a fixed Gaussian basis.
     """
 
-    def __init__(self, mapping_dim: int = 100) -> None:
+    def __init__(self, mapping_dim: int) -> None:
         super().__init__()
         self.mapping_dim = mapping_dim
         # One input feature: PyTorch's own initialisation of a linear layer draws from [-1, 1] then.
@@ -192,57 +261,71 @@ class RestrictedSelfAttention(nn.Module):
         """The factor of x_i in `q_0 . k_i / sqrt(mapping_dim)`; top: (..., B, 1), returns (..., B, 1)."""
         weight = (self.query_weight * self.key_weight).sum(dim=-1)[..., None, None]
         bias = (self.query_bias * self.key_weight).sum(dim=-1)[..., None, None]
-        return (top * weight + bias) / math.sqrt(self.mapping_dim)
+        return torch.addcmul(bias, top, weight) / math.sqrt(self.mapping_dim)
 
     def forward(self, probs: Tensor) -> Tensor:
-        basis = gaussian_basis(probs.shape[-1], self.mapping_dim, probs.device)
-        pooled: Tensor = _AttentionPool.apply(probs, self.slope(probs[..., :1]), basis)  # type: ignore[no-untyped-call]
-        return pooled.sort(dim=-1, descending=True).values
+        """probs: (..., B, n), rows sorted; returns (..., B, mapping_dim), rows sorted."""
+        slope = self.slope(probs[..., :1])
+        return _SortedPool.apply(probs, slope, self.mapping_dim)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class GatedLinear(nn.Module):
-    """Linear, ghost batch norm, gated linear unit. Several of them may share one `linear`."""
+class FeatureTransformers(nn.Module):
+    """TabNet's feature transformers of all blocks: gated layers with residuals, the first ones on shared weights.
 
-    def __init__(self, linear: Linear, width: int, virtual_batch_size: int, momentum: float) -> None:
+    Args:
+        num_blocks: the encoder's initial splitter, then its steps.
+        num_inputs: width of the input.
+        width: width of the output.
+        num_shared: gated layers whose linear weights all blocks share; at least 1.
+        num_own: gated layers with weights of each block's own.
+        virtual_batch_size: of ghost batch norm.
+        momentum: of ghost batch norm.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        num_inputs: int,
+        width: int,
+        num_shared: int,
+        num_own: int,
+        virtual_batch_size: int,
+        momentum: float,
+    ) -> None:
         super().__init__()
-        self.linear = linear
-        self.norm = GhostBatchNorm(2 * width, virtual_batch_size, momentum)
+        inputs = [num_inputs] + [width] * (num_shared - 1)
+        self.shared = nn.ParameterList(linear_weight(2 * width, size, gated=True) for size in inputs)
+        self.own = nn.ParameterList(linear_weight(num_blocks, 2 * width, width, gated=True) for _ in range(num_own))
+        self.norms = nn.ModuleList(
+            GhostBatchNorm(num_blocks, 2 * width, virtual_batch_size, momentum) for _ in range(num_shared + num_own)
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.glu(self.norm(self.linear(x)), dim=-1)
-
-
-class FeatureTransformer(nn.Module):
-    """TabNet's feature transformer: gated layers with residuals, the first ones on linear layers shared by all steps."""
-
-    residual_scale = math.sqrt(0.5)
-
-    def __init__(self, shared: list[Linear], own: list[Linear], width: int, virtual_batch_size: int, momentum: float):
-        super().__init__()
-        linears = shared + own
-        self.layers = nn.ModuleList(GatedLinear(linear, width, virtual_batch_size, momentum) for linear in linears)
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, *others = self.layers
-        x = first(x)
-        for layer in others:
-            x = (x + layer(x)) * self.residual_scale
+    def forward(self, x: Tensor, blocks: slice = ALL) -> Tensor:
+        """x: (..., blocks or 1, B, num_inputs) to (..., blocks, B, width)."""
+        first, *others = zip(self.weights(blocks), self.norms, strict=True)
+        x = self._gated(x, *first, blocks)
+        for weight, norm in others:
+            x = (x + self._gated(x, weight, norm, blocks)) * RESIDUAL_SCALE
         return x
 
-    def gated_layers(self) -> Iterator[GatedLinear]:
-        """The gated layers in order, typed."""
-        for layer in self.layers:
-            assert isinstance(layer, GatedLinear)
-            yield layer
+    def weights(self, blocks: slice = ALL) -> list[Tensor]:
+        """The linear weights of all gated layers, (..., blocks or 1, outputs, inputs)."""
+        return [weight.unsqueeze(-3) for weight in self.shared] + [weight[..., blocks, :, :] for weight in self.own]
+
+    @staticmethod
+    def _gated(x: Tensor, weight: Tensor, norm: nn.Module, blocks: slice) -> Tensor:
+        return nn.functional.glu(norm(x @ weight.mT, blocks), dim=-1)
 
 
-class AttentiveTransformer(nn.Module):
-    """TabNet's mask of one step: which of the mapped features it should look at."""
+class AttentiveTransformers(nn.Module):
+    """The part of TabNet's attentive transformers in front of the prior and sparsemax, for all steps."""
 
-    def __init__(self, width: int, num_features: int, virtual_batch_size: int, momentum: float) -> None:
+    def __init__(self, num_steps: int, width: int, num_features: int, virtual_batch_size: int, momentum: float):
         super().__init__()
-        self.linear = Linear(width, num_features, tabnet_gain(width, num_features, gated=False))
-        self.norm = GhostBatchNorm(num_features, virtual_batch_size, momentum)
+        self.weight = linear_weight(num_steps, num_features, width, gated=False)
+        self.norm = GhostBatchNorm(num_steps, num_features, virtual_batch_size, momentum)
 
-    def forward(self, prior: Tensor, attended: Tensor) -> Tensor:
-        return sparsemax(self.norm(self.linear(attended)) * prior)
+    def forward(self, attended: Tensor, steps: slice = ALL) -> Tensor:
+        """attended: (..., steps, B, width) to logits (..., steps, B, num_features)."""
+        logits: Tensor = self.norm(attended @ self.weight[..., steps, :, :].mT, steps)
+        return logits

@@ -12,7 +12,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,12 @@ from torch import Tensor, nn
 from clcnet.files import atomic_path
 from clcnet.layers import (
     QUERY_WIDTH,
-    AttentiveTransformer,
-    FeatureTransformer,
+    AttentiveTransformers,
+    FeatureTransformers,
     GhostBatchNorm,
-    Linear,
     RestrictedSelfAttention,
-    attention_weighted,
-    gaussian_basis,
-    tabnet_gain,
+    linear_weight,
+    sparsemax,
 )
 
 FORMAT_VERSION = 1
@@ -87,22 +85,14 @@ class CLCNet(nn.Module):
         self.metadata: dict[str, Any] = {}
         self._warned_classes: set[int] = set()
 
-        width = n_d + n_a
         norm = (virtual_batch_size, momentum)
-        shared = _gated_linears(mapping_dim, width, n_shared)
         self.attention = RestrictedSelfAttention(mapping_dim)
-        self.initial_splitter = FeatureTransformer(shared, self._own_linears(width), width, *norm)
-        self.feature_transformers = nn.ModuleList(
-            FeatureTransformer(shared, self._own_linears(width), width, *norm) for _ in range(n_steps)
+        # Block 0 of the feature transformers is TabNet's initial splitter, block k is step k.
+        self.feature_transformers = FeatureTransformers(
+            n_steps + 1, mapping_dim, n_d + n_a, n_shared, n_independent, *norm
         )
-        self.attentive_transformers = nn.ModuleList(
-            AttentiveTransformer(n_a, mapping_dim, *norm) for _ in range(n_steps)
-        )
-        self.final_mapping = Linear(n_d, 1, tabnet_gain(n_d, 1, gated=False))
-
-    def _own_linears(self, width: int) -> list[Linear]:
-        first_input = width if self.n_shared else self.mapping_dim
-        return _gated_linears(first_input, width, self.n_independent)
+        self.attentive_transformers = AttentiveTransformers(n_steps, n_a, mapping_dim, *norm)
+        self.final_weight = linear_weight(1, n_d, gated=False)
 
     def forward(self, probs: Tensor) -> Tensor:
         """Raw scores.
@@ -115,29 +105,49 @@ class CLCNet(nn.Module):
         """
         if self.masked:
             return self.score_and_sparsity(probs)[0]
-        mapped = self.attention(probs)
-        decision = sum(transformer(mapped)[..., : self.n_d].relu() for transformer in self.feature_transformers)
-        return self._final_score(decision)
+        mapped = self.attention(probs).unsqueeze(-3)
+        return self._final_score(self.feature_transformers(mapped, slice(1, None)))
 
     def score_and_sparsity(self, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Raw scores (..., B) and M, the mean over steps of `mean_b sum_j m_j log(m_j + epsilon)`, (...)."""
-        mapped = self.attention(probs)  # (..., B, mapping_dim)
-        attended = self.initial_splitter(mapped)[..., self.n_d :]
-        prior = torch.ones_like(mapped)
-        decision = torch.zeros_like(attended[..., :1])
-        sparsity = torch.zeros_like(mapped[..., 0, 0])
-        for attentive, transformer in zip(self.attentive_transformers, self.feature_transformers, strict=True):
-            mask = attentive(prior, attended)
-            sparsity = sparsity + (mask * torch.log(mask + self.epsilon)).sum(dim=-1).mean(dim=-1)
-            prior = prior * (self.gamma - mask)
-            out = transformer(mask * mapped if self.masked else mapped)
-            decision = decision + out[..., : self.n_d].relu()
-            attended = out[..., self.n_d :]
-        return self._final_score(decision), sparsity / self.n_steps
+        mapped = self.attention(probs).unsqueeze(-3)  # (..., 1, B, mapping_dim)
+        if self.masked:
+            features, masks = self._masked_steps(mapped)
+        else:
+            out = self.feature_transformers(mapped)  # (..., n_steps + 1, B, n_d + n_a)
+            logits = self.attentive_transformers(out[..., :-1, :, self.n_d :])
+            masks = list(self._masks(logits.unbind(-3)))
+            features = out[..., 1:, :, :]
+        stacked = torch.stack(masks, dim=-3)
+        sparsity = (stacked * torch.log(stacked + self.epsilon)).sum(dim=(-3, -2, -1))
+        return self._final_score(features), sparsity / (self.n_steps * probs.shape[-2])
 
-    def _final_score(self, decision: Tensor) -> Tensor:
-        score: Tensor = self.final_mapping(decision).squeeze(-1)
-        return score
+    def _masked_steps(self, mapped: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Features (..., n_steps, B, n_d + n_a) and masks where each step sees `mask * h`: one step after another."""
+        outs = [self.feature_transformers(mapped, slice(0, 1))]
+        masks: list[Tensor] = []
+        logits = (
+            self.attentive_transformers(outs[-1][..., self.n_d :], slice(step, step + 1)).squeeze(-3)
+            for step in range(self.n_steps)
+        )
+        for mask in self._masks(logits):
+            masks.append(mask)
+            block = slice(len(masks), len(masks) + 1)
+            outs.append(self.feature_transformers(mask.unsqueeze(-3) * mapped, block))
+        return torch.cat(outs[1:], dim=-3), masks
+
+    def _masks(self, logits: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Masks (..., B, mapping_dim) of the steps in order; features once used become less likely."""
+        prior: Tensor | float = 1.0
+        for step_logits in logits:
+            mask = sparsemax(step_logits * prior)
+            prior = prior * (self.gamma - mask)
+            yield mask
+
+    def _final_score(self, features: Tensor) -> Tensor:
+        """features: (..., n_steps, B, n_d + n_a) to (..., B)."""
+        decision = features[..., : self.n_d].relu().sum(dim=-3)
+        return (decision @ self.final_weight.mT).squeeze(-1)
 
     @torch.inference_mode()
     def predict(self, probs: np.ndarray | Tensor, calibrated: bool = True, batch_size: int = 1024) -> Any:
@@ -157,7 +167,7 @@ class CLCNet(nn.Module):
         rows = torch.as_tensor(probs)
         _check_shape(rows)
         self._warn_of_other_classes(rows.shape[1])
-        device = self.final_mapping.weight.device
+        device = self.final_weight.device
         scorer = _Scorer(self)
         calibration = self.calibration if calibrated else None
         scores = torch.empty(len(rows), dtype=torch.float32)
@@ -224,12 +234,6 @@ class CLCNet(nn.Module):
             raise ValueError(f"{path}: {problem}") from None
         model.metadata = {key: value for key, value in params.items() if key not in _RESERVED_KEYS}
         return model.to(device).eval()
-
-
-def _gated_linears(num_inputs: int, width: int, count: int) -> list[Linear]:
-    """Linear layers in front of gates: the first takes `num_inputs`, the others `width`; each gives 2 * width."""
-    inputs = [num_inputs] + [width] * (count - 1)
-    return [Linear(size, 2 * width, tabnet_gain(size, 2 * width, gated=True)) for size in inputs[:count]]
 
 
 # ---------------------------------------------------------------------------------------------------------- scoring
@@ -392,26 +396,36 @@ def _released_names(model: CLCNet) -> Iterator[tuple[str, Tensor]]:
     yield f"{prefix}res_att.query.weight", attention.query_weight.unsqueeze(-1)
     yield f"{prefix}res_att.query.bias", attention.query_bias
     yield f"{prefix}res_att.key.weight", attention.key_weight.unsqueeze(-1)
-    blocks = [("initial_splitter", model.initial_splitter)]
-    blocks += [(f"feat_transformers.{step}", block) for step, block in enumerate(model.feature_transformers)]
-    for name, block in blocks:
-        layers = list(block.gated_layers())
-        groups = (("shared", layers[: model.n_shared]), ("specifics", layers[model.n_shared :]))
-        for group, members in groups:
-            for index, layer in enumerate(members):
-                if group == "shared":
-                    yield f"{prefix}{name}.shared.shared_layers.{index}.weight", layer.linear.weight
-                yield f"{prefix}{name}.{group}.glu_layers.{index}.fc.weight", layer.linear.weight
-                yield from _norm_names(f"{prefix}{name}.{group}.glu_layers.{index}.bn.bn.", layer.norm)
-    for step, attentive in enumerate(model.attentive_transformers):
-        yield f"{prefix}att_transformers.{step}.fc.weight", attentive.linear.weight
-        yield from _norm_names(f"{prefix}att_transformers.{step}.bn.bn.", attentive.norm)
-    yield "tabnet.final_mapping.weight", model.final_mapping.weight
+    for block in range(model.n_steps + 1):
+        name = f"{prefix}feat_transformers.{block - 1}" if block else f"{prefix}initial_splitter"
+        yield from _block_names(name, model, block)
+    attentive = model.attentive_transformers
+    for step in range(model.n_steps):
+        yield f"{prefix}att_transformers.{step}.fc.weight", attentive.weight[step]
+        yield from _norm_names(f"{prefix}att_transformers.{step}.bn.bn.", attentive.norm, step)
+    yield "tabnet.final_mapping.weight", model.final_weight
 
 
-def _norm_names(prefix: str, norm: GhostBatchNorm) -> Iterator[tuple[str, Tensor]]:
+def _block_names(name: str, model: CLCNet, block: int) -> Iterator[tuple[str, Tensor]]:
+    """One feature transformer: linear weights and batch norms, the shared ones first."""
+    transformers = model.feature_transformers
+    for layer, norm in enumerate(transformers.norms):
+        assert isinstance(norm, GhostBatchNorm)
+        own = layer - model.n_shared
+        if own < 0:
+            weight: Tensor = transformers.shared[layer]
+            yield f"{name}.shared.shared_layers.{layer}.weight", weight
+            prefix = f"{name}.shared.glu_layers.{layer}."
+        else:
+            weight = transformers.own[own][block]
+            prefix = f"{name}.specifics.glu_layers.{own}."
+        yield f"{prefix}fc.weight", weight
+        yield from _norm_names(f"{prefix}bn.bn.", norm, block)
+
+
+def _norm_names(prefix: str, norm: GhostBatchNorm, block: int) -> Iterator[tuple[str, Tensor]]:
     for name in ("weight", "bias", "running_mean", "running_var"):
-        yield prefix + name, getattr(norm, name)
+        yield prefix + name, getattr(norm, name)[block]
 
 
 def _unread_state(model: CLCNet, input_dim: int) -> dict[str, Tensor]:

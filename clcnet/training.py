@@ -207,8 +207,8 @@ class _Ensemble:
         for module, name, _ in self.slots:
             delattr(module, name)
         for norm in self.network.ghost_norms():
-            norm.running_mean = norm.running_mean.repeat(len(models), 1)
-            norm.running_var = norm.running_var.repeat(len(models), 1)
+            norm.running_mean = norm.running_mean.repeat(len(models), 1, 1)
+            norm.running_var = norm.running_var.repeat(len(models), 1, 1)
 
     def bind(self, flat: Tensor) -> CLCNet:
         """The network, computing with these parameters from now on."""
