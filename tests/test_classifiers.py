@@ -1,0 +1,685 @@
+"""Models by name, their probabilities against timm's own, odd images, odd checkpoints, and memory that runs out."""
+
+import dataclasses
+import logging
+import os
+import pickle
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from PIL import Image
+from timm.data import ImageDataset, create_loader, resolve_model_data_config
+
+from clcnet import classifiers
+from clcnet.classifiers import (
+    Classifier,
+    class_indices,
+    classify,
+    is_out_of_memory,
+    load_classifier,
+    measure_milliseconds,
+    resolve_device,
+)
+from clcnet.images import list_images
+
+Factory = Callable[..., Path]
+
+
+def probabilities_of_timm(model: str, folder: Path, **overrides: object) -> np.ndarray:
+    """What timm's dataset, loader and model say about a folder: the second implementation."""
+    network = timm.create_model(model, pretrained=True).eval()
+    config = resolve_model_data_config(network, overrides)
+    loader = create_loader(ImageDataset(folder), batch_size=4, device=torch.device("cpu"), num_workers=0, **config)
+    with torch.inference_mode():
+        return np.concatenate([network(images).softmax(dim=1).numpy() for images, _ in loader])
+
+
+def probabilities_of_ours(classifier: Classifier, folder: Path, **options: object) -> np.ndarray:
+    return np.concatenate([probs for _, probs in classify(classifier, list_images(folder), workers=0, **options)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are slowed down by threads, most of all where other work runs beside the tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model(classifier_dir: Factory) -> str:
+    return f"local-dir:{classifier_dir()}"
+
+
+@pytest.fixture
+def classifier(model: str) -> Classifier:
+    return load_classifier(model, device="cpu")
+
+
+# ---------------------------------------------------------------- probabilities
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_probabilities_equal_those_of_timms_own_loader_and_model(
+    image_folder: Factory, model: str, classifier: Classifier, workers: int
+) -> None:
+    folder = image_folder(images_per_class=3, size=48)
+    images = list_images(folder)
+    batches = list(classify(classifier, images, batch_size=4, workers=workers))
+    assert [len(indices) for indices, _ in batches] == [4, 4, 1]
+    assert np.concatenate([indices for indices, _ in batches]).tolist() == list(range(9))
+    probs = np.concatenate([probs for _, probs in batches])
+    assert probs.dtype == np.float32
+    np.testing.assert_allclose(probs, probabilities_of_timm(model, folder), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"img_size": 40},
+        {"crop_pct": 0.5},
+        {"crop_mode": "squash"},
+        {"crop_mode": "border"},
+        {"interpolation": "nearest"},
+        {"img_size": 24, "crop_pct": 0.8, "crop_mode": "squash", "interpolation": "bilinear"},
+    ],
+)
+def test_each_preprocessing_override_does_what_it_does_in_timm(
+    tmp_path: Path, model: str, overrides: dict[str, object]
+) -> None:
+    for name, size in [("a/wide.png", (64, 36)), ("b/tall.png", (30, 70))]:
+        (tmp_path / name).parent.mkdir()
+        pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+    ours = probabilities_of_ours(load_classifier(model, device="cpu", **overrides), tmp_path)
+    np.testing.assert_allclose(ours, probabilities_of_timm(model, tmp_path, **overrides), atol=1e-6, rtol=0)
+    assert np.abs(ours - probabilities_of_timm(model, tmp_path)).max() > 1e-4
+
+
+def test_real_images_through_a_real_model_equal_timm(shared: Path) -> None:
+    folder = shared / "cifar10" / "imagenet_splits_5" / "split_part_1" / "cat"
+    model = f"local-dir:{shared / 'cifar10' / 'deep'}"
+    ours = probabilities_of_ours(load_classifier(model, device="cpu"), folder)
+    np.testing.assert_allclose(ours, probabilities_of_timm(model, folder), atol=1e-6, rtol=0)
+
+
+def test_the_transform_for_single_pictures_gives_the_same_probabilities_as_the_loader(
+    image_folder: Factory, classifier: Classifier
+) -> None:
+    images = list_images(image_folder(images_per_class=1, size=50))
+    batch = torch.stack([classifier.transform(Image.open(path).convert("RGB")) for path in images.paths])
+    probs = np.concatenate([probs for _, probs in classify(classifier, images, workers=0)])
+    # the loader normalises whole batches of bytes, the transform single pictures: the last digits of float32 differ
+    np.testing.assert_allclose(classifier.probabilities(batch).numpy(), probs, atol=1e-5)
+
+
+def test_chosen_indices_are_answered_in_their_own_order(image_folder: Factory, classifier: Classifier) -> None:
+    images = list_images(image_folder())
+    everything = np.concatenate([probs for _, probs in classify(classifier, images, workers=0)])
+    ((indices, probs),) = classify(classifier, images, indices=[7, 2, 11], workers=0)
+    assert indices.tolist() == [7, 2, 11]
+    np.testing.assert_allclose(probs, everything[[7, 2, 11]], atol=1e-6)
+    assert list(classify(classifier, images, indices=[])) == []
+
+
+def test_a_model_for_grayscale_images_sees_them_as_timm_shows_them(tmp_path: Path, image_folder: Factory) -> None:
+    network = timm.create_model("test_resnet", num_classes=3, in_chans=1)
+    network.pretrained_cfg = {**network.pretrained_cfg, "input_size": (1, 32, 32), "mean": (0.5,), "std": (0.5,)}
+    network.pretrained_cfg["num_classes"] = 3
+    timm.models.save_for_hf(network, tmp_path / "gray", safe_serialization=True)
+    classifier = load_classifier(f"local-dir:{tmp_path / 'gray'}", device="cpu")
+    assert classifier.image_mode == "L"
+    assert probabilities_of_ours(classifier, image_folder()).shape == (15, 3)
+
+
+# ---------------------------------------------------------------- images of all kinds
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (60, 40)) -> Image.Image:
+    pixels = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def save_animation(path: Path) -> None:
+    picture().save(path, "GIF", save_all=True, append_images=[picture().rotate(180)])
+
+
+def save_rotated(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    picture().save(path, exif=exif)
+
+
+def save_sixteen_bits(path: Path) -> None:
+    Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 27).save(path)
+
+
+READABLE: dict[str, Callable[[Path], None]] = {
+    "cmyk.jpg": lambda path: picture("CMYK").save(path),
+    "sixteen_bits.png": save_sixteen_bits,
+    "palette.png": lambda path: picture("P").save(path),
+    "gray.jpg": lambda path: picture("L").save(path),
+    "transparent.png": lambda path: picture("RGBA").save(path),
+    "rotated.jpg": save_rotated,
+    "animated.png": save_animation,  # a GIF by another name, since timm looks for PNG and JPEG names only
+    "one_pixel.png": lambda path: picture(size=(1, 1)).save(path),
+}
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_an_unusual_image_is_read_as_timm_reads_it(
+    tmp_path: Path, model: str, classifier: Classifier, name: str
+) -> None:
+    (tmp_path / "a").mkdir()
+    READABLE[name](tmp_path / "a" / name)
+    ours = probabilities_of_ours(classifier, tmp_path)
+    np.testing.assert_allclose(ours, probabilities_of_timm(model, tmp_path), atol=1e-6, rtol=0)
+
+
+def save_truncated(path: Path) -> None:
+    picture().save(path)
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated.jpg": (save_truncated, "truncated"),
+    "truncated.png": (save_truncated, "truncated"),
+    "empty.jpg": (Path.touch, "cannot identify"),
+    "text.png": (lambda path: path.write_text("no image"), "cannot identify"),
+    "header_only.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "cannot identify"),
+    "folder.png": (Path.mkdir, "directory"),
+    "link_to_nothing.png": (lambda path: path.symlink_to("nowhere"), "No such file"),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_that_are_no_images_are_left_out_and_reported_with_the_reason(
+    image_folder: Factory, classifier: Classifier, workers: int
+) -> None:
+    folder = image_folder(images_per_class=2)
+    expected = probabilities_of_ours(classifier, folder)
+    images = list_images(folder)
+    paths = list(images.paths)
+    for position, (name, (make, _)) in enumerate(UNREADABLE.items()):
+        make(folder / name)
+        paths.insert(2 * position, folder / name)  # between the good ones
+    bad = [paths.index(folder / name) for name in UNREADABLE]
+    mixed = list_images(folder / "ant").subset([0] * len(paths))
+    object.__setattr__(mixed, "paths", paths)
+    reasons: dict[int, str] = {}
+    batches = list(classify(classifier, mixed, batch_size=4, workers=workers, on_unreadable=reasons.__setitem__))
+    assert sorted(reasons) == sorted(bad)
+    for index, (_, words) in zip(bad, UNREADABLE.values(), strict=True):
+        assert words in reasons[index]
+        assert str(folder) not in reasons[index]
+    kept = np.concatenate([indices for indices, _ in batches])
+    assert kept.tolist() == [index for index in range(len(paths)) if index not in bad]
+    np.testing.assert_allclose(np.concatenate([probs for _, probs in batches]), expected, atol=1e-6)
+
+
+def test_a_batch_of_nothing_but_unreadable_files_is_yielded_empty(tmp_path: Path, classifier: Classifier) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    reasons: dict[int, str] = {}
+    ((indices, probs),) = classify(classifier, list_images(tmp_path), workers=0, on_unreadable=reasons.__setitem__)
+    assert indices.shape == (0,) and probs.shape == (0, 3) and set(reasons) == {0, 1}
+
+
+def test_an_unreadable_image_is_an_error_where_nobody_listens(tmp_path: Path, classifier: Classifier) -> None:
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ValueError, match="a.png cannot be read"):
+        list(classify(classifier, list_images(tmp_path), workers=0))
+
+
+def test_a_decompression_bomb_is_left_out(
+    tmp_path: Path, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(size=(100, 100)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)  # PIL refuses twice that
+    reasons: dict[int, str] = {}
+    list(classify(classifier, list_images(tmp_path), workers=0, on_unreadable=reasons.__setitem__))
+    assert "bomb" in reasons[0]
+
+
+def test_an_image_that_can_be_read_only_the_second_time_is_reported_too(
+    image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = classifiers.ImageDataset.read
+    calls = iter([OSError("stale file handle")])
+
+    def fail_once(self: classifiers.ImageDataset, position: int) -> Image.Image:
+        for error in calls:
+            raise error
+        return read(self, position)
+
+    monkeypatch.setattr(classifiers.ImageDataset, "read", fail_once)
+    reasons: dict[int, str] = {}
+    list(classify(classifier, list_images(image_folder()), workers=0, on_unreadable=reasons.__setitem__))
+    assert list(reasons) == [0] and "run again" in reasons[0]
+
+
+def test_a_decoding_process_that_dies_is_said_in_one_line(
+    image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classifiers.ImageDataset, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ChildProcessError, match="fewer --workers"):
+        list(classify(classifier, list_images(image_folder()), workers=1))
+
+
+# ---------------------------------------------------------------- memory
+
+
+class LittleMemory(torch.nn.Module):
+    """Answers batches of at most `room` images; runs out of memory with more."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.seen: list[int] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(images))
+        if len(images) > self.room:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried")
+        return images.mean(dim=(2, 3))
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_the_user_is_told(
+    image_folder: Factory, classifier: Classifier, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = image_folder()
+    big = dataclasses.replace(classifier, model=LittleMemory(room=100))
+    small = dataclasses.replace(classifier, model=LittleMemory(room=2))
+    expected = probabilities_of_ours(big, folder, batch_size=6)
+    np.testing.assert_array_equal(probabilities_of_ours(small, folder, batch_size=6), expected)
+    assert small.model.seen == [6, 3, 1, 1, 1, 1, 1, 1] + [1] * 9
+    assert caplog.messages == [
+        "out of memory with 6 images at once: going on with 3",
+        "out of memory with 3 images at once: going on with 1",
+    ]
+
+
+def test_one_image_that_does_not_fit_is_an_error(image_folder: Factory, classifier: Classifier) -> None:
+    classifier.model = LittleMemory(room=0)
+    with pytest.raises(MemoryError, match="one image do not fit"):
+        list(classify(classifier, list_images(image_folder()), workers=0))
+
+
+def test_errors_other_than_memory_are_not_swallowed(image_folder: Factory, classifier: Classifier) -> None:
+    classifier.model = torch.nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(classify(classifier, list_images(image_folder()), workers=0))
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+# ---------------------------------------------------------------- names and tags
+
+
+def test_an_unknown_model_names_the_closest_ones() -> None:
+    with pytest.raises(ValueError, match="knows no tf_efficientnet_b44; did you mean tf_efficientnet_b4 or"):
+        load_classifier("tf_efficientnet_b44")
+    with pytest.raises(ValueError, match=r"knows no qqqqqqqq; timm.list_models\(\)"):
+        load_classifier("qqqqqqqq")
+
+
+def test_an_unknown_tag_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="no such weights of tf_efficientnet_b4; it has tf_efficientnet_b4.aa_in1k,"):
+        load_classifier("tf_efficientnet_b4.aa")
+
+
+def test_an_architecture_without_weights_asks_for_a_file() -> None:
+    with pytest.raises(ValueError, match="no pretrained weights.*give a weights file"):
+        load_classifier("vit_base_patch16_gap_224")
+
+
+def test_a_path_without_local_dir_is_explained() -> None:
+    with pytest.raises(ValueError, match="local-dir:some/folder"):
+        load_classifier("some/folder")
+
+
+def test_a_local_folder_is_checked_before_timm_sees_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="config.json does not exist"):
+        load_classifier(f"local-dir:{tmp_path}")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not a timm model's configuration"):
+        load_classifier(f"local-dir:{tmp_path}")
+    (tmp_path / "config.json").write_text('{"architecture": "nonesuch"}')
+    with pytest.raises(ValueError, match="knows no nonesuch"):
+        load_classifier(f"local-dir:{tmp_path}")
+
+
+def test_a_local_folder_without_weights_says_so(other_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((other_folder / "config.json").read_bytes())
+    with pytest.raises(ValueError, match="local-dir.*cannot be loaded"):
+        load_classifier(f"local-dir:{tmp_path}")
+
+
+@pytest.fixture
+def no_download(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let every download of pretrained weights succeed at once, with random ones; return what was asked for."""
+    asked: list[str] = []
+
+    def pretend(model: torch.nn.Module, pretrained_cfg: object = None, **_: object) -> None:
+        asked.append(pretrained_cfg.hf_hub_id if hasattr(pretrained_cfg, "hf_hub_id") else str(pretrained_cfg))
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", pretend)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("name", "resolved", "paper"),
+    [
+        ("tf_efficientnet_b0", "tf_efficientnet_b0.ns_jft_in1k", "tf_efficientnet_b0.aa_in1k"),
+        ("tf_efficientnet_b5", "tf_efficientnet_b5.ns_jft_in1k", "tf_efficientnet_b5.ra_in1k"),
+        ("test_resnet", "test_resnet.r160_in1k", None),
+    ],
+)
+def test_a_bare_name_says_which_weights_it_stands_for_and_which_the_paper_used(
+    no_download: list[str], caplog: pytest.LogCaptureFixture, name: str, resolved: str, paper: str | None
+) -> None:
+    classifier = load_classifier(name, device="cpu")
+    assert classifier.name == resolved
+    (message,) = caplog.messages
+    assert f"{name} stands for {resolved}" in message
+    assert (f"the paper used {paper}" in message) if paper else ("paper" not in message)
+
+
+def test_a_name_with_its_tag_needs_no_note(no_download: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    classifier = load_classifier("tf_efficientnet_b0.aa_in1k", device="cpu")
+    assert classifier.name == "tf_efficientnet_b0.aa_in1k" and not caplog.messages
+    assert classifier.flops == pytest.approx(0.386, abs=0.001)
+    description = classifier.describe()
+    for part in ("1000 classes", "224x224", "bicubic", "crop 0.875 center", "0.3858 billion", "on cpu, float32"):
+        assert part in description
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise LocalEntryNotFoundError("An error happened while trying to locate the file on the Hub. Please check.")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", offline)
+    with pytest.raises(
+        OSError, match=r"test_resnet.*cannot be had \(An error happened.*on the Hub\).*weights file"
+    ) as caught:
+        load_classifier("test_resnet", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_another_number_of_classes_than_the_pretrained_weights_have_is_refused(model: str) -> None:
+    with pytest.raises(ValueError, match="test_resnet was trained on 1000 classes, not 10"):
+        load_classifier("test_resnet", num_classes=10)
+    with pytest.raises(ValueError, match="trained on 3 classes, not 4"):
+        load_classifier(model, num_classes=4)
+    assert load_classifier(model, num_classes=3).num_classes == 3
+
+
+# ---------------------------------------------------------------- weights of one's own
+
+
+@pytest.fixture(scope="module")
+def other_folder(classifier_dir: Factory) -> Path:
+    return classifier_dir(seed=5)
+
+
+@pytest.fixture
+def state(other_folder: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(other_folder / "model.safetensors")
+
+
+def assert_same_weights(classifier: Classifier, state: dict[str, torch.Tensor]) -> None:
+    assert all(torch.equal(tensor, state[name]) for name, tensor in classifier.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.pth.tar", "weights.pt"])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "state_dict_ema", "model_ema"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_checkpoints_of_all_shapes_load(
+    tmp_path: Path, model: str, state: dict[str, torch.Tensor], name: str, wrapper: str | None, prefix: str
+) -> None:
+    content: object = {prefix + key: tensor for key, tensor in state.items()}
+    if wrapper:
+        content = {"epoch": 3, "arch": "test_resnet", wrapper: content}
+    torch.save(content, tmp_path / name)
+    assert_same_weights(load_classifier(model, weight=tmp_path / name, device="cpu"), state)
+
+
+def test_averaged_weights_are_preferred_to_plain_ones(
+    tmp_path: Path, model: str, state: dict[str, torch.Tensor]
+) -> None:
+    plain = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
+    torch.save({"state_dict": plain, "state_dict_ema": state}, tmp_path / "both.pth")
+    assert_same_weights(load_classifier(model, weight=tmp_path / "both.pth", device="cpu"), state)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_safetensors_load(tmp_path: Path, model: str, state: dict[str, torch.Tensor], prefix: str) -> None:
+    safetensors.torch.save_file({prefix + key: tensor for key, tensor in state.items()}, tmp_path / "w.safetensors")
+    assert_same_weights(load_classifier(model, weight=tmp_path / "w.safetensors", device="cpu"), state)
+
+
+def test_a_registered_architecture_takes_a_checkpoint_and_its_number_of_classes(
+    tmp_path: Path, state: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    classifier = load_classifier("test_resnet", weight=tmp_path / "w.pth", num_classes=3, device="cpu")
+    assert_same_weights(classifier, state)
+    assert classifier.name == "test_resnet" and not caplog.messages  # the pretrained weights' tag does not matter
+
+
+def test_a_checkpoint_for_another_number_of_classes_is_one_line(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="it has 3 classes, the model 1000; give --num_classes 3"):
+        load_classifier("test_resnet", weight=tmp_path / "w.pth")
+
+
+def test_a_checkpoint_of_another_architecture_is_one_line(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"does not fit model test_vit: \d+ missing, such as cls_token"):
+        load_classifier("test_vit", weight=tmp_path / "w.pth", num_classes=3)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 not really a zip"])
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_a_file_that_is_no_checkpoint_is_one_line(tmp_path: Path, model: str, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read.*expected .pth, .pth.tar or .safetensors"):
+        load_classifier(model, weight=tmp_path / name)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path, model: str) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    with open(tmp_path / "w.pth", "wb") as file:
+        pickle.dump({"state_dict": Attack()}, file)
+    torch.save({"state_dict": Attack()}, tmp_path / "zip.pth")
+    for name in ("w.pth", "zip.pth"):
+        with pytest.raises(ValueError, match="cannot be read"):
+            load_classifier(model, weight=tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_weights_file_is_one_line(model: str) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere.pth does not exist"):
+        load_classifier(model, weight="nowhere.pth")
+
+
+# ---------------------------------------------------------------- classes
+
+
+@pytest.fixture
+def ten_classes(classifier: Classifier) -> Classifier:
+    classifier.num_classes, classifier.label_names = 10, None
+    return classifier
+
+
+def folder_of(tmp_path: Path, names: list[str]) -> Path:
+    for name in names:
+        (tmp_path / "set" / name).mkdir(parents=True)
+        picture(size=(2, 2)).save(tmp_path / "set" / name / f"{name}.png")
+    return tmp_path / "set"
+
+
+def test_classes_are_found_by_the_models_own_names(tmp_path: Path, classifier: Classifier) -> None:
+    classifier.label_names = ["cat", "ant", "bee"]
+    assert class_indices(list_images(folder_of(tmp_path, ["ant", "bee", "cat"])), classifier).tolist() == [1, 2, 0]
+    assert class_indices(list_images(folder_of(tmp_path / "b", ["bee"])), classifier).tolist() == [2]
+
+
+def test_wordnet_folders_are_found_among_imagenets_thousand(tmp_path: Path, no_download: list[str]) -> None:
+    classifier = load_classifier("test_resnet.r160_in1k", device="cpu")
+    images = list_images(folder_of(tmp_path, ["n01440764", "n15075141", "n02119789"]))
+    # tench is ImageNet's first class, toilet tissue its last, kit fox number 278
+    assert dict(zip(images.class_names, class_indices(images, classifier), strict=True)) == {
+        "n01440764": 0,
+        "n02119789": 278,
+        "n15075141": 999,
+    }
+
+
+def test_without_names_classes_count_in_natural_order(tmp_path: Path, classifier: Classifier) -> None:
+    classifier.label_names = None
+    assert class_indices(list_images(folder_of(tmp_path, ["c10", "c9", "c1"])), classifier).tolist() == [0, 1, 2]
+
+
+def test_numbers_are_class_indices(tmp_path: Path, ten_classes: Classifier) -> None:
+    assert class_indices(list_images(folder_of(tmp_path, ["0", "7", "3"])), ten_classes).tolist() == [0, 3, 7]
+
+
+def test_numbers_from_one_are_counted_where_they_cannot_be_indices(tmp_path: Path, ten_classes: Classifier) -> None:
+    images = list_images(folder_of(tmp_path, [str(number) for number in range(1, 11)]))
+    assert class_indices(images, ten_classes).tolist() == list(range(10))
+
+
+def test_a_class_maps_own_numbers_are_kept(tmp_path: Path, classifier: Classifier) -> None:
+    (tmp_path / "map.txt").write_text("cat\nbee\nant\n")
+    images = list_images(folder_of(tmp_path, ["ant", "bee"]), class_map=tmp_path / "map.txt")
+    assert class_indices(images, classifier, by_position=True).tolist() == [2, 1]
+
+
+def test_images_without_labels_stay_without(tmp_path: Path, classifier: Classifier) -> None:
+    picture().save(tmp_path / "a.png")
+    classifier.label_names = None
+    assert class_indices(list_images(tmp_path), classifier, by_position=True).tolist() == [-1]
+
+
+def test_other_numbers_of_classes_are_refused(tmp_path: Path, ten_classes: Classifier, classifier: Classifier) -> None:
+    images = list_images(folder_of(tmp_path, ["x", "y", "z"]))
+    with pytest.raises(ValueError, match="the images have 3 classes but .* has 10"):
+        class_indices(images, ten_classes)
+
+
+def test_names_of_which_only_some_are_known_are_refused(tmp_path: Path, classifier: Classifier) -> None:
+    with pytest.raises(ValueError, match="class 'dog' of the images is not among the classes of .*ant, bee, cat"):
+        class_indices(list_images(folder_of(tmp_path, ["ant", "bee", "dog"])), classifier)
+
+
+# ---------------------------------------------------------------- keys, devices, speed
+
+
+def test_the_key_changes_with_weights_preprocessing_and_precision_and_with_nothing_else(
+    other_folder: Path, classifier: Classifier, model: str, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    assert load_classifier(model, device="cpu").key == classifier.key
+    torch.save(state, tmp_path / "w.pth")
+    others = [
+        load_classifier(model, weight=tmp_path / "w.pth", device="cpu"),
+        load_classifier(model, device="cpu", img_size=40),
+        load_classifier(model, device="cpu", crop_mode="squash"),
+        load_classifier(model, device="cpu", amp="bfloat16"),
+    ]
+    assert len({other.key for other in others} | {classifier.key}) == 5
+    same_weights = load_classifier(f"local-dir:{other_folder}", device="cpu")
+    assert same_weights.key == others[0].key  # wherever the file lies
+
+
+@pytest.mark.parametrize("text", ["cuda:99", "quantum", "meta", "cpu:x"])
+def test_a_device_that_is_not_here_is_one_line(text: str) -> None:
+    with pytest.raises(ValueError, match=f"device {text} .*give another --device or none"):
+        resolve_device(text)
+
+
+def test_the_best_device_is_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert resolve_device() == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert resolve_device() == torch.device("cuda", 3)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device() == torch.device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert resolve_device() == torch.device("cpu")
+
+
+@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+def test_mixed_precision_is_close_to_float32_and_says_so(image_folder: Factory, model: str, amp: str) -> None:
+    folder = image_folder(images_per_class=1)
+    mixed = load_classifier(model, device="cpu", amp=amp)
+    probs = probabilities_of_ours(mixed, folder)
+    assert probs.dtype == np.float32
+    difference = np.abs(probs - probabilities_of_ours(load_classifier(model, device="cpu"), folder)).max()
+    assert 0 < difference < 0.1
+    assert amp in mixed.describe()
+
+
+def test_channels_last_changes_nothing_but_the_layout(image_folder: Factory, model: str) -> None:
+    folder = image_folder(images_per_class=1)
+    last = load_classifier(model, device="cpu", channels_last=True)
+    weight = next(tensor for tensor in last.model.parameters() if tensor.ndim == 4 and tensor.shape[1] > 1)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    plain = load_classifier(model, device="cpu")
+    np.testing.assert_allclose(probabilities_of_ours(last, folder), probabilities_of_ours(plain, folder), atol=1e-5)
+    assert "channels last" in last.describe()
+
+
+def test_compile_runs_the_model_through_torchs_compiler(
+    image_folder: Factory, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
+    classifier = load_classifier(model, device="cpu", compile=True)
+    probabilities_of_ours(classifier, image_folder(), batch_size=4)
+    assert compiled == [classifier.model] and "compiled" in classifier.describe()
+
+
+def test_milliseconds_are_the_median_over_batches_and_per_image(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # two batches to warm up, then 0.2 s, 0.9 s and 0.4 s: three at least, and more than one second
+    clock = iter([0, 5, 0, 5, 0, 0.2, 0, 0.9, 0, 0.4])
+    monkeypatch.setattr(classifiers.time, "perf_counter", lambda: next(clock))
+    assert measure_milliseconds(classifier, batch_size=4, seconds=1.0) == pytest.approx(100)
+
+
+def test_defaults_suit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert classifiers.default_batch_size(torch.device("cpu")) == 64
+    assert classifiers.default_batch_size(torch.device("cuda")) == 256
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    assert classifiers.default_workers() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert classifiers.default_workers() == 3
+
+
+def test_labels_given_by_index_in_the_models_configuration_are_understood(classifier: Classifier) -> None:
+    config = {**classifier.model.pretrained_cfg, "label_names": {"0": "x", "1": "y", "2": "z"}}
+    classifier.model.pretrained_cfg = config
+    assert classifiers._label_names(classifier.model) == (["x", "y", "z"], False)
+
+
+@pytest.fixture(autouse=True)
+def warnings_reach_caplog() -> None:
+    logging.getLogger("clcnet").propagate = True
