@@ -15,31 +15,23 @@ Exit codes: 0 done, 2 bad input, 3 done but some images could not be read and ar
 """
 
 import argparse
-import contextlib
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clcnet import cli, report
-from clcnet.cascade import Stage, sweep
-from clcnet.evaluation import (
-    SHALLOW_ALONE,
-    ImageOutputs,
-    Outputs,
-    flops_of,
-    fold_confidence,
-    load_fold_networks,
-    read_outputs,
-)
+from clcnet import cli, distributed, plots, report
+from clcnet.baselines import compare, confidences
+from clcnet.cascade import Curve, oracle, sweep
+from clcnet.evaluation import Pair, flops_of, load_fold_networks, pair_from_tables
 from clcnet.files import check_output
 from clcnet.images import ImageSet, list_images
-from clcnet.paper_table import PAPER_REFERENCES, Reference, display_name, results_rows
-from clcnet.selection import Goal, Recommendation, recommend
+from clcnet.paper_table import PAPER_REFERENCES, accuracy_interval, display_name, results_rows
+from clcnet.selection import Goal, Recommendation, Reference, recommend
 
+STAGES = ("shallow", "deep")
 DEFAULT_MODELS = ("tf_efficientnet_b4.aa_in1k", "tf_efficientnet_b7.ra_in1k")
 RELEASED_GRID = tuple(round(0.05 + 0.02 * step, 2) for step in range(49))  # 0.05, 0.07, ..., 1.01
 
@@ -49,7 +41,7 @@ def get_args_parser() -> cli.ArgumentParser:
     group = parser.add_argument_group("models")
     for stage, default in zip(("shallow", "deep"), DEFAULT_MODELS, strict=True):
         add = group.add_argument
-        add(f"--{stage}-model", metavar="NAME", help=f"timm model, local-dir:FOLDER or hf-hub:NAME (default: {default})")
+        add(f"--{stage}-model", metavar="NAME", help=f"timm model, local-dir:FOLDER, hf-hub:NAME (default: {default})")
         add(f"--{stage}-model-weight", type=Path, metavar="FILE", help=".pth, .pth.tar or .safetensors")
         add(
             f"--{stage}-model-FLOPs",
@@ -70,12 +62,18 @@ def get_args_parser() -> cli.ArgumentParser:
     )
     group = parser.add_argument_group("images")
     add = group.add_argument
-    add("--imagenet-split", type=Path, default=cli.IMAGENET_SPLITS, metavar="FOLDER", help="five parts, or a plain folder")
+    add(
+        "--imagenet-split",
+        type=Path,
+        default=cli.IMAGENET_SPLITS,
+        metavar="FOLDER",
+        help="split_part_1..5, or class folders",
+    )
     add("--class-map", type=Path, metavar="FILE", help="class folders in the models' order, one a line, as in timm")
     add("--cache", type=Path, default=cli.DATA_DIR / "cache", metavar="FOLDER", help="where model outputs are kept")
     group = parser.add_argument_group("thresholds")
     add = group.add_argument
-    add("--threshold", type=cli.threshold, default=0.5, metavar="T", help="images with less confidence go to the deep model")
+    add("--threshold", type=cli.threshold, default=0.5, metavar="T", help="less confident images go to the deep model")
     add(
         "--threshold-searching",
         nargs="?",
@@ -91,9 +89,12 @@ def get_args_parser() -> cli.ArgumentParser:
         metavar="T",
         help="those listed in performance-result.csv: numbers, START:STOP:STEP, or all (default: 0.05:1.01:0.02)",
     )
-    add("--target-accuracy", type=cli.positive_float, metavar="PERCENT", help="choose the cheapest threshold that reaches it")
-    add("--target-FLOPs", type=cli.positive_float, metavar="BILLIONS", help="choose the most accurate one that costs no more")
-    add("--match", choices=["deep"], help="choose the cheapest one as accurate as the deep model (the default goal)")
+    goal = group.add_mutually_exclusive_group()
+    add = goal.add_argument
+    add("--match", choices=["deep"], help="recommend the cheapest threshold as accurate as the deep model (the default)")
+    add("--target-accuracy", type=cli.positive_float, metavar="PERCENT", help="recommend the cheapest that reaches it")
+    add("--target-FLOPs", type=cli.positive_float, metavar="BILLIONS", help="recommend the best that costs no more")
+    add = group.add_argument
     add(
         "--reference",
         action="append",
@@ -155,190 +156,179 @@ def parse_thresholds(words: list[str] | None) -> NDArray[np.float64] | None:
     return np.unique(grid)
 
 
-@dataclass
-class Pair:
-    """Both models over the same images. `deep` is None where nothing was deferred, partial where little was."""
+def parse_goal(args: argparse.Namespace) -> Goal:
+    """What the threshold is to be chosen for; the deep model's accuracy unless told otherwise."""
+    if args.target_accuracy is not None:
+        return Goal("accuracy", args.target_accuracy)
+    return Goal("match") if args.target_FLOPs is None else Goal("flops", args.target_FLOPs)
 
-    models: list[str]
-    flops: list[float]
-    stages: list[Stage]
-    outputs: list[Outputs]
-    folds: NDArray[np.int64]
-    deep_complete: bool
-    unreadable: dict[int, str]
+
+def is_searching(args: argparse.Namespace) -> bool:
+    """Whether more than one threshold is asked for, so that the deep model must see every image."""
+    return args.threshold_searching or any((args.thresholds, args.match, args.target_accuracy, args.target_FLOPs))
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, write all files, print the report; returns its figures."""
-    grid = parse_thresholds(args.thresholds)
-    goal = parse_goal(args)
-    searching = args.threshold_searching or args.thresholds is not None or args.match or goal.kind != "match"
-    check_output(args.performance_result)
+    grid, goal, searching = parse_thresholds(args.thresholds), parse_goal(args), is_searching(args)
     folder = args.results_folder or args.performance_result.parent / "results"
-    check_output(folder / "results-table.md")
+    for path in (args.performance_result, folder / "results-table.md"):
+        check_output(path)
     images = list_images(args.imagenet_split, class_map=args.class_map)
-    pair = pair_from_tables(args, images) if args.shallow_output or args.deep_output else pair_from_images(args, images, searching)
-    curve = sweep(pair.stages, grid if searching else [args.threshold])
-    report.write_csv(report.performance_frame(curve), args.performance_result)
-    if not searching:
-        print(
-            f"threshold {args.threshold:g}: accuracy {curve.accuracy[0]:.2f}%, {100 * curve.deferral[0]:.2f}% deferred, "
-            f"{report.format_flops(curve.flops[0])} FLOPs an image"
-        )
-    outcome: dict[str, Any] = {
-        "performance_result": args.performance_result,
-        "num_images": len(pair.folds),
-        "num_unreadable": len(pair.unreadable),
-        "thresholds": curve.thresholds,
-        "accuracy": curve.accuracy,
-        "deferral": curve.deferral,
-        "flops": curve.flops,
-    }
-    if pair.deep_complete:
-        references = [reference for group in args.reference for reference in group]
-        rows = results_rows(pair.stages, pair.models, pair.folds, references, args.seed)
-        table = report.results_markdown(rows)
-        report.write_text(table, folder / "results-table.md")
-        report.write_csv(report.results_frame(rows), folder / "results-table.csv")
-        recommendation = recommend(pair.stages, pair.folds, goal, args.seed)
-        print(table)
-        print(describe(recommendation, pair))
-        outcome |= {"rows": rows, "recommendation": recommendation}
-    print(f"results in {args.performance_result}; tables in {folder}")
+    with distributed.processes():
+        pair = load_tables(args, images) if args.shallow_output or args.deep_output else run_models(args, images)
+        if pair is None:  # not the main process
+            return {}
+        curve = sweep(pair.stages, grid if searching else [args.threshold])
+        report.write_csv(report.performance_frame(curve, pair.milliseconds), args.performance_result)
+        outcome = {
+            "performance_result": args.performance_result,
+            "results_folder": folder,
+            "num_images": len(pair.folds),
+            "num_unreadable": len(pair.unreadable),
+            "curve": curve,
+        }
+        if pair.outputs is not None:
+            references = [reference for group in args.reference for reference in group]
+            outcome |= write_report(pair, goal, references, folder, args.seed)
+        if not searching:
+            print(describe_threshold(curve, pair))
+        if pair.outputs is not None:
+            print(describe_recommendation(outcome["recommendation"], pair))
+        files = f"{len(curve)} threshold{'s' * (len(curve) > 1)} in {args.performance_result}"
+        print(files + (f"; tables and plots in {folder}" if pair.outputs is not None else ""))
     return outcome
 
 
-def parse_goal(args: argparse.Namespace) -> Goal:
-    goals = [
-        goal
-        for goal, given in (
-            (Goal("match"), args.match),
-            (Goal("accuracy", args.target_accuracy or math.nan), args.target_accuracy),
-            (Goal("flops", args.target_FLOPs or math.nan), args.target_FLOPs),
-        )
-        if given
-    ]
-    if len(goals) > 1:
-        raise ValueError("give one of --match, --target-accuracy and --target-FLOPs, not several")
-    return goals[0] if goals else Goal("match")
+def load_tables(args: argparse.Namespace, images: ImageSet) -> Pair:
+    """Take both models' outputs from the tables of step 3; FLOPs are counted only where a model's name is given."""
+    models, flops, paths = [], [], []
+    for stage in STAGES:
+        path, model = getattr(args, f"{stage}_output"), getattr(args, f"{stage}_model")
+        stage_flops = getattr(args, f"{stage}_model_FLOPs")
+        if path is None:
+            raise ValueError(f"--{stage}-output is missing; give the tables of both models, or of none")
+        if stage_flops is None and model is None:
+            raise ValueError(f"--{stage}-model-FLOPs is missing; give it, or --{stage}-model NAME to have it counted")
+        flops.append(flops_of(model) if stage_flops is None else stage_flops)
+        models.append(model or path.stem)
+        paths.append(path)
+    return pair_from_tables(paths, images, load_fold_networks(args.weight_save, images), models, flops)
 
 
-def pair_from_tables(args: argparse.Namespace, images: ImageSet) -> Pair:
-    """Take both models' outputs from their tables; no model runs and no image is opened."""
-    for stage in ("shallow", "deep"):
-        if not getattr(args, f"{stage}_output"):
-            raise ValueError(f"--{stage}-output is missing: give the tables of both models, or of none")
-    flops, names = [], []
-    for stage in ("shallow", "deep"):
-        model, given = getattr(args, f"{stage}_model"), getattr(args, f"{stage}_model_FLOPs")
-        if given is None and model is None:
-            raise ValueError(f"--{stage}-model-FLOPs is missing: give it, or --{stage}-model to have it counted")
-        flops.append(given if given is not None else flops_of(model))
-        names.append(model or getattr(args, f"{stage}_output").stem)
-    outputs, folds = read_outputs(args.shallow_output, args.deep_output, images)
-    networks = load_fold_networks(args.weight_save)
-    stages = [
-        Stage(fold_confidence(networks, output, folds), output.correct, cost)
-        for output, cost in zip(outputs, flops, strict=True)
-    ]
-    return Pair(names, flops, stages, outputs, folds, True, {})
-
-
-def pair_from_images(args: argparse.Namespace, images: ImageSet, searching: bool) -> Pair:
-    """Run the shallow model on all images, and the deep one on all or, for a single threshold, on the deferred ones."""
-    from clcnet.cache import OutputCache
-    from clcnet.classifiers import load_classifier, resolve_device
+def run_models(args: argparse.Namespace, images: ImageSet) -> Pair | None:
+    """Classify with both models, each image at most once; None in processes other than the main one."""
+    # timm takes seconds to import, and tables need none of it
+    from clcnet.classifiers import Classifier, load_classifier, resolve_device
+    from clcnet.once import SHALLOW_ALONE, Options, pair_from_images
 
     if not images.has_labels:
-        raise ValueError(f"image folder {args.imagenet_split} has no class folders; accuracy needs them")
-    alone = not searching and args.threshold <= SHALLOW_ALONE
+        raise ValueError(f"image folder {args.imagenet_split} has no class folders; make them, accuracy needs them")
     device = resolve_device(args.device)
-    print(f"device: {device}")
-    networks = None if alone else load_fold_networks(args.weight_save, device)
-    options = {"batch_size": args.batch_size, "workers": args.workers}
-    with contextlib.ExitStack() as stack:
 
-        def open_model(stage: str, default: str) -> ImageOutputs:
-            classifier = load_classifier(
-                getattr(args, f"{stage}_model") or default,
-                weight=getattr(args, f"{stage}_model_weight"),
-                num_classes=args.num_classes,
-                device=device,
-                img_size=args.img_size,
-                crop_pct=args.crop_pct,
-                crop_mode=args.crop_mode,
-                interpolation=args.interpolation,
-                amp=args.amp,
-                channels_last=args.channels_last,
-                compile=args.compile,
-            )
-            print(f"{stage} model: {classifier.describe()}")
-            cache = stack.enter_context(OutputCache.open(args.cache, classifier.key, images, classifier.num_classes))
-            return ImageOutputs(classifier, images, cache)
-
-        shallow = open_model("shallow", DEFAULT_MODELS[0])
-        shallow.classify(np.arange(len(images)), "shallow", **options)
-        seen = np.flatnonzero(shallow.cache.done)
-        shallow_outputs = shallow.outputs(seen)
-        folds = images.folds[seen]
-        shallow_flops = args.shallow_model_FLOPs or shallow.classifier.flops
-        unreadable = dict(shallow.unreadable)
-        if alone:
-            stages = [
-                Stage(np.zeros(len(seen)), shallow_outputs.correct, shallow_flops),
-                Stage(np.zeros(len(seen)), np.zeros(len(seen)), args.deep_model_FLOPs or 0.0),
-            ]
-            return Pair([shallow.classifier.name, "--"], [shallow_flops, 0.0], stages, [shallow_outputs], folds, False, unreadable)
-        assert networks is not None
-        confidence = fold_confidence(networks, shallow_outputs, folds)
-        deep = open_model("deep", DEFAULT_MODELS[1])
-        deferred = np.ones(len(seen), dtype=bool) if searching else confidence < args.threshold
-        deep.classify(seen[deferred], "deep", **options)
-        known = deep.cache.done[seen]
-        deep_flops = args.deep_model_FLOPs or deep.classifier.flops
-        deep_outputs = deep.outputs(seen[known])
-        deep_confidence, deep_correct = np.full(len(seen), -np.inf), np.zeros(len(seen), dtype=bool)
-        deep_confidence[known] = fold_confidence(networks, deep_outputs, folds[known])
-        deep_correct[known] = deep_outputs.correct
-        stages = [
-            Stage(confidence, shallow_outputs.correct, shallow_flops),
-            Stage(deep_confidence, deep_correct, deep_flops),
-        ]
-        return Pair(
-            [shallow.classifier.name, deep.classifier.name],
-            [shallow_flops, deep_flops],
-            stages,
-            [shallow_outputs, deep_outputs],
-            folds,
-            bool(known.all()),
-            unreadable | deep.unreadable,
+    def load_model(number: int) -> Classifier:
+        stage = STAGES[number]
+        classifier = load_classifier(
+            getattr(args, f"{stage}_model") or DEFAULT_MODELS[number],
+            weight=getattr(args, f"{stage}_model_weight"),
+            num_classes=args.num_classes,
+            device=device,
+            img_size=args.img_size,
+            crop_pct=args.crop_pct,
+            crop_mode=args.crop_mode,
+            interpolation=args.interpolation,
+            amp=args.amp,
+            channels_last=args.channels_last,
+            compile=args.compile,
         )
+        if distributed.is_main():
+            print(f"{stage} model: {classifier.describe()}", flush=True)
+        return classifier
+
+    threshold = None if is_searching(args) else args.threshold
+    networks = None
+    if threshold is None or threshold > SHALLOW_ALONE:
+        networks = load_fold_networks(args.weight_save, images, device)
+    given_flops = [getattr(args, f"{stage}_model_FLOPs") for stage in STAGES]
+    options = Options(args.cache, args.class_map is not None, args.batch_size, args.workers)
+    return pair_from_images(images, load_model, networks, threshold, given_flops, options)
 
 
-def describe(recommendation: Recommendation, pair: Pair) -> str:
-    """The threshold to take, what it gives, and the verdict."""
-    scored, fitted = recommendation.scored, recommendation.cross_fitted
-    reached = "" if recommendation.reached else " (not reached; this comes nearest)"
-    return "\n".join(
-        [
-            f"Goal: {recommendation.goal.describe()}{reached}.",
-            f"Take threshold {recommendation.threshold:g}: accuracy {scored.accuracy:.2f}%"
-            f"{report.format_interval(scored.accuracy_interval)}, {100 * recommendation.deferral:.1f}% deferred, "
-            f"{report.format_flops(scored.flops)} FLOPs an image, {scored.saving:.2f}x fewer than the deep model"
-            f"{report.format_interval(scored.saving_interval)}.",
-            f"Chosen on four folds and scored on the fifth: accuracy {fitted.accuracy:.2f}%"
-            f"{report.format_interval(fitted.accuracy_interval)}, {report.format_flops(fitted.flops)}, "
-            f"{fitted.saving:.2f}x fewer{report.format_interval(fitted.saving_interval)}.",
-            f"Verdict: use the {display_verdict(recommendation, pair)}: {recommendation.reason}.",
-        ]
+def write_report(pair: Pair, goal: Goal, references: list[Reference], folder: Path, seed: int) -> dict[str, Any]:
+    """Write tables and plots, print the tables, and return their figures."""
+    assert pair.outputs is not None
+    probs = [outputs.sorted_probs for outputs in pair.outputs]
+    correct = [stage.correct for stage in pair.stages]
+    names = [display_name(model) for model in pair.models]
+    rules = compare(pair.stages, probs, pair.folds, pair.average_correct())
+    scores = {"CLCNet": [stage.confidence for stage in pair.stages], **confidences(probs, correct, pair.folds)}
+    comparison = report.comparison_frame(rules, pair.stages[-1])
+    figures = report.confidence_frame(names, scores, pair.stages)
+    rows = results_rows(pair.stages, pair.models, pair.folds, references, seed)
+    tables = {
+        "confidences": (figures, report.confidence_markdown(figures)),
+        "comparison": (comparison, report.comparison_markdown(comparison)),
+        "results-table": (report.results_frame(rows), report.results_markdown(rows)),
+    }
+    for name, (frame, text) in tables.items():
+        report.write_csv(frame, folder / f"{name}.csv")
+        report.write_text(text, folder / f"{name}.md")
+    shallow_scores = {name: by_model[0] for name, by_model in scores.items()}
+    probabilities = {name: shallow_scores[name] for name in ("CLCNet", "max softmax", "temperature-scaled softmax")}
+    for name, figure in {
+        "accuracy-FLOPs": plots.plot_accuracy_and_cost(rules, pair.stages, names, references, pair.milliseconds),
+        "risk-coverage": plots.plot_risk_coverage(shallow_scores, correct[0], names[0]),
+        "reliability": plots.plot_reliability(probabilities, correct[0], names[0]),
+        "confidence-histogram": plots.plot_histogram(shallow_scores["CLCNet"], correct[0], names[0]),
+    }.items():
+        plots.save(figure, folder, name)
+    print(f"How well each confidence tells right from wrong:\n\n{tables['confidences'][1]}\n")
+    print(f"Accuracy (%) when a share of the images goes on to {names[-1]}:\n\n{tables['comparison'][1]}\n")
+    if pair.average_correct() is None:
+        print("GEM, the average of both models, needs their outputs class by class, which tables do not hold.\n")
+    print(f"Results, with 95% intervals:\n\n{tables['results-table'][1]}\n")
+    return {
+        "rules": rules,
+        "confidences": figures,
+        "rows": rows,
+        "recommendation": recommend(pair.stages, pair.folds, goal, seed),
+    }
+
+
+def describe_threshold(curve: Curve, pair: Pair) -> str:
+    """What the one threshold asked for gives."""
+    interval = accuracy_interval(curve.accuracy[0], curve.num_images)
+    return (
+        f"Threshold {curve.thresholds[0]:g}: accuracy {curve.accuracy[0]:.2f}%{report.format_interval(interval)}, "
+        f"{100 * curve.deferral[0]:.2f}% deferred, {report.format_flops(curve.flops[0])} FLOPs an image "
+        f"({display_name(pair.models[0])} alone: {pair.stages[0].accuracy:.2f}%, "
+        f"{report.format_flops(pair.stages[0].flops)})."
     )
 
 
-def display_verdict(recommendation: Recommendation, pair: Pair) -> str:
-    if recommendation.choice == "cascade":
-        return "cascade"
-    name = display_name(pair.models[0 if recommendation.choice == "shallow" else -1])
-    return f"{recommendation.choice} model ({name})"
+def describe_recommendation(recommendation: Recommendation, pair: Pair) -> str:
+    """The threshold to take, what it gives, and the verdict."""
+    scored, fitted = recommendation.scored, recommendation.cross_fitted
+    ceiling = sweep(oracle(pair.stages), [0.1])  # sends on exactly the images that a later model gets right
+    nearest = "" if recommendation.reached else " No threshold gets there; this one comes nearest."
+    verdict: str = recommendation.choice
+    if verdict != "cascade":
+        verdict += f" model ({display_name(pair.models[0 if verdict == 'shallow' else -1])})"
+    return "\n".join(
+        [
+            f"For {recommendation.goal.describe()}, take threshold {recommendation.threshold:g}: accuracy "
+            f"{scored.accuracy:.2f}%{report.format_interval(scored.accuracy_interval)}, "
+            f"{100 * recommendation.deferral:.1f}% deferred, {report.format_flops(scored.flops)} FLOPs an image, "
+            f"{scored.saving:.2f}x less than {display_name(pair.models[-1])}"
+            f"{report.format_interval(scored.saving_interval)}.{nearest}",
+            f"With the threshold chosen on four folds and scored on the fifth: accuracy {fitted.accuracy:.2f}%"
+            f"{report.format_interval(fitted.accuracy_interval)}, {report.format_flops(fitted.flops)}, "
+            f"{fitted.saving:.2f}x less{report.format_interval(fitted.saving_interval)}.",
+            f"The best possible choice between the two models (oracle): {ceiling.accuracy[0]:.2f}% at "
+            f"{report.format_flops(ceiling.flops[0])}.",
+            f"Verdict: use the {verdict}: {recommendation.reason}.",
+        ]
+    )
 
 
 if __name__ == "__main__":

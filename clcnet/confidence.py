@@ -33,7 +33,7 @@ def negative_entropy(sorted_probs: Probs) -> Floats:
 def sum_of_squares(sorted_probs: Probs) -> Floats:
     """Sum of p squared, in [1/n, 1]: ranks as DOCTOR's D-alpha does (Granese et al., arXiv:2106.02395)."""
     squares: Floats = np.einsum("ij,ij->i", sorted_probs, sorted_probs, dtype=np.float64)
-    return squares
+    return squares.clip(max=1)  # a float32 row may sum to a little more than 1
 
 
 SIMPLE_CONFIDENCES: dict[str, Callable[[Probs], Floats]] = {

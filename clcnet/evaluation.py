@@ -1,28 +1,24 @@
-"""From images or tables to the stages of a cascade: what each model says of each image, and how sure CLCNet is of it.
+"""From tables or images to the stages of a cascade: what both models say of each image, and how sure CLCNet is of it.
 
-Image i is judged by the network of its own fold, the one that was not trained on it.
+Image i is judged by the network of its own fold, the one that was not trained on it. Nothing here chooses a threshold.
 """
 
-import sys
+import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import timm
+import torch
 from numpy.typing import NDArray
-from timm.data import resolve_model_data_config
-from tqdm import tqdm
 
-from clcnet.cache import OutputCache
-from clcnet.classifiers import Classifier, class_indices, classify
-from clcnet.flops import count_flops
-from clcnet.images import ImageSet
+from clcnet.baselines import average_is_correct
+from clcnet.cascade import Bools, Stage
+from clcnet.images import NUM_FOLDS, ImageSet
 from clcnet.model import CLCNet, find_fold_weights
 from clcnet.table import match_rows, read_table, sort_probs
 
-SHALLOW_ALONE = -999.0  # at this threshold or below no image is deferred, whatever the scores, and CLCNet is not asked
+SPLIT_FILE = "CLCNet_imagenet_split.csv"  # beside the weights: which fold each image was in when they were trained
 
 
 @dataclass
@@ -32,55 +28,77 @@ class Outputs:
     Attributes:
         sorted_probs: (M, n) float32, descending.
         correct: (M,) whether the top-1 answer is right.
-        probs: (M, C) float32 in the order of the classes, where the model's outputs are at hand.
+        probs: (M, C) float32 in the order of the classes, where the model's own outputs are at hand.
         targets: (M,) the classes, likewise.
     """
 
     sorted_probs: NDArray[np.float32]
-    correct: NDArray[np.bool_]
+    correct: Bools
     probs: NDArray[np.float32] | None = None
     targets: NDArray[np.int64] | None = None
 
-    def __len__(self) -> int:
-        return len(self.correct)
-
-    def subset(self, indices: NDArray[Any]) -> "Outputs":
-        return Outputs(
-            self.sorted_probs[indices],
-            self.correct[indices],
-            None if self.probs is None else self.probs[indices],
-            None if self.targets is None else self.targets[indices],
-        )
+    @classmethod
+    def from_probs(cls, probs: NDArray[np.float32], targets: NDArray[np.int64]) -> "Outputs":
+        sorted_probs, correct, _ = sort_probs(probs, targets)
+        return cls(sorted_probs, correct, probs, targets)
 
 
-def outputs_from_probs(probs: NDArray[np.float32], targets: NDArray[np.int64]) -> Outputs:
-    """Outputs of a model that has just run, or of its cache."""
-    sorted_probs, correct, _ = sort_probs(probs, targets)
-    return Outputs(sorted_probs, correct, probs, targets)
+@dataclass
+class Pair:
+    """Both models over the same N images, ready to be swept.
+
+    Attributes:
+        models: their names.
+        stages: the cascade with CLCNet's confidences.
+        outputs: what both models said; None where the deep model was asked about deferred images only. Of the others
+            its stage then holds a confidence that never wins, so only the threshold that deferred them may be swept.
+        folds: (N,) from 0.
+        milliseconds: of both models an image, where they were measured.
+        unreadable: index of an image -> why it was left out.
+    """
+
+    models: list[str]
+    stages: list[Stage]
+    outputs: list[Outputs] | None
+    folds: NDArray[np.int64]
+    milliseconds: list[float] | None = None
+    unreadable: dict[int, str] = field(default_factory=dict)
+
+    def average_correct(self) -> Bools | None:
+        """Whether the average of both models' answers is right, (N,); None where only sorted tables are at hand."""
+        assert self.outputs is not None
+        shallow, deep = self.outputs
+        if shallow.probs is None or deep.probs is None or shallow.targets is None:
+            return None
+        return average_is_correct(shallow.probs, deep.probs, shallow.targets)
 
 
-def read_outputs(shallow_path: Path, deep_path: Path, images: ImageSet) -> tuple[list[Outputs], NDArray[np.int64]]:
-    """Read the tables of both models, bring their rows into one order, and find each row's fold.
+def pair_from_tables(
+    paths: Sequence[Path], images: ImageSet, networks: Sequence[CLCNet], models: list[str], flops: Sequence[float]
+) -> Pair:
+    """Take both models' outputs from their tables, in the order of the image set; no image is opened.
 
     Raises:
         OSError, ValueError: a table is missing or broken, or the two differ in classes or images.
     """
-    tables = [read_table(path) for path in (shallow_path, deep_path)]
+    tables = [read_table(path) for path in paths]
     if tables[0].num_classes != tables[1].num_classes:
         raise ValueError(
-            f"{shallow_path} has {tables[0].num_classes} classes but {deep_path} has {tables[1].num_classes}; "
+            f"{paths[0]} has {tables[0].num_classes} classes but {paths[1]} has {tables[1].num_classes}; "
             "give the tables of two models with the same classes"
         )
-    matched = [
-        match_rows(table, images, str(path)) for table, path in zip(tables, (shallow_path, deep_path), strict=True)
-    ]
-    _check_same_images(matched, (shallow_path, deep_path), images)
-    order = np.sort(matched[0])
+    matched = [match_rows(table, images, str(path)) for table, path in zip(tables, paths, strict=True)]
+    _check_same_images(matched, paths, images)
+    orders = [np.argsort(indices) for indices in matched]
     outputs = [
-        Outputs(table.sorted_probs[rows], table.correct[rows])
-        for table, rows in ((table, np.argsort(match)) for table, match in zip(tables, matched, strict=True))
+        Outputs(table.sorted_probs[order], table.correct[order]) for table, order in zip(tables, orders, strict=True)
     ]
-    return outputs, images.folds[order]
+    folds = images.folds[np.sort(matched[0])]
+    stages = [
+        Stage(fold_confidence(networks, output, folds), output.correct, cost)
+        for output, cost in zip(outputs, flops, strict=True)
+    ]
+    return Pair(models, stages, outputs, folds)
 
 
 def _check_same_images(matched: Sequence[NDArray[np.int64]], paths: Sequence[Path], images: ImageSet) -> None:
@@ -94,53 +112,47 @@ def _check_same_images(matched: Sequence[NDArray[np.int64]], paths: Sequence[Pat
             )
 
 
-class ImageOutputs:
-    """One model over an image set, through the cache: only images that it has not seen are classified."""
-
-    def __init__(self, classifier: Classifier, images: ImageSet, cache: OutputCache) -> None:
-        self.classifier, self.images, self.cache = classifier, images, cache
-        self.targets = class_indices(images, classifier)
-        self.unreadable: dict[int, str] = {}
-
-    def classify(self, indices: NDArray[np.int64], label: str, **options: Any) -> None:
-        """Classify those of the images that the cache lacks; unreadable ones are noted in `unreadable`."""
-        missing = self.cache.missing(indices)
-        if not len(missing):
-            return
-        note = self.unreadable.__setitem__
-        batches = classify(self.classifier, self.images, missing, on_unreadable=note, **options)
-        with tqdm(total=len(missing), desc=label, unit="image", file=sys.stderr) as progress:
-            for batch, probs in batches:
-                self.cache.store(batch, probs)
-                progress.update(len(batch))
-
-    def outputs(self, indices: NDArray[np.int64]) -> Outputs:
-        """What the model said about images that it has seen."""
-        return outputs_from_probs(np.array(self.cache.probs[indices]), self.targets[indices])
-
-
-def load_fold_networks(folder: Path, device: str = "cpu") -> list[CLCNet]:
-    """Load the five networks, the one for fold k at index k.
+def load_fold_networks(folder: Path, images: ImageSet, device: torch.device | str = "cpu") -> list[CLCNet]:
+    """Load the five networks, the one that judges fold k at index k.
 
     Raises:
-        OSError, ValueError: see `find_fold_weights` and `CLCNet.load`; or a file says that it was trained on the fold
-            that it should judge.
+        OSError, ValueError: see `find_fold_weights` and `CLCNet.load`; or a file, or the list of images beside the
+            files, says that a network was trained on images that it should judge.
     """
     networks = []
     for fold, path in enumerate(find_fold_weights(folder), start=1):
         network = CLCNet.load(path, device)
-        held_out = network.metadata.get("fold")
-        if held_out is not None and held_out != fold:
+        held_out = network.metadata.get("fold", fold)
+        trained = network.metadata.get("training_folds", [])
+        if held_out != fold or fold in trained:
             raise ValueError(
-                f"{path} was trained on fold {fold}, which it should judge (it says that fold {held_out} was held out); "
-                "give each file its own name back, or run train_imagenet_5fold_cv.py"
+                f"{path} was trained on fold {fold}, which it should judge (it held out fold {held_out}); give the "
+                "files their own names back, or run train_imagenet_5fold_cv.py"
             )
         networks.append(network)
+    _check_same_folds(folder / SPLIT_FILE, images)
     return networks
 
 
+def _check_same_folds(path: Path, images: ImageSet) -> None:
+    """Refuse folds other than those of the training, where it left a list of them for these very images."""
+    if not path.exists():  # the released weights come without
+        return
+    with open(path, encoding="utf-8", newline="") as file:
+        fold_of = {row["file"]: int(row["fold"]) - 1 for row in csv.DictReader(file)}
+    trained = np.array([fold_of.get(name, -1) for name in images.names])
+    moved = np.flatnonzero((trained >= 0) & (trained != images.folds))
+    if len(moved) and (trained >= 0).all():
+        index = moved[0]
+        raise ValueError(
+            f"{images.names[index]} is in fold {images.folds[index] + 1} of {images.root} but was in fold "
+            f"{trained[index] + 1} of {NUM_FOLDS} when {path.parent} was trained, as were {len(moved) - 1} others; "
+            "evaluate on the folds of the training"
+        )
+
+
 def fold_confidence(networks: Sequence[CLCNet], outputs: Outputs, folds: NDArray[np.int64]) -> NDArray[np.float64]:
-    """CLCNet's confidence in every image's answer, by the network of the image's fold: (M,)."""
+    """CLCNet's confidence in every answer, by the network of the image's fold: (M,)."""
     confidence = np.empty(len(folds))
     for fold in np.unique(folds):
         inside = folds == fold
@@ -150,8 +162,14 @@ def fold_confidence(networks: Sequence[CLCNet], outputs: Outputs, folds: NDArray
 
 def flops_of(model: str) -> float:
     """Count a model's multiply-adds, in billions, from its name alone; no weights are needed."""
+    import timm
+    from timm.data.config import resolve_model_data_config
+
+    from clcnet.flops import count_flops
+
     try:
         architecture = timm.create_model(model, pretrained=False)
     except (RuntimeError, OSError, ValueError) as error:
         raise ValueError(f"model {model}: timm cannot make it ({error})") from error
-    return count_flops(architecture.eval(), resolve_model_data_config(architecture)["input_size"])
+    config = resolve_model_data_config(architecture)  # type: ignore[no-untyped-call]
+    return count_flops(architecture.eval(), config["input_size"])

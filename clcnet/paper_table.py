@@ -8,40 +8,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clcnet.cascade import Curve, Floats, Stage, outcome, resampled_sweeps, sweep
-from clcnet.intervals import (
-    NUM_SWEEP_RESAMPLES,
-    Interval,
-    exact_interval,
-    percentile_interval,
-    resampled_means,
+from clcnet.cascade import Curve, Stage, outcome, sweep
+from clcnet.intervals import Interval, exact_interval, percentile_interval, resampled_means
+from clcnet.selection import (
+    Reference,
+    Scored,
+    cheapest_at_accuracy,
+    cross_fit,
+    dearest_within,
+    resampled_savings,
+    score,
+    short_threshold,
 )
-from clcnet.selection import Scored, cheapest_at_accuracy, cross_fit, dearest_within, score, short_threshold
 
 SAME_ACCURACY = 0.1  # points; a row at a reference's FLOPs whose accuracy is this close serves as both rows
 
 Chooser = Callable[[Curve, Sequence[Stage]], int | None]  # which point of a curve answers to a reference
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A single model to compare the cascade with.
-
-    Attributes:
-        name: as printed.
-        accuracy: percent.
-        flops: billions of multiply-adds an image.
-        stage: which of the cascade's own models it is, measured on the same images; None for published figures.
-    """
-
-    name: str
-    accuracy: float
-    flops: float
-    stage: int | None = None
-
-    def accuracy_on(self, stages: Sequence[Stage]) -> float:
-        """Accuracy on the images of `stages`, where it can be measured; else the published one."""
-        return self.accuracy if self.stage is None else stages[self.stage].accuracy
 
 
 # The single models of the paper's table, as the project's specification gives them.
@@ -123,18 +105,6 @@ def results_rows(
             interval = percentile_interval(savings[reference.name]) if "accuracy" in same else None
             rows.append(replace(row, model=cascade_name(models), same=same, saving_interval=interval))
     return rows
-
-
-def resampled_savings(stages: Sequence[Stage], references: Sequence[Reference], seed: int) -> dict[str, Floats]:
-    """How much cheaper the cascade is at each reference's accuracy, with the threshold chosen anew on each resample."""
-    savings: dict[str, list[Floats]] = {reference.name: [] for reference in references}
-    for accuracy, flops, single in resampled_sweeps(stages, NUM_SWEEP_RESAMPLES, seed):
-        for reference in references:
-            target = reference.accuracy if reference.stage is None else single[:, reference.stage, None]
-            reached = accuracy >= target
-            cost = np.take_along_axis(flops, reached.argmax(1)[:, None], 1)[:, 0]
-            savings[reference.name].append(np.where(reached.any(1), reference.flops / cost, 0.0))
-    return {name: np.concatenate(parts) for name, parts in savings.items()}
 
 
 def _comparisons(

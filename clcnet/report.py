@@ -3,12 +3,15 @@
 FLOPs are billions of multiply-adds an image; Markdown prints small ones in millions (M).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from clcnet.cascade import Curve
+from clcnet import metrics
+from clcnet.baselines import DEFERRAL_SHARES, Rule
+from clcnet.cascade import Curve, Floats, Stage
 from clcnet.files import atomic_path
 from clcnet.intervals import Interval, exact_interval
 from clcnet.paper_table import Row
@@ -129,3 +132,59 @@ def write_text(text: str, path: Path) -> None:
     """Write text that ends with a line break; an existing file is replaced only by a finished one."""
     with atomic_path(path) as temporary:
         temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
+
+
+def comparison_frame(rules: Sequence[Rule], deep: Stage) -> pd.DataFrame:
+    """One line a rule: accuracy at several shares of deferred images, area under accuracy-FLOPs, and what it saves."""
+    return pd.DataFrame(
+        {
+            "rule": rule.name,
+            **{f"accuracy_at_{share:.0%}": rule.at(share) for share in (*DEFERRAL_SHARES, 1.0)},
+            "area": rule.area,
+            "saving": rule.saving_at(deep.accuracy, deep.flops),
+        }
+        for rule in rules
+    )
+
+
+def comparison_markdown(frame: pd.DataFrame) -> str:
+    shares = [column for column in frame.columns if column.startswith("accuracy_at_")]
+    header = ["Rule", *(f"{column.removeprefix('accuracy_at_')} deferred" for column in shares), "Area", "Saving"]
+    rows = [
+        [row["rule"], *(f"{row[column]:.2f}" for column in (*shares, "area")), _or_dashes(row["saving"], "x")]
+        for _, row in frame.iterrows()
+    ]
+    return markdown(header, rows)
+
+
+def confidence_frame(
+    models: Sequence[str], scores: Mapping[str, Sequence[Floats]], stages: Sequence[Stage]
+) -> pd.DataFrame:
+    """One line for each confidence on each model's answers, with all of `metrics.summary`."""
+    return pd.DataFrame(
+        {"model": model, "confidence": name, **metrics.summary(by_model[k], stages[k].correct)}
+        for k, model in enumerate(models)
+        for name, by_model in scores.items()
+    )
+
+
+def confidence_markdown(frame: pd.DataFrame) -> str:
+    figures = {
+        "AUROC": "auroc",
+        "AURC": "aurc",
+        "E-AURC": "e_aurc",
+        "AUGRC": "augrc",
+        **{f"Coverage at {risk:.0%} risk": f"coverage_at_{risk:.0%}_risk" for risk in metrics.RISK_LEVELS},
+        "Brier": "brier",
+        "Log-loss": "log_loss",
+        "ECE": "calibration_error",
+    }
+    rows = [
+        [row["model"], row["confidence"], *(_or_dashes(row[column], digits=4) for column in figures.values())]
+        for _, row in frame.iterrows()
+    ]
+    return markdown(["Model", "Confidence", *figures], rows)
+
+
+def _or_dashes(number: float, unit: str = "", digits: int = 2) -> str:
+    return "--" if math.isnan(number) else f"{number:.{digits}f}{unit}"

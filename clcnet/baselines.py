@@ -1,0 +1,146 @@
+"""What else one could do with the same two models: the rules that a learned confidence has to beat.
+
+Every rule is a cascade of its own, a list of stages and how answers are kept, and so is swept like CLCNet's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clcnet.cascade import (
+    Bools,
+    Curve,
+    Floats,
+    Keep,
+    Stage,
+    accuracy_at_deferral,
+    area_under_deferral,
+    oracle,
+    sweep,
+)
+from clcnet.confidence import SIMPLE_CONFIDENCES
+
+DEFERRAL_SHARES = (0.1, 0.2, 0.3, 0.5)
+_TEMPERATURES = np.geomspace(0.2, 5, 41)  # neighbours differ by 8%, between which a parabola finds the best
+_CHUNK_NUMBERS = 1 << 20  # probabilities handled at once; bounds the memory
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A way to use the two models: its name and its curve over all distinct thresholds."""
+
+    name: str
+    curve: Curve
+
+    def at(self, share: float) -> float:
+        """Accuracy in percent when this share of the images goes to the deep model."""
+        return accuracy_at_deferral(self.curve, share)
+
+    @property
+    def area(self) -> float:
+        """Mean accuracy over the whole range of FLOPs, from the shallow model alone to both models on every image."""
+        return area_under_deferral(self.curve)
+
+    def saving_at(self, accuracy: float, flops: float) -> float:
+        """FLOPs of a single model over those that the rule needs for its accuracy; nan if it never gets there."""
+        reached = self.curve.accuracy >= accuracy - 1e-9
+        return flops / float(self.curve.flops[reached.argmax()]) if reached.any() else float("nan")
+
+
+def compare(
+    stages: Sequence[Stage],
+    sorted_probs: Sequence[NDArray[np.float32]],
+    folds: NDArray[np.int64],
+    average_correct: Bools | None = None,
+) -> list[Rule]:
+    """Sweep CLCNet and every other rule over the same answers.
+
+    Args:
+        stages: the cascade with CLCNet's confidences, two models.
+        sorted_probs: two (N, n) arrays.
+        folds: (N,); temperatures are fitted on the other folds.
+        average_correct: (N,) whether the average of both models' probabilities is right; where it is not known, the
+            rules that use the average are left out.
+    """
+    shallow, deep = stages
+    rules = [Rule("CLCNet", sweep(stages)), Rule("CLCNet, deep answer always kept", sweep(stages, keep="last"))]
+    for name, scores in confidences(sorted_probs, [stage.correct for stage in stages], folds).items():
+        rules.append(Rule(name, sweep([_with(stages[k], confidence) for k, confidence in enumerate(scores)])))
+    nothing_known = _with(shallow, np.zeros(len(shallow)))
+    rules.append(_last_answer("random deferral", nothing_known, deep.correct, deep.flops))
+    if average_correct is not None:
+        rules.append(_last_answer("CLCNet, average answers", shallow, average_correct, deep.flops))
+        rules.append(_last_answer("GEM, average answers random images", nothing_known, average_correct, deep.flops))
+    rules.append(Rule("oracle", sweep(oracle(stages))))
+    return rules
+
+
+def confidences(
+    sorted_probs: Sequence[NDArray[np.float32]], correct: Sequence[Bools], folds: NDArray[np.int64]
+) -> dict[str, list[Floats]]:
+    """The confidences without a network, by name; for each model, (N,)."""
+    scores = {name: [score(probs) for probs in sorted_probs] for name, score in SIMPLE_CONFIDENCES.items()}
+    scores["temperature-scaled softmax"] = [
+        temperature_scaled(probs, right, folds) for probs, right in zip(sorted_probs, correct, strict=True)
+    ]
+    return scores
+
+
+def average_is_correct(
+    shallow: NDArray[np.float32], deep: NDArray[np.float32], targets: NDArray[np.int64]
+) -> Bools:
+    """The paper's general ensemble (GEM) with equal weights: (N,) whether the mean of both (N, C) softmaxes is right."""
+    right: Bools = (shallow + deep).argmax(1) == targets
+    return right
+
+
+def temperature_scaled(sorted_probs: NDArray[np.float32], correct: Bools, folds: NDArray[np.int64]) -> Floats:
+    """Top probability after temperature scaling (Guo et al., arXiv:1706.04599), fitted on the other folds: (N,).
+
+    A table of sorted probabilities does not hold the probability of the right class, so the temperature maximises the
+    likelihood of the top-1 answer being right or wrong instead of that of the class.
+    """
+    top = tempered_top(sorted_probs, _TEMPERATURES)  # (N, T)
+    losses = -np.log(np.clip(np.where(correct[:, None], top, 1 - top), 1e-7, 1))
+    scaled = np.empty(len(sorted_probs))
+    for fold in np.unique(folds):
+        inside = folds == fold
+        others = losses[~inside] if not inside.all() else losses
+        temperature = _lowest_point(np.log(_TEMPERATURES), others.mean(0))
+        scaled[inside] = tempered_top(sorted_probs[inside], np.exp([temperature]))[:, 0]
+    return scaled
+
+
+def tempered_top(sorted_probs: NDArray[np.float32], temperatures: Floats) -> Floats:
+    """Top probability of softmax(logits / T) for several T, from softmax(logits) alone: (N, T)."""
+    rows = max(1, _CHUNK_NUMBERS // sorted_probs.shape[1])
+    top = np.empty((len(sorted_probs), len(temperatures)))
+    for start in range(0, len(sorted_probs), rows):
+        chunk = sorted_probs[start : start + rows]
+        with np.errstate(divide="ignore"):
+            logits = np.log(chunk) - np.log(chunk[:, :1])  # 0 for the top class, -inf where the softmax underflowed
+        for column, temperature in enumerate(temperatures):
+            top[start : start + rows, column] = 1 / np.exp(logits / np.float32(temperature)).sum(1)
+    return top
+
+
+def _lowest_point(x: Floats, y: Floats) -> float:
+    """Where the parabola through the lowest of equally spaced points and its neighbours is lowest."""
+    k = int(y.argmin())
+    if k in (0, len(x) - 1):
+        return float(x[k])
+    left, middle, right = y[k - 1 : k + 2]
+    curvature = left - 2 * middle + right
+    return float(x[k] + (0.5 * (left - right) / curvature * (x[1] - x[0]) if curvature > 0 else 0.0))
+
+
+def _with(stage: Stage, confidence: Floats) -> Stage:
+    return Stage(confidence, stage.correct, stage.flops)
+
+
+def _last_answer(name: str, shallow: Stage, answer_correct: Bools, deep_flops: float) -> Rule:
+    """The deferred images take another answer, whatever its confidence."""
+    answer = Stage(np.zeros(len(shallow)), answer_correct, deep_flops)
+    return Rule(name, sweep([shallow, answer], keep="last"))

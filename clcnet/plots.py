@@ -1,0 +1,153 @@
+"""The pictures of an evaluation, as PNG and SVG: readable in print, in greyscale, and without colour vision.
+
+Lines are told apart by their dashes and points by their shapes first, and by colour (Okabe and Ito's palette) second.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from clcnet import metrics
+from clcnet.baselines import Rule
+from clcnet.cascade import Bools, Floats, Stage
+from clcnet.files import atomic_path
+from clcnet.intervals import exact_interval
+from clcnet.selection import Reference
+
+BLACK, BLUE, ORANGE, GREEN, PINK, GREY = "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676"
+_STYLES = {  # name of a rule or confidence -> colour, dashes, width
+    "CLCNet": (BLACK, "-", 2.2),
+    "CLCNet, deep answer always kept": (GREY, (0, (6, 2)), 1.2),
+    "CLCNet, average answers": (PINK, (0, (8, 2, 2, 2)), 1.6),
+    "max softmax": (BLUE, (0, (5, 1.5)), 1.4),
+    "margin": (ORANGE, (0, (1, 1)), 1.6),
+    "entropy": (GREEN, (0, (4, 1, 1, 1)), 1.4),
+    "sum of squares (DOCTOR)": (PINK, (0, (3, 1, 1, 1, 1, 1)), 1.4),
+    "temperature-scaled softmax": (BLUE, (0, (1, 2.5)), 1.6),
+    "random deferral": (GREY, (0, (2, 3)), 1.2),
+    "GEM, average answers random images": (PINK, (0, (2, 3)), 1.2),
+    "oracle": (GREY, "-", 1.0),
+}
+_MARKERS = "os^Dv<>ph*"
+_HASH_SALT = "clcnet"  # the same figures give the same SVG
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write NAME.png and NAME.svg; existing files are replaced only by finished ones."""
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    with matplotlib.rc_context({"svg.hashsalt": _HASH_SALT}):
+        for path in paths:
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return paths
+
+
+def plot_accuracy_and_cost(
+    rules: Sequence[Rule],
+    stages: Sequence[Stage],
+    models: Sequence[str],
+    references: Sequence[Reference] = (),
+    milliseconds: Sequence[float] | None = None,
+) -> Figure:
+    """Accuracy against FLOPs and, where it was measured, against time: single models as points, rules as lines."""
+    costs = [("billion multiply-adds an image", [stage.flops for stage in stages])]
+    if milliseconds is not None:
+        costs.append(("milliseconds an image", list(milliseconds)))
+    figure = Figure(figsize=(7.2 * len(costs), 5.2), layout="constrained")
+    panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
+    for axes, (unit, stage_costs) in zip(panels, costs, strict=True):
+        for rule in rules:
+            _plot_rule(axes, rule, stage_costs)
+        points = list(zip(models, stage_costs, [stage.accuracy for stage in stages], strict=True))
+        if axes is panels[0]:
+            points += [(reference.name, reference.flops, reference.accuracy) for reference in references]
+        for marker, (name, cost, accuracy) in zip(_MARKERS * len(points), points, strict=False):
+            axes.plot(cost, accuracy, marker, color="white", markeredgecolor=BLACK, markersize=8, zorder=5, label=name)
+        axes.set(xlabel=unit)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        _set_scale(axes, [cost for _, cost, _ in points] + [sum(stage_costs)])
+    panels[0].set(ylabel="top-1 accuracy (%)")
+    panels[-1].legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def _plot_rule(axes: Axes, rule: Rule, stage_costs: ArrayLike) -> None:
+    cost, accuracy = rule.curve.cost(stage_costs), rule.curve.accuracy
+    colour, dashes, width = _STYLES[rule.name]
+    axes.plot(cost, accuracy, color=colour, linestyle=dashes, linewidth=width, label=rule.name)
+    if rule.name == "CLCNet":
+        low, high = exact_interval((accuracy * rule.curve.num_images / 100).round(), rule.curve.num_images)
+        axes.fill_between(cost, low, high, color=BLACK, alpha=0.12, linewidth=0, label="its 95% interval")
+
+
+def _set_scale(axes: Axes, costs: Sequence[float]) -> None:
+    if max(costs) > 20 * min(costs):
+        axes.set_xscale("log")
+
+
+def plot_risk_coverage(scores: Mapping[str, Floats], correct: Bools, model: str) -> Figure:
+    """Share of wrong answers against share of images answered, the surest first."""
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for name, confidence in scores.items():
+        colour, dashes, width = _STYLES[name]
+        coverage, risk = metrics.risk_coverage_curve(confidence, correct)
+        label = f"{name} (AURC {metrics.aurc(confidence, correct):.4f})"
+        axes.plot(100 * coverage, 100 * risk, color=colour, linestyle=dashes, linewidth=width, label=label)
+    axes.set(xlabel="images answered (%), surest first", ylabel="wrong answers among them (%)", title=model)
+    axes.set_ylim(0, 100 * (1 - correct.mean()) * 1.3 + 0.5)  # the few surest images make a ragged start
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.legend(fontsize=8, loc="upper left")
+    return figure
+
+
+def plot_reliability(scores: Mapping[str, Floats], correct: Bools, model: str) -> Figure:
+    """Accuracy against confidence in bins of equal width; on the diagonal a confidence means what it says."""
+    figure = Figure(figsize=(5.6, 5.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
+    for marker, (name, confidence) in zip(_MARKERS, scores.items(), strict=False):
+        counts, mean_confidence, accuracy = metrics.calibration_bins(confidence, correct)
+        shown = counts > 0
+        low, high = np.full(len(counts), np.nan), np.full(len(counts), np.nan)
+        for index in np.flatnonzero(shown):
+            num_right = round(accuracy[index] * counts[index])
+            low[index], high[index] = (end / 100 for end in exact_interval(num_right, int(counts[index])))
+        colour, dashes, width = _STYLES[name]
+        axes.errorbar(
+            mean_confidence[shown],
+            accuracy[shown],
+            yerr=np.stack([accuracy - low, high - accuracy])[:, shown],
+            color=colour,
+            linestyle=dashes,
+            linewidth=width,
+            elinewidth=0.7,
+            capsize=2,
+            marker=marker,
+            markersize=5,
+            label=f"{name} (ECE {metrics.calibration_error(confidence, correct):.3f})",
+        )
+    axes.set(xlabel="confidence", ylabel="share of right answers", title=model, xlim=(0, 1), ylim=(0, 1))
+    axes.set_aspect("equal")
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.legend(fontsize=8, loc="upper left")
+    return figure
+
+
+def plot_histogram(confidence: Floats, correct: Bools, model: str) -> Figure:
+    """How the confidences of right and of wrong answers are spread."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    low, high = np.percentile(confidence, [0, 100])
+    edges = np.linspace(min(low, 0.0), max(high, 1.0), 41).tolist()
+    for name, shown, colour, hatch in (("right", correct, "#dddddd", None), ("wrong", ~correct, "white", "////")):
+        label = f"{name} ({shown.sum():,})"
+        axes.hist(confidence[shown], edges, facecolor=colour, hatch=hatch, edgecolor=BLACK, linewidth=0.8, label=label)
+    axes.set(xlabel="CLCNet's confidence", ylabel="images", title=model, yscale="log")
+    axes.legend(fontsize=9, loc="upper left")
+    return figure
