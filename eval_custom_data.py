@@ -23,13 +23,13 @@ import torch
 from clcnet import Cascade, CLCNet, cli, distributed, report
 from clcnet.answers import STAGE_NAMES
 from clcnet.classifiers import Classifier, load_classifier, resolve_device
-from clcnet.evaluation import SHALLOW_ALONE
 from clcnet.files import check_output
 from clcnet.images import list_images
 from clcnet.inference import Summary, answer_folder, known_targets, name_classes
 from clcnet.runs import errors_file, partial_folder
 from clcnet.streaming import DEEP
 
+SHALLOW_ALONE = -999.0  # the specification's way to say that no image is deferred, whatever the scores
 DEFAULT_WEIGHT = cli.WEIGHTS_DIR / "CLCNet_custom_data.zip"
 DEFAULT_MODELS = ("tf_efficientnet_b4.aa_in1k", "tf_efficientnet_b7.ra_in1k")
 

@@ -53,7 +53,7 @@ class Stopwatch:
 
     @property
     def time_saving(self) -> float:
-        """Time of the deep model on every image, by its time on the deferred ones, over the time taken; NaN if none was."""
+        """Time of the deep model on every image (by its time on the deferred ones) over the time taken; NaN if none."""
         if not self.images[DEEP]:
             return float("nan")
         deep_alone = self.images[SHALLOW] * self.seconds[DEEP] / self.images[DEEP] / distributed.world_size()

@@ -1,0 +1,209 @@
+"""Is a cascade over a folder as fast as its parts, and does its memory stay the same however many images there are?
+
+    python -m benchmarks.bench_custom                # about six minutes on two cores
+    python -m benchmarks.bench_custom --pairs demo
+
+Per pair of models, in one process and through the same loader, three times in turn: the shallow model on all N images,
+the deep model on all N images, and the cascade at a threshold that defers 30% of them. The bound for the cascade's time
+is N times the shallow model's time an image plus the number deferred times the deep model's. Results go to
+benchmarks/results/custom.json and, as text, to benchmarks/custom.md.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+
+from clcnet import cli
+from clcnet.classifiers import Classifier, load_classifier
+from clcnet.images import ImageSet, list_images
+from clcnet.inference import Stopwatch
+from clcnet.model import CLCNet
+from clcnet.report import markdown
+from clcnet.streaming import SHALLOW
+from clcnet.system import Cascade, stream
+
+SHARED = cli.ROOT.parent / "shared"
+RESULTS = cli.ROOT / "benchmarks" / "results" / "custom.json"
+TEXT = cli.ROOT / "benchmarks" / "custom.md"
+DEFERRED = 0.3
+REPEATS = 3
+
+
+def demo_pair() -> tuple[Classifier, Classifier, ImageSet]:
+    """The demo's two classifiers on 2,000 of its images."""
+    demo = cli.DATA_DIR / "demo"
+    shallow, deep = (load_classifier(f"local-dir:{demo / name}", device="cpu") for name in ("shallow", "deep"))
+    images = list_images(demo / "imagenet_splits_5")
+    return shallow, deep, images.subset(np.arange(0, len(images), max(1, len(images) // 2000)))
+
+
+def cifar_pair() -> tuple[Classifier, Classifier, ImageSet]:
+    """The two CIFAR-10 classifiers on 2,000 real images of 32 x 32 pixels."""
+    shallow, deep = (
+        load_classifier(f"local-dir:{SHARED / 'cifar10' / name}", device="cpu") for name in ("shallow", "deep")
+    )
+    return shallow, deep, list_images(SHARED / "cifar10" / "imagenet_splits_5").subset(np.arange(0, 10_000, 5))
+
+
+def photo_pair() -> tuple[Classifier, Classifier, ImageSet]:
+    """EfficientNet-B0 at 224 and B4 at 380 pixels, untrained, on 100 full-size photographs."""
+    shallow, deep = (_untrained(name) for name in ("tf_efficientnet_b0", "tf_efficientnet_b4"))
+    return shallow, deep, list_images(SHARED / "imagenet_sample")
+
+
+def _untrained(name: str) -> Classifier:
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "untrained.pth"
+        torch.save(timm.create_model(name).state_dict(), weights)
+        return load_classifier(name, weight=weights, device="cpu")
+
+
+# the batch sizes give every pair several deep batches
+PAIRS: dict[str, tuple[Callable[[], tuple[Classifier, Classifier, ImageSet]], int]] = {
+    "demo": (demo_pair, 64),
+    "cifar10": (cifar_pair, 64),
+    "photographs": (photo_pair, 10),
+}
+
+
+def run(cascade: Cascade, images: ImageSet, batch_size: int) -> tuple[float, np.ndarray, Stopwatch]:
+    """Time one pass. Returns seconds, the confidences of the first model, and the stopwatch that the script reads."""
+    confidence = np.full(len(images), np.nan, np.float32)
+    stopwatch = Stopwatch()
+    start = time.perf_counter()
+    for outcome in stream(cascade, images, batch_size):
+        stopwatch.add(outcome)
+        if outcome.task.stage == SHALLOW:
+            confidence[outcome.answered] = outcome.confidence
+    return time.perf_counter() - start, confidence, stopwatch
+
+
+def measure_pair(name: str) -> dict[str, Any]:
+    """Time a pair of models alone and as a cascade, in turn; the figures are medians over the turns."""
+    load, batch_size = PAIRS[name]
+    shallow, deep, images = load()
+    torch.manual_seed(0)
+    clcnet = CLCNet(num_classes=shallow.num_classes).eval()
+    alone = [Cascade(model, model, clcnet, -math.inf) for model in (shallow, deep)]
+    _, confidence, _ = run(alone[0], images, batch_size)  # warms up, and says which threshold defers the share
+    run(alone[1], images.subset(np.arange(2 * batch_size)), batch_size)
+    threshold = float(np.partition(confidence, int(DEFERRED * len(images)))[int(DEFERRED * len(images))])
+    cascade = Cascade(shallow, deep, clcnet, threshold)
+    turns = []
+    for _ in range(REPEATS):
+        seconds = [run(one, images, batch_size)[0] for one in alone]
+        wall, confidence, stopwatch = run(cascade, images, batch_size)
+        deferred = int((confidence.astype(np.float64) < threshold).sum())
+        bound = seconds[0] + deferred * seconds[1] / len(images)
+        turns.append(
+            {
+                "shallow_ms": 1000 * seconds[0] / len(images),
+                "deep_ms": 1000 * seconds[1] / len(images),
+                "cascade_ms": 1000 * wall / len(images),
+                "over_bound": wall / bound,
+                "time_saving": seconds[1] / wall,
+                "time_saving_printed": stopwatch.time_saving,
+            }
+        )
+        print(f"{name}: {turns[-1]}", flush=True)
+    flops = [shallow.flops, deep.flops]
+    return {
+        "images": len(images),
+        "deferred": deferred,
+        "batch_size": batch_size,
+        "flops": flops,
+        "flops_saving": flops[1] / (flops[0] + deferred / len(images) * flops[1]),
+        **{key: float(np.median([turn[key] for turn in turns])) for key in turns[0]},
+        "turns": turns,
+    }
+
+
+def peak_memory(num_images: int) -> float:
+    """Peak memory in MiB of a process that runs the cascade over so many images, some of them many times."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return float(pool.apply(_peak_memory, (num_images,)))
+
+
+def _peak_memory(num_images: int) -> float:
+    shallow, deep, images = cifar_pair()
+    torch.manual_seed(0)
+    cascade = Cascade(shallow, deep, CLCNet(num_classes=10).eval(), -math.inf)
+    _, confidence, _ = run(cascade, images, 64)
+    cascade.threshold = float(np.quantile(confidence, DEFERRED))
+    run(cascade, images.subset(np.resize(np.arange(len(images)), num_images)), 64)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def write_text(results: dict[str, Any]) -> None:
+    """Write the section of the benchmark report."""
+    header = [
+        "models",
+        "images",
+        "deferred",
+        "shallow",
+        "deep",
+        "cascade",
+        "over the bound",
+        "time saved",
+        "FLOPs saved",
+    ]
+    rows = [
+        [
+            name,
+            str(pair["images"]),
+            f"{pair['deferred'] / pair['images']:.0%}",
+            *(f"{pair[key]:.2f} ms" for key in ("shallow_ms", "deep_ms", "cascade_ms")),
+            f"{pair['over_bound']:.3f}",
+            f"{pair['time_saving']:.2f} x",
+            f"{pair['flops_saving']:.2f} x",
+        ]
+        for name, pair in results["pairs"].items()
+    ]
+    memory = ", ".join(f"{mib:.0f} MiB at {num_images} images" for num_images, mib in results["peak_mib"].items())
+    text = f"""## The cascade over a folder
+
+{markdown(header, rows)}
+
+Times are an image's, medians of {REPEATS} turns in one process through the same loader, on {results["machine"]}. "Over
+the bound" is the cascade's time over N times the shallow model's plus the deferred times the deep model's (to stay
+under 1.08). "Time saved" and "FLOPs saved" are against the deep model on every image. Peak memory of the main process,
+CIFAR-10 models: {memory}. Made by `python -m benchmarks.bench_custom`.
+"""
+    TEXT.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", nargs="+", choices=[*PAIRS, "none"], default=list(PAIRS), help="which to measure")
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure memory too")
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"pairs": {}, "peak_mib": {}}
+    results["machine"] = (
+        f"{torch.get_num_threads()} cores of {platform.machine()}, torch {torch.__version__}, timm {timm.__version__}"
+    )
+    results["pairs"] |= {name: measure_pair(name) for name in args.pairs if name != "none"}
+    if args.memory:
+        results["peak_mib"] = {str(num_images): peak_memory(num_images) for num_images in (2_000, 20_000)}
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_text(results)
+
+
+if __name__ == "__main__":
+    main()
