@@ -1,0 +1,501 @@
+"""Step 3 from the command line to the file: content, resuming after a kill, several processes, outputs left alone."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import forking
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import ImageDataset, create_loader, resolve_model_data_config
+
+import generate_data_for_CLCNet as script
+from clcnet import cli
+from clcnet.images import list_images
+from clcnet.table import read_table
+from clcnet.unfinished import LEFT_OUT, RIGHT, WRONG, UnfinishedTable
+
+Factory = Callable[..., Path]
+Generate = Callable[..., dict[str, object]]
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the processes of torchrun and of this module's kill test have: the number of threads sways the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model(classifier_dir: Factory) -> str:
+    return f"local-dir:{classifier_dir()}"
+
+
+@pytest.fixture
+def generate(model: str) -> Generate:
+    def run(folder: Path, output: Path, *arguments: str) -> dict[str, object]:
+        return script.main(parse(folder, model, output, *arguments))
+
+    return run
+
+
+def parse(folder: Path, model: str, output: Path, *arguments: str):
+    return script.get_args_parser().parse_args(command_line(folder, model, output, *arguments))
+
+
+def command_line(folder: Path, model: str, output: Path, *arguments: str) -> list[str]:
+    fixed = ["--data-path", str(folder), "--model", model, "--output", str(output), "-j", "0", "--device", "cpu"]
+    return [*fixed, "-b", "4", *arguments]
+
+
+def expected_rows(folder: Path, model: str, **overrides: object) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted probabilities and labels by timm's own folder reader, loader and model, in timm's order."""
+    network = timm.create_model(model, pretrained=True).eval()
+    config = resolve_model_data_config(network, overrides)
+    loader = create_loader(ImageDataset(folder), batch_size=4, device=torch.device("cpu"), num_workers=0, **config)
+    with torch.inference_mode():
+        batches = [(network(images).softmax(dim=1), labels) for images, labels in loader]
+    probs, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return probs.sort(dim=1, descending=True).values.numpy(), (probs.argmax(dim=1) == labels).numpy()
+
+
+# ---------------------------------------------------------------- content
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_the_table_holds_what_timm_says_in_timms_order(
+    image_folder: Factory, generate: Generate, model: str, tmp_path: Path, suffix: str
+) -> None:
+    folder = image_folder(classes=CLASSES, images_per_class=5)  # 15 images do not fill the last batch of four
+    outcome = generate(folder, tmp_path / f"table{suffix}")
+    table = read_table(tmp_path / f"table{suffix}")
+    probs, correct = expected_rows(folder, model)
+    assert table.names == [f"{name}_{index:04d}.png" for name in CLASSES for index in range(5)]
+    np.testing.assert_allclose(table.sorted_probs, probs, atol=1e-6, rtol=0)
+    np.testing.assert_array_equal(table.correct, correct)
+    assert 0 < correct.mean() < 1
+    assert outcome["top1"] == pytest.approx(100 * correct.mean())
+    assert (outcome["num_images"], outcome["num_rows"], outcome["num_unreadable"]) == (15, 15, 0)
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == [
+        "images",
+        f"table{suffix}",
+    ]
+
+
+def test_five_parts_give_the_rows_of_the_plain_folder(
+    image_folder: Factory, generate: Generate, tmp_path: Path
+) -> None:
+    generate(image_folder("plain"), tmp_path / "plain.csv")
+    generate(image_folder("parts", five_parts=True), tmp_path / "parts.csv")
+    assert (tmp_path / "plain.csv").read_bytes() == (tmp_path / "parts.csv").read_bytes()
+
+
+def test_preprocessing_overrides_reach_the_model(
+    image_folder: Factory, generate: Generate, model: str, tmp_path: Path
+) -> None:
+    folder = image_folder(size=50)
+    flags = ["--img-size", "40", "--crop-pct", "0.8", "--crop-mode", "squash", "--interpolation", "bilinear"]
+    generate(folder, tmp_path / "t.csv", *flags)
+    overrides = {"img_size": 40, "crop_pct": 0.8, "crop_mode": "squash", "interpolation": "bilinear"}
+    np.testing.assert_allclose(
+        read_table(tmp_path / "t.csv").sorted_probs, expected_rows(folder, model, **overrides)[0], atol=1e-6, rtol=0
+    )
+
+
+def test_a_flat_folder_with_a_file_of_labels_gives_the_same_labels_as_class_folders(
+    image_folder: Factory, generate: Generate, tmp_path: Path
+) -> None:
+    folder = image_folder()
+    generate(folder, tmp_path / "folders.csv")
+    images = list_images(folder)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in images.paths:
+        shutil.copy(path, flat)
+    lines = [f"{path.name},{path.parent.name}\n" for path in images.paths]
+    (tmp_path / "labels.csv").write_text("".join(lines))
+    generate(flat, tmp_path / "by_name.csv", "--labels", str(tmp_path / "labels.csv"))
+    assert (tmp_path / "by_name.csv").read_bytes() == (tmp_path / "folders.csv").read_bytes()
+
+
+def test_a_class_map_orders_the_classes(image_folder: Factory, generate: Generate, tmp_path: Path) -> None:
+    folder = image_folder()
+    generate(folder, tmp_path / "plain.csv")
+    (tmp_path / "map.txt").write_text("cat\nbee\nant\n")
+    generate(folder, tmp_path / "mapped.csv", "--class-map", str(tmp_path / "map.txt"))
+    plain, mapped = read_table(tmp_path / "plain.csv"), read_table(tmp_path / "mapped.csv")
+    np.testing.assert_array_equal(plain.sorted_probs, mapped.sorted_probs)
+    bees = [name.startswith("bee") for name in plain.names]
+    np.testing.assert_array_equal(plain.correct[bees], mapped.correct[bees])
+    assert not (plain.correct & mapped.correct)[np.logical_not(bees)].any()
+
+
+def test_one_image_is_enough(image_folder: Factory, generate: Generate, tmp_path: Path) -> None:
+    generate(image_folder(classes=["bee"], images_per_class=1), tmp_path / "t.csv")
+    assert len(read_table(tmp_path / "t.csv")) == 1
+
+
+def test_real_images_give_the_known_accuracy(shared: Path, tmp_path: Path) -> None:
+    cifar = shared / "cifar10"
+    for name in ("airplane", "cat"):
+        shutil.copytree(cifar / "imagenet_splits_5" / "split_part_1" / name, tmp_path / "images" / name)
+    args = parse(tmp_path / "images", f"local-dir:{cifar / 'shallow'}", tmp_path / "t.csv", "-b", "100")
+    outcome = script.main(args)
+    # the other eight classes have no images here; names, not positions, tell that "cat" is the model's fourth class
+    assert outcome["num_rows"] == 401 and outcome["top1"] == pytest.approx(73.8, abs=0.3)
+
+
+def test_defaults_are_those_of_the_specification() -> None:
+    args = script.get_args_parser().parse_args(["--model", "tf_efficientnet_b4"])
+    assert args.data_path == cli.IMAGENET_SPLITS
+    assert script.default_output(args.model) == cli.ROOT / "tf_efficientnet_b4_output_ds_for_CLCNet.csv"
+    assert script.default_output("local-dir:/some/where/deep/") == cli.ROOT / "deep_output_ds_for_CLCNet.csv"
+    assert (
+        script.default_output("hf-hub:timm/resnet18.a1_in1k").name == "timm_resnet18_a1_in1k_output_ds_for_CLCNet.csv"
+    )
+    assert script.get_args_parser().parse_args([]).model == "tf_efficientnet_b4.aa_in1k"
+
+
+# ---------------------------------------------------------------- images that cannot be read
+
+
+def test_unreadable_images_are_left_out_named_and_counted(
+    image_folder: Factory, generate: Generate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = image_folder()
+    generate(folder, tmp_path / "good.csv")
+    (folder / "ant" / "ant_0001b, empty.png").touch()
+    (folder / "cat" / "text.jpg").write_text("no image")
+    outcome = generate(folder, tmp_path / "t.csv")
+    assert outcome["num_unreadable"] == 2 and outcome["num_rows"] == 15
+    assert read_table(tmp_path / "t.csv").names == read_table(tmp_path / "good.csv").names
+    lines = (tmp_path / "t.csv.errors.csv").read_text().splitlines()
+    assert lines == [
+        "file,reason",
+        '"ant_0001b, empty.png",cannot identify image file',
+        "text.jpg,cannot identify image file",
+    ]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "15 images, 2 unreadable ones left out" in last and "t.csv.errors.csv" in last
+
+
+def test_the_exit_code_is_three_when_images_were_left_out(
+    image_folder: Factory, model: str, tmp_path: Path, monkeypatch
+) -> None:
+    folder = image_folder()
+    monkeypatch.setattr(sys, "argv", ["generate", *command_line(folder, model, tmp_path / "t.csv")])
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        for bad, code in [(False, 0), (True, 3)]:
+            if bad:
+                (folder / "ant" / "bad.png").touch()
+            with pytest.raises(SystemExit) as exit:
+                cli.run(script.main, script.get_args_parser())
+            assert exit.value.code == code
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def test_the_errors_of_an_earlier_run_do_not_stay(image_folder: Factory, generate: Generate, tmp_path: Path) -> None:
+    folder = image_folder()
+    (folder / "ant" / "bad.png").touch()
+    generate(folder, tmp_path / "t.csv")
+    assert (tmp_path / "t.csv.errors.csv").exists()
+    (folder / "ant" / "bad.png").unlink()
+    generate(folder, tmp_path / "t.csv")
+    assert not (tmp_path / "t.csv.errors.csv").exists()
+
+
+def test_a_folder_of_nothing_but_unreadable_images_leaves_the_old_table(generate: Generate, tmp_path: Path) -> None:
+    (tmp_path / "images" / "ant").mkdir(parents=True)
+    (tmp_path / "images" / "ant" / "bad.png").touch()
+    (tmp_path / "t.csv").write_text("old")
+    with pytest.raises(ValueError, match=r"none of the 1 images .* can be read \(bad.png: cannot identify"):
+        generate(tmp_path / "images", tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text() == "old"
+    assert not (tmp_path / "t.csv.partial").exists()
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, num_batches: int) -> None:
+    """Let the run stop, as by Ctrl-C, before it keeps batch number `num_batches`, counted from 0."""
+    append, count = UnfinishedTable.append, iter(range(1000))
+
+    def stop(self: UnfinishedTable, *arguments: object) -> None:
+        if next(count) == num_batches:
+            raise KeyboardInterrupt
+        append(self, *arguments)
+
+    monkeypatch.setattr(UnfinishedTable, "append", stop)
+
+
+@pytest.fixture
+def interrupted(
+    image_folder: Factory, generate: Generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, Path, bytes]:
+    """Sixteen files, one unreadable; an output whose run was stopped after two batches; the bytes it should get."""
+    folder = image_folder()
+    (folder / "ant" / "ant_0000b.png").touch()
+    generate(folder, tmp_path / "whole.csv")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt, match="t.csv.partial; go on with --resume"):
+            generate(folder, tmp_path / "t.csv")
+    return folder, tmp_path / "t.csv", (tmp_path / "whole.csv").read_bytes()
+
+
+def test_resume_goes_on_after_the_last_whole_batch_and_ends_with_the_same_bytes(
+    interrupted: tuple[Path, Path, bytes], generate: Generate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output, expected = interrupted
+    assert not output.exists()
+    outcome = generate(folder, output, "--resume")
+    assert "resuming after 8 of 16 images" in capsys.readouterr().out
+    assert output.read_bytes() == expected
+    assert outcome["num_unreadable"] == 1 and outcome["num_rows"] == 15
+    assert Path(f"{output}.errors.csv").read_text() == "file,reason\nant_0000b.png,cannot identify image file\n"
+    assert not Path(f"{output}.partial").exists()
+
+
+@pytest.mark.parametrize("missing_bytes", [1, 13, 14, 51, 52, 53, 103])
+def test_records_cut_short_at_any_byte_are_made_again(
+    interrupted: tuple[Path, Path, bytes], generate: Generate, missing_bytes: int
+) -> None:
+    folder, output, expected = interrupted
+    rows, reasons = (Path(f"{output}.partial") / name for name in ("rows", "unreadable.jsonl"))
+    assert rows.stat().st_size == 8 * 13  # eight records of a status byte and three float32
+    rows.write_bytes(rows.read_bytes()[:-missing_bytes])
+    reasons.write_text(reasons.read_text() + '[14, "half a li')  # a reason is written before its record
+    generate(folder, output, "--resume")
+    assert output.read_bytes() == expected
+
+
+def test_without_resume_an_interrupted_runs_rows_are_discarded_and_the_user_is_told(
+    interrupted: tuple[Path, Path, bytes], generate: Generate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output, expected = interrupted
+    generate(folder, output)
+    assert "starting again: the rows of an interrupted run" in capsys.readouterr().out
+    assert output.read_bytes() == expected
+
+
+def test_resume_with_nothing_to_resume_starts_from_the_first_image(
+    image_folder: Factory, generate: Generate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate(image_folder(), tmp_path / "t.csv", "--resume")
+    assert "nothing to resume" in capsys.readouterr().out
+    assert len(read_table(tmp_path / "t.csv")) == 15
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--batch-size", "5"], "batch size 4, this one has 5"),
+        (["--crop-mode", "squash"], "weights and preprocessing"),
+        (["--amp"], "precision float32, this one has bfloat16"),
+        (["--channels-last"], "channels last False, this one has True"),
+    ],
+)
+def test_resume_with_other_arguments_is_refused_and_loses_nothing(
+    interrupted: tuple[Path, Path, bytes], generate: Generate, flags: list[str], named: str
+) -> None:
+    folder, output, expected = interrupted
+    with pytest.raises(ValueError, match=named):
+        generate(folder, output, "--resume", *flags)
+    generate(folder, output, "--resume")
+    assert output.read_bytes() == expected
+
+
+def test_resume_with_other_images_or_another_model_is_refused(
+    interrupted: tuple[Path, Path, bytes], classifier_dir: Factory, generate: Generate
+) -> None:
+    folder, output, _ = interrupted
+    with pytest.raises(ValueError, match="had model local-dir"):
+        script.main(parse(folder, f"local-dir:{classifier_dir(seed=1)}", output, "--resume"))
+    (folder / "bee" / "bee_0004.png").unlink()
+    with pytest.raises(ValueError, match="had number of images 16, this one has 15"):
+        generate(folder, output, "--resume")
+
+
+def test_resume_with_a_damaged_record_of_the_arguments_is_refused(
+    interrupted: tuple[Path, Path, bytes], generate: Generate
+) -> None:
+    folder, output, _ = interrupted
+    (Path(f"{output}.partial") / "arguments.json").write_text("{")
+    with pytest.raises(ValueError, match="arguments.json is damaged; delete"):
+        generate(folder, output, "--resume")
+
+
+def test_a_run_killed_at_ten_random_points_ends_with_the_bytes_of_an_uninterrupted_one(
+    image_folder: Factory, generate: Generate, model: str, tmp_path: Path
+) -> None:
+    folder = image_folder(images_per_class=50)
+    (folder / "bee" / "bad.png").touch()
+    generate(folder, tmp_path / "whole.csv")
+    output, rows = tmp_path / "t.csv", tmp_path / "t.csv.partial" / "rows"
+    generator = random.Random(0)
+    progress = []
+    for kill in range(10):
+        process = forking.start(forking.generate, *command_line(folder, model, output, "--resume"))
+        aim = (kill + generator.random()) / 10 * 151 * 13  # so many bytes of rows, more each time
+        while process.is_alive() and not (rows.exists() and rows.stat().st_size >= aim):
+            time.sleep(0.0005)
+        time.sleep(generator.random() * 0.005)
+        process.kill()
+        process.join()
+        if not rows.exists():  # it was quick enough to finish
+            break
+        progress.append(rows.stat().st_size)
+    assert len(progress) >= 8 and len(set(progress)) > 5
+    generate(folder, output, "--resume")
+    assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert Path(f"{output}.errors.csv").read_bytes() == (tmp_path / "whole.csv.errors.csv").read_bytes()
+
+
+def test_a_kill_while_the_finished_table_is_put_in_place_is_resumed_too(
+    interrupted: tuple[Path, Path, bytes], generate: Generate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, output, expected = interrupted
+
+    def die(_: UnfinishedTable) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UnfinishedTable, "remove", die)
+        with pytest.raises(KeyboardInterrupt):
+            generate(folder, output, "--resume")
+    assert output.read_bytes() == expected
+    generate(folder, output, "--resume")
+    assert output.read_bytes() == expected
+
+
+def test_the_rows_of_an_unfinished_table_come_back_in_order(tmp_path: Path) -> None:
+    unfinished = UnfinishedTable(tmp_path / "partial", {"a": 1}, num_classes=2)
+    assert not unfinished.exists()
+    unfinished.start()
+    assert unfinished.exists()
+    unfinished.append(np.array([RIGHT, LEFT_OUT]), np.array([[0.75, 0.25], [0, 0]]), {1: "no image"})
+    unfinished.append(np.array([WRONG]), np.array([[0.5, 0.5]]), {})
+    assert unfinished.count() == (2, 1) and unfinished.reasons == {1: "no image"}
+    ((start, status, probs),) = unfinished.chunks()
+    assert start == 0 and status.tolist() == [RIGHT, LEFT_OUT, WRONG]
+    assert probs.tolist() == [[0.75, 0.25], [0, 0], [0.5, 0.5]]
+    assert json.loads((tmp_path / "partial" / "arguments.json").read_text()) == {"a": 1}
+    again = UnfinishedTable(tmp_path / "partial", {"a": 1}, num_classes=2)
+    again.resume(batch_size=2, num_images=5)
+    assert again.num_images == 2 and again.reasons == {1: "no image"}
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def test_two_processes_give_the_file_of_one_and_resume_what_one_began(
+    image_folder: Factory, generate: Generate, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = image_folder(images_per_class=7)  # 22 files: five whole batches for two processes, and half of one
+    (folder / "ant" / "bad.png").touch()
+    generate(folder, tmp_path / "one.csv")
+    expected = (tmp_path / "one.csv").read_bytes()
+    command = command_line(folder, model, tmp_path / "two.csv")
+    assert forking.run_together(2, forking.generate, *command) == [0, 0]
+    assert (tmp_path / "two.csv").read_bytes() == expected
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            generate(folder, tmp_path / "two.csv")
+    assert forking.run_together(2, forking.generate, *command, "--resume") == [0, 0]
+    assert (tmp_path / "two.csv").read_bytes() == expected
+    assert (tmp_path / "two.csv.errors.csv").read_bytes() == (tmp_path / "one.csv.errors.csv").read_bytes()
+
+
+def test_more_processes_than_batches_leave_some_without_work(
+    image_folder: Factory, generate: Generate, model: str, tmp_path: Path
+) -> None:
+    folder = image_folder(images_per_class=2)
+    generate(folder, tmp_path / "one.csv")
+    assert forking.run_together(3, forking.generate, *command_line(folder, model, tmp_path / "three.csv")) == [0] * 3
+    assert (tmp_path / "three.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+
+
+def test_torchrun_starts_it_as_the_readme_says(
+    image_folder: Factory, generate: Generate, model: str, tmp_path: Path
+) -> None:
+    folder = image_folder()
+    generate(folder, tmp_path / "one.csv")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, str(cli.ROOT / "generate_data_for_CLCNet.py")]
+    done = subprocess.run(
+        [*command, *command_line(folder, model, tmp_path / "two.csv")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+    assert done.stdout.count("top-1") == 1  # one process speaks
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_images_without_labels_are_refused(generate: Generate, tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "flat" / "a.png")
+    with pytest.raises(ValueError, match="has no class folders; make them, or give --labels"):
+        generate(tmp_path / "flat", tmp_path / "t.csv")
+
+
+def test_a_model_with_other_classes_is_refused_before_anything_is_written(
+    image_folder: Factory, generate: Generate, tmp_path: Path
+) -> None:
+    (tmp_path / "t.csv").write_text("old")
+    with pytest.raises(ValueError, match="class 'dog' of the images is not among the classes of"):
+        generate(image_folder(classes=("ant", "bee", "dog")), tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text() == "old" and not (tmp_path / "t.csv.partial").exists()
+
+
+def test_an_output_that_is_a_folder_is_refused_before_the_model_is_loaded(
+    image_folder: Factory, tmp_path: Path
+) -> None:
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
+        script.main(parse(image_folder(), "no_such_model", tmp_path))
+
+
+def test_two_runs_do_not_write_the_same_output(image_folder: Factory, generate: Generate, tmp_path: Path) -> None:
+    from clcnet.files import output_lock
+
+    with output_lock(tmp_path / "t.csv"), pytest.raises(OSError, match="another run is writing"):
+        generate(image_folder(), tmp_path / "t.csv")
+
+
+def test_answers_that_are_not_numbers_are_refused(
+    image_folder: Factory, classifier_dir: Factory, tmp_path: Path
+) -> None:
+    folder = classifier_dir(seed=9)
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    with torch.no_grad():
+        network.get_classifier().bias[0] = float("nan")
+    torch.save(network.state_dict(), tmp_path / "nan.pth")
+    with pytest.raises(ValueError, match="ant_0000.png: the model's answer is not a number"):
+        script.main(
+            parse(
+                image_folder(), f"local-dir:{folder}", tmp_path / "t.csv", "--model-weight", str(tmp_path / "nan.pth")
+            )
+        )
+
+
+def test_help_says_what_squash_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        script.get_args_parser().parse_args(["--help"])
+    assert "as the paper's code did" in " ".join(capsys.readouterr().out.split())
