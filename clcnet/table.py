@@ -7,7 +7,6 @@ gives the float32 numbers that were written, bit for bit.
 
 import csv
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +20,23 @@ import pyarrow.parquet
 
 from clcnet.files import atomic_path
 from clcnet.images import ImageSet, names_of
+from clcnet.memory import free_bytes
 
 SUM_TOLERANCE = 1e-3
 ROWS_A_CHUNK = 1024  # bounds the memory of writing and checking, large enough to keep pyarrow busy
 _ROWS_A_READ = 4096
+_NAME_BYTES = 100  # of a name in memory, roughly
+_LONGEST_LINE = 1 << 24
+_NO_CSV = {  # how other files begin, whatever their name says
+    b"\x1f\x8b": "compressed with gzip; unpack it first",
+    b"BZh": "compressed with bzip2; unpack it first",
+    b"\xfd7zXZ": "compressed with xz; unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it first",
+    b"PK\x03\x04": "a zip file or a workbook; unpack it, or save it as CSV",
+    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+    b"PAR1": "a Parquet file; give it a name that ends in .parquet",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +180,8 @@ class TableWriter:
     def _write_parquet(self, names: Sequence[str], sorted_probs: np.ndarray, correct: np.ndarray) -> None:
         flat = pa.array(np.ascontiguousarray(sorted_probs, dtype=np.float32).reshape(-1))
         columns = [
-            pa.array(names),
+            # as bytes, because a file name need not be UTF-8
+            pa.array([_encode(name) for name in names], pa.binary()).cast(pa.string(), safe=False),
             pa.FixedSizeListArray.from_arrays(flat, sorted_probs.shape[1]),
             pa.array(correct.astype(np.int8)),
         ]
@@ -199,6 +212,11 @@ def encode_rows(names: Sequence[str], sorted_probs: np.ndarray, correct: np.ndar
 def _quote(name: str) -> bytes:
     if any(character in name for character in ',"\r\n') or name != name.strip():
         name = '"' + name.replace('"', '""') + '"'
+    return _encode(name)
+
+
+def _encode(name: str) -> bytes:
+    """The bytes of a file name, as the file system has them."""
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -212,8 +230,14 @@ def read_tables(paths: Sequence[Path | str]) -> Table:
     """Read one or more tables and concatenate them; `source` tells their rows apart.
 
     Raises:
-        OSError, ValueError: see `read_table`; or the tables have different numbers of classes.
+        OSError, ValueError: see `read_table`; or the tables have different numbers of classes, or one is given twice.
     """
+    for position, path in enumerate(paths):
+        if Path(path).resolve() in [Path(earlier).resolve() for earlier in paths[:position]]:
+            raise ValueError(f"table {path} is given twice; name each table once")
+    if len(paths) == 1:
+        return read_table(paths[0])
+    _check_memory(paths)
     tables = [read_table(path) for path in paths]
     for path, table in zip(paths, tables, strict=True):
         if table.num_classes != tables[0].num_classes:
@@ -233,18 +257,15 @@ def read_table(path: Path | str) -> Table:
     """Read a sorted-probability table from CSV or Parquet and check every row.
 
     Raises:
-        OSError: the file is missing or cannot be read.
+        OSError: the file is missing or cannot be read, or it would not fit into the memory that is free.
         ValueError: it is not such a table; the message names the file and the row.
-        MemoryError: it would not fit into the memory that is free.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"table {path} does not exist; make it with generate_data_for_CLCNet.py")
-    if path.is_dir():
-        raise IsADirectoryError(f"table {path} is a folder; name a CSV or Parquet file")
-    if path.stat().st_size == 0:
-        raise ValueError(f"table {path} is empty")
-    names, sorted_probs, labels = _read_parquet(path) if is_parquet(path) else _read_csv(path)
+    _check_memory([path])
+    try:
+        names, sorted_probs, labels = _read_parquet(path) if is_parquet(path) else _read_csv(path)
+    except MemoryError:
+        raise OSError(f"table {path} does not fit into memory; use a machine with more, or fewer rows") from None
     check_sorted_probs(sorted_probs, str(path))
     other = np.flatnonzero((labels != 0) & (labels != 1))
     if other.size:
@@ -254,27 +275,77 @@ def read_table(path: Path | str) -> Table:
     return Table(names, sorted_probs, labels.astype(bool), np.zeros(len(names), dtype=np.int64))
 
 
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"table {path} does not exist; make it with generate_data_for_CLCNet.py")
+    if path.is_dir():
+        raise IsADirectoryError(f"table {path} is a folder; name a CSV or Parquet file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"table {path} is empty")
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if not is_parquet(path):
+        for magic, problem in _NO_CSV.items():
+            if start.startswith(magic):
+                raise ValueError(f"table {path} is {problem}")
+
+
+def _open_parquet(path: Path) -> pa.parquet.ParquetFile:
+    """A Parquet file whose columns have the types of a table."""
+    try:
+        file = pa.parquet.ParquetFile(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"table {path} is not a Parquet file ({error}); was it cut short?") from None
+    types = {field.name: field.type for field in file.schema_arrow}
+    for name, is_right in (
+        ("file", lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind)),
+        ("sorted_probs", lambda kind: pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)),
+        ("correct", lambda kind: pa.types.is_integer(kind) or pa.types.is_boolean(kind)),
+    ):
+        if name not in types or not is_right(types[name]):
+            raise ValueError(
+                f"table {path} is not a Parquet table with file (text), sorted_probs (lists of n numbers) and correct "
+                f"(0 or 1): {name} is {types.get(name, 'missing')}"
+            )
+    return file
+
+
 def _read_parquet(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     try:
-        columns = pa.parquet.read_table(path, columns=["file", "sorted_probs", "correct"]).combine_chunks()
-    except (pa.ArrowException, KeyError) as error:
-        raise ValueError(f"table {path} is not a Parquet table with file, sorted_probs and correct ({error})") from None
+        columns = _open_parquet(path).read(columns=["file", "sorted_probs", "correct"])
+        for column in columns.columns:
+            column.validate(full=column.type != pa.string())  # which need not be UTF-8
+    except MemoryError:  # pyarrow's own is one of its ArrowExceptions too
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"table {path} cannot be read ({error}); was it damaged?") from None
+    if not len(columns):
+        raise ValueError(f"table {path} has no rows")
+    nulls = [name for name in columns.column_names if columns[name].null_count]
+    if nulls:
+        raise ValueError(f"table {path} has empty cells in column {nulls[0]}")
     probs = columns["sorted_probs"].combine_chunks()
-    if not pa.types.is_fixed_size_list(probs.type) or probs.null_count:
-        raise ValueError(f"table {path}: sorted_probs is {probs.type}, not lists of one length")
     flat = probs.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
     labels = columns["correct"].to_numpy().astype(np.float64)
-    return columns["file"].to_pylist(), flat.reshape(len(probs), probs.type.list_size), labels
+    names = [name.decode("utf-8", "surrogateescape") for name in columns["file"].cast(pa.binary()).to_pylist()]
+    return names, flat.reshape(len(probs), probs.type.list_size), labels
 
 
 def _read_csv(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     num_columns = _count_columns(path)
-    _check_memory(path, num_columns)
     names: list[str] = []
     pieces = []
     try:
-        # na_filter: a file may be called "NA.jpg", and an empty cell is a defect to report, not a missing value
-        with pd.read_csv(path, header=None, dtype={0: str}, na_filter=False, chunksize=_ROWS_A_READ) as reader:
+        with pd.read_csv(
+            path,
+            header=None,
+            dtype={0: object},
+            na_filter=False,  # a file may be called "NA.jpg", and an empty cell is a defect to report
+            encoding_errors="surrogateescape",  # a file name need not be UTF-8
+            compression=None,  # pandas would go by the extension
+            low_memory=False,  # or it would warn of columns in which numbers and text mix
+            chunksize=_ROWS_A_READ,
+        ) as reader:
             for frame in reader:
                 names += frame[0].tolist()
                 pieces.append(_to_float32(frame.iloc[:, 1:].to_numpy(np.float64)))
@@ -299,9 +370,6 @@ def _to_float32(values: np.ndarray) -> np.ndarray:
 
 def _count_columns(path: Path) -> int:
     """The number of columns of the first row, which must look like a table's."""
-    with open(path, "rb") as file:
-        if file.read(2) == b"\x1f\x8b":
-            raise ValueError(f"table {path} is compressed with gzip; unpack it first")
     row = next(_rows(path), None)
     if row is None:
         raise ValueError(f"table {path} has no rows")
@@ -316,8 +384,8 @@ def _count_columns(path: Path) -> int:
 
 def _rows(path: Path) -> Iterator[list[str]]:
     """The rows by Python's own reader: slow, used for the first row and to find the row that a fast reader refused."""
-    csv.field_size_limit(1 << 24)
-    with open(path, encoding="utf-8-sig", newline="", errors="replace") as file:
+    csv.field_size_limit(_LONGEST_LINE)
+    with open(path, encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
         try:
             yield from (row for row in csv.reader(file) if row)
         except csv.Error as error:
@@ -339,35 +407,33 @@ def _first_bad_row(path: Path, num_columns: int) -> str | None:
         bad = next((cell for cell in row[1:] if not _is_number(cell)), None)
         if bad is not None:
             return f"{path}: row {number} holds {bad!r} where a number should be"
-        if "�" in row[0]:
-            return f"{path}: row {number} is not UTF-8; save the table as UTF-8"
     return None
 
 
-def _check_memory(path: Path, num_columns: int) -> None:
-    """Refuse a file whose numbers would not fit into memory, before the machine starts to swap."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not known on this system
-        return
-    with open(path, "rb") as file:
-        row_bytes = max(len(file.readline(1 << 24)), 1)
-    # the pieces and their concatenation are alive together
-    needed = 2 * 4 * num_columns * (path.stat().st_size // row_bytes + 1)
-    if needed > free + _reclaimable_bytes():
-        raise MemoryError(
-            f"table {path} ({path.stat().st_size / 1e9:.1f} GB) needs about {needed / 1e9:.1f} GB of memory and "
-            f"{free / 1e9:.1f} GB are free; use a machine with more, or fewer rows"
+def _check_memory(paths: Sequence[Path | str]) -> None:
+    """Refuse files whose rows would not fit into memory together, before the machine starts to swap."""
+    needed = sum(map(_needed_bytes, map(Path, paths)))
+    free = free_bytes()
+    if free is not None and needed > free:
+        sizes = " and ".join(f"{path} ({Path(path).stat().st_size / 1e9:.1f} GB)" for path in paths)
+        raise OSError(
+            f"table {sizes} needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; use a "
+            "machine with more, or fewer rows"
         )
 
 
-def _reclaimable_bytes() -> int:
-    """Memory that the system holds as file cache and gives back when asked (Linux; elsewhere 0)."""
-    try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return 1024 * (int(fields["MemAvailable"].split()[0]) - int(fields["MemFree"].split()[0]))
-    except (OSError, KeyError, ValueError):
-        return 0
+def _needed_bytes(path: Path) -> int:
+    """What reading a table takes at most: the numbers twice, because the pieces and the whole are alive together."""
+    _check_file(path)
+    if is_parquet(path):
+        file = _open_parquet(path)
+        num_rows = file.metadata.num_rows
+        num_columns = file.schema_arrow.field("sorted_probs").type.list_size + 1
+    else:
+        with open(path, "rb") as opened:
+            line = opened.readline(_LONGEST_LINE)
+        num_rows, num_columns = path.stat().st_size // max(len(line), 1) + 1, line.count(b",")
+    return int(num_rows * (2 * 4 * num_columns + _NAME_BYTES))
 
 
 def match_rows(table: Table, images: ImageSet, source: str = "the table") -> np.ndarray:

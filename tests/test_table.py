@@ -150,7 +150,6 @@ def test_other_writers_habits_are_read(tmp_path: Path, content: bytes) -> None:
         (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,0.5,2\n", "row 2 has label 2; labels are 1"),
         (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,0.5,nan\n", "row 2 has label nan"),
         (gzip.compress(b"a.jpg,0.5,0.5,1\n"), "compressed with gzip"),
-        (b"caf\xe9.jpg,0.5,0.5,1\n", "row 1 is not UTF-8"),
     ],
 )
 def test_what_is_no_table_is_refused_by_row(tmp_path: Path, content: bytes, message: str) -> None:
@@ -171,7 +170,7 @@ def test_a_parquet_file_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a Parquet table"):
         read_table(tmp_path / "t.parquet")
     (tmp_path / "u.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(ValueError, match="is not a Parquet table"):
+    with pytest.raises(ValueError, match="is not a Parquet file"):
         read_table(tmp_path / "u.parquet")
 
 
@@ -180,7 +179,7 @@ def test_a_table_larger_than_memory_is_refused_with_its_size(tmp_path: Path) -> 
     with open(path, "wb") as file:
         file.write(b"a.jpg,0.5,0.5,1\n")
         file.truncate(1 << 42)  # 4.4 TB that take no room on the disk
-    with pytest.raises(MemoryError, match=r"huge.csv \(4398.0 GB\) needs about"):
+    with pytest.raises(OSError, match=r"huge.csv \(4398.0 GB\) needs about"):
         read_table(path)
 
 
