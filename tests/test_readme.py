@@ -1,0 +1,155 @@
+"""The documents keep their promises: commands run, snippets run, figures come from files, links lead somewhere."""
+
+import importlib
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import eval_custom_data
+from clcnet import CLCNet, cli, plots
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [path for pattern in ("*.md", "[!.]*/*.md") for path in sorted(ROOT.glob(pattern))]
+
+# What stands in for the models, which cannot be downloaded here: tiny ones over the same number of classes.
+STAND_INS = {
+    "tf_efficientnet_b0.aa_in1k": "local-dir:shallow",
+    "tf_efficientnet_b4.aa_in1k": "local-dir:deep",
+    "tf_efficientnet_b7.ra_in1k": "local-dir:deepest",
+    "resnet18": "test_resnet",
+    "resnet50": "test_resnet",
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[list[str]]:
+    """The words of every command line in the README, in order."""
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def script_commands() -> list[list[str]]:
+    """Script and flags of every command that starts one of the scripts."""
+    found = []
+    for words in commands():
+        if words[0] == "python":
+            found.append(words[1:])
+        elif words[0] == "torchrun":
+            found.append(words[3:])
+    return found
+
+
+def load_script(name: str) -> ModuleType:
+    return importlib.import_module(name.removesuffix(".py"))
+
+
+def test_every_command_is_a_script_a_make_target_or_the_installation() -> None:
+    targets = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for words in commands():
+        if words[0] == "make":
+            assert set(words[1:]) <= targets, words
+        elif words[0] == "torchrun":
+            assert words[1] == "--nproc-per-node" and words[2].isdigit() and (ROOT / words[3]).is_file(), words
+        else:
+            assert words[0] == "python" and (ROOT / words[1]).is_file(), words
+
+
+@pytest.mark.parametrize("words", script_commands(), ids=" ".join)
+def test_the_scripts_understand_their_commands(words: list[str]) -> None:
+    load_script(words[0]).get_args_parser().parse_args(words[1:])
+
+
+def test_all_five_scripts_are_shown() -> None:
+    assert {words[0] for words in script_commands()} == {path.name for path in ROOT.glob("*.py")}
+
+
+@pytest.fixture
+def house(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    image_folder: Callable[..., Path],
+    classifier_dir: Callable[..., Path],
+) -> Path:
+    """A folder that stands for the repository of a user with images and three models, seen from inside."""
+    monkeypatch.chdir(tmp_path)
+    for name, folder in (("ROOT", "."), ("DATA_DIR", "data"), ("WEIGHTS_DIR", "weights")):
+        monkeypatch.setattr(cli, name, tmp_path / folder)
+    monkeypatch.setattr(cli, "IMAGENET_SPLITS", tmp_path / "data" / "imagenet_splits_5")
+    monkeypatch.setattr(eval_custom_data, "DEFAULT_WEIGHT", tmp_path / "weights" / "CLCNet_custom_data.zip")
+    image_folder("data/imagenet_splits_5", images_per_class=20, five_parts=True)
+    image_folder("photos", images_per_class=20, seed=1)
+    for seed, name in enumerate(("shallow", "deep", "deepest")):
+        shutil.copytree(classifier_dir(seed=seed), tmp_path / name)
+    for name in ("my_resnet18.pth", "my_resnet50.pth"):
+        torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / name)
+    run("generate_data_for_CLCNet.py", "--output", "data/effb4_output_ds_for_CLCNet.csv", "--model", "local-dir:deep")
+    for name in ("shallow", "deep"):
+        words = ("--data-path", "photos", "--model", f"local-dir:{name}", "--output", f"{name}_table.csv")
+        run("generate_data_for_CLCNet.py", *words)
+    return tmp_path
+
+
+def run(script: str, *words: str) -> None:
+    module = load_script(script)
+    module.main(module.get_args_parser().parse_args(words))
+
+
+def stand_in(word: str) -> str:
+    """The word for the tiny models: another model's name, or that of its table."""
+    for name, tiny in STAND_INS.items():
+        word = word.replace(f"{name}_output", f"{tiny.removeprefix('local-dir:')}_output")
+    return STAND_INS.get(word, word)
+
+
+def test_every_command_runs_in_the_order_of_the_readme(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With tiny models in place of the large ones, three classes in place of a thousand, few epochs and no plots."""
+    monkeypatch.setattr(plots, "save", lambda figure, path: None)
+    for _, *words in (words for words in commands() if words[0] == "python"):
+        words = [stand_in(word) for word in words]
+        if words[0].startswith("train"):
+            words += ["--max-epochs", "2"]
+        run(*words)
+    for name in ("performance-result.csv", "custom-data-result.csv", "my_table.csv", "results/results-table.md"):
+        assert (house / name).is_file(), name
+
+
+def test_the_python_snippet_runs(house: Path) -> None:
+    CLCNet(num_classes=3).save("weights/CLCNet_custom_data.zip")
+    for name in ("cat.jpg", "dog.jpg"):
+        Image.effect_noise((40, 30), 80).convert("RGB").save(name)
+    (snippet,) = blocks("python")
+    for name, stand_in in STAND_INS.items():
+        snippet = snippet.replace(f'"{name}"', f'"{stand_in}"')
+    names: dict[str, object] = {"sorted_probs": np.array([[0.7, 0.2, 0.1], [0.4, 0.3, 0.3]], np.float32)}
+    exec(snippet, names)
+    assert len(names["labels"]) == len(names["answered_by"]) == 2  # type: ignore[arg-type]
+    assert names["confidence"].shape == (2,)  # type: ignore[attr-defined]
+    assert len([line for line in snippet.splitlines() if line]) <= 10
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        if not re.match(r"https?://|#", target):
+            assert (document.parent / target.partition("#")[0]).exists(), target
+
+
+def test_links_within_the_readme_lead_to_headings() -> None:
+    headings = {
+        re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
