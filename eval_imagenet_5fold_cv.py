@@ -91,7 +91,7 @@ def get_args_parser() -> cli.ArgumentParser:
     )
     goal = group.add_mutually_exclusive_group()
     add = goal.add_argument
-    add("--match", choices=["deep"], help="recommend the cheapest threshold as accurate as the deep model (the default)")
+    add("--match", choices=["deep"], help="recommend the cheapest threshold to reach its accuracy (the default)")
     add("--target-accuracy", type=cli.positive_float, metavar="PERCENT", help="recommend the cheapest that reaches it")
     add("--target-FLOPs", type=cli.positive_float, metavar="BILLIONS", help="recommend the best that costs no more")
     add = group.add_argument
@@ -319,11 +319,11 @@ def describe_recommendation(recommendation: Recommendation, pair: Pair) -> str:
             f"For {recommendation.goal.describe()}, take threshold {recommendation.threshold:g}: accuracy "
             f"{scored.accuracy:.2f}%{report.format_interval(scored.accuracy_interval)}, "
             f"{100 * recommendation.deferral:.1f}% deferred, {report.format_flops(scored.flops)} FLOPs an image, "
-            f"{scored.saving:.2f}x less than {display_name(pair.models[-1])}"
-            f"{report.format_interval(scored.saving_interval)}.{nearest}",
+            f"{report.format_saving(scored.saving, scored.saving_interval)} less than {display_name(pair.models[-1])}."
+            f"{nearest}",
             f"With the threshold chosen on four folds and scored on the fifth: accuracy {fitted.accuracy:.2f}%"
             f"{report.format_interval(fitted.accuracy_interval)}, {report.format_flops(fitted.flops)}, "
-            f"{fitted.saving:.2f}x less{report.format_interval(fitted.saving_interval)}.",
+            f"{report.format_saving(fitted.saving, fitted.saving_interval)} less.",
             f"The best possible choice between the two models (oracle): {ceiling.accuracy[0]:.2f}% at "
             f"{report.format_flops(ceiling.flops[0])}.",
             f"Verdict: use the {verdict}: {recommendation.reason}.",

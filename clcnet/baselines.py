@@ -13,7 +13,6 @@ from clcnet.cascade import (
     Bools,
     Curve,
     Floats,
-    Keep,
     Stage,
     accuracy_at_deferral,
     area_under_deferral,
@@ -88,10 +87,8 @@ def confidences(
     return scores
 
 
-def average_is_correct(
-    shallow: NDArray[np.float32], deep: NDArray[np.float32], targets: NDArray[np.int64]
-) -> Bools:
-    """The paper's general ensemble (GEM) with equal weights: (N,) whether the mean of both (N, C) softmaxes is right."""
+def average_is_correct(shallow: NDArray[np.float32], deep: NDArray[np.float32], targets: NDArray[np.int64]) -> Bools:
+    """The paper's general ensemble (GEM), equal weights: (N,) whether the mean of both (N, C) softmaxes is right."""
     right: Bools = (shallow + deep).argmax(1) == targets
     return right
 

@@ -20,6 +20,7 @@ from clcnet.intervals import exact_interval
 from clcnet.selection import Reference
 
 BLACK, BLUE, ORANGE, GREEN, PINK, GREY = "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676"
+SKY = "#56B4E9"
 _STYLES = {  # name of a rule or confidence -> colour, dashes, width
     "CLCNet": (BLACK, "-", 2.2),
     "CLCNet, deep answer always kept": (GREY, (0, (6, 2)), 1.2),
@@ -28,7 +29,7 @@ _STYLES = {  # name of a rule or confidence -> colour, dashes, width
     "margin": (ORANGE, (0, (1, 1)), 1.6),
     "entropy": (GREEN, (0, (4, 1, 1, 1)), 1.4),
     "sum of squares (DOCTOR)": (PINK, (0, (3, 1, 1, 1, 1, 1)), 1.4),
-    "temperature-scaled softmax": (BLUE, (0, (1, 2.5)), 1.6),
+    "temperature-scaled softmax": (SKY, (0, (7, 1, 1, 1)), 1.6),
     "random deferral": (GREY, (0, (2, 3)), 1.2),
     "GEM, average answers random images": (PINK, (0, (2, 3)), 1.2),
     "oracle": (GREY, "-", 1.0),
@@ -58,7 +59,7 @@ def plot_accuracy_and_cost(
     costs = [("billion multiply-adds an image", [stage.flops for stage in stages])]
     if milliseconds is not None:
         costs.append(("milliseconds an image", list(milliseconds)))
-    figure = Figure(figsize=(7.2 * len(costs), 5.2), layout="constrained")
+    figure = Figure(figsize=(5.6 * len(costs) + 2.8, 4.8), layout="constrained")
     panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
     for axes, (unit, stage_costs) in zip(panels, costs, strict=True):
         for rule in rules:
@@ -67,12 +68,13 @@ def plot_accuracy_and_cost(
         if axes is panels[0]:
             points += [(reference.name, reference.flops, reference.accuracy) for reference in references]
         for marker, (name, cost, accuracy) in zip(_MARKERS * len(points), points, strict=False):
-            axes.plot(cost, accuracy, marker, color="white", markeredgecolor=BLACK, markersize=8, zorder=5, label=name)
+            axes.plot(cost, accuracy, marker, color="white", markeredgecolor=BLACK, markersize=7, zorder=5, label=name)
+            axes.annotate(name, (cost, accuracy), (5, -11), textcoords="offset points", fontsize=8, zorder=6)
         axes.set(xlabel=unit)
         axes.grid(color="#dddddd", linewidth=0.6)
         _set_scale(axes, [cost for _, cost, _ in points] + [sum(stage_costs)])
     panels[0].set(ylabel="top-1 accuracy (%)")
-    panels[-1].legend(fontsize=8, loc="lower right")
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper", frameon=False)
     return figure
 
 
@@ -112,6 +114,8 @@ def plot_reliability(scores: Mapping[str, Floats], correct: Bools, model: str) -
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
     for marker, (name, confidence) in zip(_MARKERS, scores.items(), strict=False):
+        if confidence.min() < 0 or confidence.max() > 1:  # a released CLCNet's score is no probability
+            continue
         counts, mean_confidence, accuracy = metrics.calibration_bins(confidence, correct)
         shown = counts > 0
         low, high = np.full(len(counts), np.nan), np.full(len(counts), np.nan)
@@ -130,6 +134,7 @@ def plot_reliability(scores: Mapping[str, Floats], correct: Bools, model: str) -
             capsize=2,
             marker=marker,
             markersize=5,
+            markerfacecolor=colour if name == "CLCNet" else "white",
             label=f"{name} (ECE {metrics.calibration_error(confidence, correct):.3f})",
         )
     axes.set(xlabel="confidence", ylabel="share of right answers", title=model, xlim=(0, 1), ylim=(0, 1))
@@ -143,11 +148,10 @@ def plot_histogram(confidence: Floats, correct: Bools, model: str) -> Figure:
     """How the confidences of right and of wrong answers are spread."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    low, high = np.percentile(confidence, [0, 100])
-    edges = np.linspace(min(low, 0.0), max(high, 1.0), 41).tolist()
+    edges = np.linspace(min(confidence.min(), 0), max(confidence.max(), 1), 41).tolist()
     for name, shown, colour, hatch in (("right", correct, "#dddddd", None), ("wrong", ~correct, "white", "////")):
         label = f"{name} ({shown.sum():,})"
         axes.hist(confidence[shown], edges, facecolor=colour, hatch=hatch, edgecolor=BLACK, linewidth=0.8, label=label)
     axes.set(xlabel="CLCNet's confidence", ylabel="images", title=model, yscale="log")
-    axes.legend(fontsize=9, loc="upper left")
+    figure.legend(fontsize=9, loc="outside lower center", ncols=2, frameon=False)
     return figure

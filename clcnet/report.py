@@ -27,6 +27,14 @@ def format_interval(interval: Interval | None, digits: int = 2) -> str:
     return f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else ""
 
 
+def format_saving(saving: float, interval: Interval | None) -> str:
+    """`2.31x [2.10, 2.54]`; `none` where in some resamples no threshold was accurate enough."""
+    if interval is None:
+        return f"{saving:.2f}x"
+    low, high = (f"{end:.2f}" if end > 0 else "none" for end in interval)
+    return f"{saving:.2f}x [{low}, {high}]"
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, columns padded so that it reads as plain text too."""
     cells = [list(header), *map(list, rows)]
@@ -52,9 +60,10 @@ def _results_line(row: Row) -> list[str]:
     if row.threshold is None:
         return [row.model, accuracy, "--", flops, "--", "--"]
     if "accuracy" in row.same:
-        worth = f"{row.saving:.2f}x cheaper{format_interval(row.saving_interval)}"
+        assert row.saving is not None
+        worth = f"saves {format_saving(row.saving, row.saving_interval)}"
     else:
-        worth = f"{row.gain:+.2f} points{format_interval(row.gain_interval)}"
+        worth = f"gains {row.gain:+.2f}{format_interval(row.gain_interval)}"
     assert row.cross_fitted is not None
     cross_fitted = (
         f"{row.cross_fitted.accuracy:.2f}%{format_interval(row.cross_fitted.accuracy_interval)} "

@@ -30,7 +30,9 @@ class Goal:
     def describe(self) -> str:
         if self.kind == "match":
             return "the deep model's accuracy"
-        return f"{self.value:g}% accuracy" if self.kind == "accuracy" else f"no more than {self.value:g}B FLOPs an image"
+        if self.kind == "accuracy":
+            return f"{self.value:g}% accuracy"
+        return f"no more than {self.value:g}B FLOPs an image"
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,9 @@ class Recommendation:
 def recommend(stages: Sequence[Stage], folds: NDArray[np.int64], goal: Goal, seed: int = 42) -> Recommendation:
     """Choose the threshold for a goal and say whether the cascade, or one of the models alone, should be used.
 
-    For an accuracy, the cascade must surely be cheaper than the deep model at that accuracy, and must hold it on images
-    that its threshold was not chosen on. For a cost, it must on such images surely be more accurate than the best model
-    that one can afford. "Surely": the 95% interval leaves no doubt.
+    The verdict rests on images that the threshold was not chosen on. For an accuracy, the cascade must there surely be
+    cheaper than the deep model and not surely below that accuracy; for a cost, it must surely be more accurate than the
+    best model that one can afford. "Surely": the 95% interval leaves no doubt.
     """
     if goal.kind == "flops" and goal.value < stages[0].flops * (1 - _SLACK):
         raise ValueError(
@@ -203,14 +205,16 @@ def _verdict(stages: Sequence[Stage], goal: Goal, reached: bool, scored: Scored,
     if not reached and deep.accuracy < target:
         best: Choice = "cascade" if scored.accuracy > deep.accuracy else "deep"
         return best, f"nothing reaches {target:.2f}%; this comes nearest"
-    low, high = scored.saving_interval
-    saving = f"{scored.saving:.2f} times less than the deep model [{low:.2f}, {high:.2f}]"
-    if not reached or (low <= 1 and deep.accuracy >= target):
-        return "deep", f"it is not sure that the cascade costs less at {target:.2f}%: {saving}"
-    highest = fitted.difference_interval[1] if goal.kind == "match" else fitted.accuracy_interval[1] - target
-    if highest < 0:
-        return "deep", f"the cascade does not hold {target:.2f}% on images that its threshold was not chosen on"
-    return "cascade", f"it reaches {target:.2f}% and costs {saving}"
+    low, high = fitted.saving_interval
+    saving = f"{fitted.saving:.2f}x less FLOPs than the deep model [{low:.2f}, {high:.2f}]"
+    low_difference, high_difference = fitted.difference_interval
+    figures = f"{saving}, {fitted.difference:+.2f} points [{low_difference:+.2f}, {high_difference:+.2f}]"
+    holds = high_difference >= 0 if goal.kind == "match" else fitted.accuracy_interval[1] >= target
+    if not reached or not holds:
+        return "deep", f"the cascade does not hold {target:.2f}%: {figures}"
+    if low <= 1 and deep.accuracy >= target:
+        return "deep", f"it is not sure that the cascade costs less: {figures}"
+    return "cascade", figures
 
 
 def _verdict_within_flops(stages: Sequence[Stage], goal: Goal, fitted: Scored) -> tuple[Choice, str]:
