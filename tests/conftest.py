@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import Workshop, build_workshop
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -82,3 +83,9 @@ def classifier_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory, classifier_dir: Callable[..., Path]) -> Workshop:
+    """Tiny inputs of all five scripts; not to be written to."""
+    return build_workshop(tmp_path_factory.mktemp("workshop"), classifier_dir)
