@@ -16,7 +16,7 @@ _CONTAINERS = (
 
 
 def free_bytes() -> int | None:
-    """What this process may still take: the least of what machine, container and process limit leave; None if unknown."""
+    """What this process may still take: the least that machine, container and process limit leave; None if unknown."""
     known = [free for free in (_of_machine(), _of_container(), _of_process()) if free is not None]
     return max(min(known), 0) if known else None
 
