@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,39 +31,51 @@ from clcnet.system import Cascade, stream
 from clcnet.unfinished import UnfinishedAnswers
 
 
-@dataclass
 class Stopwatch:
-    """Time spent on each model, waiting for its images included, by all processes together, and on how many images."""
+    """The time that a run takes, and how much of it the deep model does, waiting for its images included."""
 
-    seconds: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    images: list[int] = field(default_factory=lambda: [0, 0])
-    started: float = field(default_factory=time.perf_counter)
-    wall: float = 0.0
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._deep_batches: list[tuple[int, float]] = []  # images and seconds
+        self.num_images = 0
+        self.num_deferred = 0
+        self.wall = 0.0
 
     def add(self, outcome: Outcome) -> None:
-        """Count an outcome of this run."""
-        if outcome.task.stage != NOTHING:
-            self.seconds[outcome.task.stage] += outcome.seconds
-            self.images[outcome.task.stage] += len(outcome.task.indices)
-        self.wall = time.perf_counter() - self.started
+        """Count an outcome of this run, whichever process it comes from."""
+        self.wall = time.perf_counter() - self._started
+        count = len(outcome.task.indices)
+        if outcome.task.stage == SHALLOW:
+            self.num_images += count
+        elif outcome.task.stage == DEEP:
+            self.num_deferred += count
+            self._deep_batches.append((count, outcome.seconds))
 
     @property
     def images_per_second(self) -> float:
-        """Images that this run went through in a second."""
-        return self.images[SHALLOW] / self.wall if self.wall else float("nan")
+        """Images that this run went through in a second; NaN before the first outcome."""
+        return self.num_images / self.wall if self.wall else math.nan
+
+    @property
+    def deep_seconds(self) -> float:
+        """Seconds of one process that the deep model took an image; NaN where no image was deferred in this run.
+
+        The first batch, in which libraries set themselves up, does not count where there are two more.
+        """
+        if not self._deep_batches:
+            return math.nan
+        counts, seconds = zip(*self._deep_batches[1 if len(self._deep_batches) > 2 else 0 :], strict=True)
+        return sum(seconds) / sum(counts)
 
     @property
     def time_saving(self) -> float:
-        """Time of the deep model on every image (by its time on the deferred ones) over the time taken; NaN if none."""
-        if not self.images[DEEP]:
-            return float("nan")
-        deep_alone = self.images[SHALLOW] * self.seconds[DEEP] / self.images[DEEP] / distributed.world_size()
-        return deep_alone / self.wall
+        """The time that the deep model alone would have taken for every image, over the time taken; NaN if unknown."""
+        alone = self.num_images * self.deep_seconds / distributed.world_size()
+        return alone / self.wall if self.wall else math.nan
 
 
 def known_targets(images: ImageSet, classifier: Classifier, by_position: bool) -> tuple[np.ndarray, str | None]:
-    """The classes of the images as the classifier numbers them, or UNKNOWN for all where the folders are not its
-    classes.
+    """The classes of the images as the classifier numbers them; UNKNOWN for all where the folders are not its classes.
 
     Args:
         images: the images.
@@ -238,7 +251,7 @@ def _answer_rest(
             if distributed.is_main():
                 unfinished.append(outcome)
             if outcome.task.stage == DEEP:
-                bar.set_postfix_str(f"{stopwatch.images[DEEP]} deferred", refresh=False)
+                bar.set_postfix_str(f"{stopwatch.num_deferred} deferred", refresh=False)
             else:
                 bar.update(len(outcome.task.indices))
     return answers, stopwatch

@@ -1,0 +1,315 @@
+"""The cascade on images: against its definition image by image, from several threads, and streamed over a folder."""
+
+import math
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from clcnet import Cascade, CLCNet
+from clcnet.answers import Answers
+from clcnet.classifiers import Classifier, classify, load_classifier
+from clcnet.images import ImageSet, list_images
+from clcnet.streaming import DEEP, SHALLOW, Outcome
+from clcnet.system import Predictions, stream
+
+Factory = Callable[..., Path]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """These models are too small to share among threads, least of all eight times over."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Counting(nn.Module):
+    """A model whose logits are the pixels that its transform found; it remembers how many images it was asked about."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+        self.batches: list[int] = []
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        self.batches.append(len(batch))
+        return self.weight * batch
+
+
+def colour(image: Image.Image) -> torch.Tensor:
+    """The first pixel's channels, from 0 to 1: three classes, the strongest channel wins."""
+    return torch.tensor(image.getpixel((0, 0))) / 255
+
+
+def picture(red: int, green: int, blue: int) -> Image.Image:
+    return Image.new("RGB", (2, 2), (red, green, blue))
+
+
+class MaxSoftmax:
+    """A confidence to work out by hand."""
+
+    def predict(self, probs: np.ndarray) -> np.ndarray:
+        return probs[:, 0]
+
+
+PICTURES = [picture(255, 0, 0), picture(130, 140, 120), picture(0, 0, 200), picture(128, 128, 128)]
+
+
+@pytest.fixture
+def models() -> tuple[Counting, Counting]:
+    return Counting(4.0), Counting(-40.0)  # the deep one contradicts the shallow one, and is surer
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+def literal(images: list[Image.Image], threshold: float, weights: tuple[float, float]) -> list[tuple[int, float, int]]:
+    """The cascade's definition, one image at a time, in numpy."""
+    answers = []
+    for image in images:
+        pixel = np.array(image.getpixel((0, 0))) / 255
+        shallow, deep = (softmax(weight * pixel) for weight in weights)
+        answer = (int(shallow.argmax()), shallow.max(), SHALLOW)
+        if shallow.max() < threshold and deep.max() > shallow.max():
+            answer = (int(deep.argmax()), deep.max(), DEEP)
+        answers.append(answer)
+    return answers
+
+
+@pytest.mark.parametrize("threshold", [-math.inf, 0.35, 0.6, 0.95, math.inf])
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+def test_a_batch_is_answered_as_the_definition_says(models, threshold: float, batch_size: int | None) -> None:
+    cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), threshold, batch_size)
+    labels, confidences, answered_by = cascade(PICTURES)
+    expected = literal(PICTURES, threshold, (4.0, -40.0))
+    assert labels.tolist() == [label for label, _, _ in expected]
+    np.testing.assert_allclose(confidences, [confidence for _, confidence, _ in expected], rtol=1e-6)
+    assert answered_by.tolist() == [stage for _, _, stage in expected]
+
+
+def test_the_deep_model_sees_the_deferred_images_and_no_other(models) -> None:
+    cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.6)
+    _, _, answered_by = cascade(PICTURES)
+    assert answered_by.tolist() == [0, 1, 0, 0]  # the grey one goes on too, but neither model prefers a class
+    assert models[0].batches == [4]
+    assert models[1].batches == [2]
+
+
+def test_where_nothing_is_deferred_the_deep_model_is_not_called(models) -> None:
+    Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), -999)(PICTURES)
+    assert models[1].batches == []
+
+
+def test_a_long_list_reaches_the_models_in_batches(models) -> None:
+    Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), math.inf, batch_size=3)(PICTURES * 2)
+    assert models[0].batches == models[1].batches == [3, 3, 2]
+
+
+def test_paths_and_pictures_of_any_mode_give_the_same(models, tmp_path: Path) -> None:
+    cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.6)
+    for index, image in enumerate(PICTURES):
+        image.save(tmp_path / f"{index}.png")
+    paths = [tmp_path / "0.png", str(tmp_path / "1.png"), tmp_path / "2.png", tmp_path / "3.png"]
+    for one, other in zip(cascade(paths), cascade([image.convert("RGBA") for image in PICTURES]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_no_image_gives_empty_answers(models) -> None:
+    labels, confidences, answered_by = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)([])
+    assert labels.shape == confidences.shape == answered_by.shape == (0,)
+
+
+def test_a_file_that_is_no_image_is_named(models, tmp_path: Path) -> None:
+    cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)
+    (tmp_path / "text.png").write_text("no image")
+    PICTURES[0].resize((200, 200)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-30])
+    with pytest.raises(OSError, match="text.png"):
+        cascade([tmp_path / "text.png"])
+    with pytest.raises(ValueError, match="cut.png cannot be read"):
+        cascade([tmp_path / "cut.png"])
+    with pytest.raises(FileNotFoundError, match="absent.png"):
+        cascade([tmp_path / "absent.png"])
+
+
+def test_a_threshold_that_is_not_a_number_is_refused(models) -> None:
+    with pytest.raises(ValueError, match="threshold is NaN"):
+        Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), math.nan)
+
+
+# ---------------------------------------------------------------- timm models
+
+
+@pytest.fixture(scope="module")
+def shallow(classifier_dir: Factory) -> Classifier:
+    return load_classifier(f"local-dir:{classifier_dir(seed=1)}", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def deep(classifier_dir: Factory) -> Classifier:
+    return load_classifier(f"local-dir:{classifier_dir('test_vit', size=48, seed=2)}", device="cpu", img_size=48)
+
+
+@pytest.fixture
+def images(image_folder: Factory) -> ImageSet:
+    return list_images(image_folder(images_per_class=9))
+
+
+@pytest.fixture
+def clcnet() -> CLCNet:
+    torch.manual_seed(0)
+    return CLCNet(num_classes=3).eval()
+
+
+@pytest.fixture
+def cascade(shallow: Classifier, deep: Classifier, clcnet: CLCNet, images: ImageSet) -> Cascade:
+    """One whose threshold defers 13 of the 27 images."""
+    confidences = np.sort(Cascade(shallow, deep, clcnet, -math.inf)(images.paths).confidences)
+    return Cascade(shallow, deep, clcnet, float(confidences[12:14].mean()))
+
+
+def test_many_threads_get_the_answers_that_one_gets(cascade: Cascade, images: ImageSet) -> None:
+    batches = [[images.paths[index] for index in np.random.default_rng(k).permutation(27)[: 3 + k]] for k in range(16)]
+    expected = [cascade(batch) for batch in batches]
+    assert any(DEEP in answer.answered_by for answer in expected)
+    start = threading.Barrier(8)
+
+    def work(worker: int) -> list[Predictions]:
+        start.wait()
+        return [cascade(batches[(worker + turn) % 16]) for turn in range(6)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for worker, answers in enumerate(pool.map(work, range(8))):
+            for turn, answer in enumerate(answers):
+                wanted = expected[(worker + turn) % 16]
+                np.testing.assert_array_equal(answer.labels, wanted.labels)
+                np.testing.assert_array_equal(answer.answered_by, wanted.answered_by)
+                np.testing.assert_allclose(answer.confidences, wanted.confidences, atol=1e-6)
+
+
+def test_models_that_number_their_classes_differently_agree_on_what_they_say(
+    classifier_dir: Factory, shallow: Classifier, images: ImageSet
+) -> None:
+    plain = load_classifier(f"local-dir:{classifier_dir(seed=5)}", device="cpu")
+    names = ("cat", "ant", "bee")
+    mixed = load_classifier(f"local-dir:{classifier_dir(seed=5, label_names=names)}", device="cpu")
+    one, other = (Cascade(shallow, deep, MaxSoftmax(), math.inf)(images.paths) for deep in (plain, mixed))
+    from_deep = one.answered_by == DEEP
+    assert from_deep.any()
+    np.testing.assert_array_equal(one.answered_by, other.answered_by)
+    # the same network's answer k means names[k] for one and ("ant", "bee", "cat")[k] for the other
+    place = np.array([("ant", "bee", "cat").index(name) for name in names])
+    np.testing.assert_array_equal(other.labels[from_deep], place[one.labels[from_deep]])
+
+
+def test_models_of_other_classes_are_refused(classifier_dir: Factory, shallow: Classifier) -> None:
+    four = load_classifier(f"local-dir:{classifier_dir(num_classes=4, label_names=None)}", device="cpu")
+    with pytest.raises(ValueError, match="3 classes and the deep one 4"):
+        Cascade(shallow, four, MaxSoftmax(), 0.5)
+    birds = load_classifier(f"local-dir:{classifier_dir(label_names=('ant', 'bee', 'owl'))}", device="cpu")
+    with pytest.raises(ValueError, match="class 'owl' is not among"):
+        Cascade(shallow, birds, MaxSoftmax(), 0.5)
+
+
+# ---------------------------------------------------------------- streamed over a folder
+
+
+def collect(outcomes: Iterator[Outcome], num_images: int) -> Answers:
+    answers = Answers(num_images)
+    for outcome in outcomes:
+        answers.add(outcome)
+    return answers
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streaming_gives_what_each_model_alone_says_through_timms_loader(
+    cascade: Cascade, images: ImageSet, clcnet: CLCNet, workers: int
+) -> None:
+    answers = collect(stream(cascade, images, batch_size=4, workers=workers), len(images))
+    deferred = np.flatnonzero(answers.confidence[SHALLOW].astype(np.float64) < cascade.threshold)
+    assert len(deferred) == 13
+    for stage, model, asked in ((SHALLOW, cascade.shallow, np.arange(27)), (DEEP, cascade.deep, deferred)):
+        assert isinstance(model, Classifier)
+        batches = [probs for _, probs in classify(model, images, asked, batch_size=4, workers=0)]
+        confidence = np.concatenate([clcnet.predict(-np.sort(-probs, axis=1)) for probs in batches])
+        probs = np.concatenate(batches)
+        np.testing.assert_array_equal(answers.top1[stage][asked], probs.argmax(axis=1))
+        np.testing.assert_array_equal(answers.confidence[stage][asked], confidence)
+    others = np.setdiff1d(np.arange(27), deferred)
+    assert (answers.top1[DEEP][others] == -1).all()
+
+
+def test_streaming_agrees_with_the_cascade_called_on_the_same_images(cascade: Cascade, images: ImageSet) -> None:
+    labels, confidences, answered_by = cascade(images.paths)
+    verdicts = collect(stream(cascade, images, batch_size=5, workers=0), len(images)).decide(cascade.threshold)
+    np.testing.assert_array_equal(verdicts.predict, labels)
+    np.testing.assert_array_equal(verdicts.answered_by, answered_by)
+    np.testing.assert_allclose(verdicts.sureness, confidences, atol=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_deep_model_works_on_full_batches_between_those_of_the_shallow_one(
+    cascade: Cascade, images: ImageSet, workers: int
+) -> None:
+    tasks = [outcome.task for outcome in stream(cascade, images, batch_size=4, workers=workers)]
+    deep_sizes = [len(task.indices) for task in tasks if task.stage == DEEP]
+    assert deep_sizes == [4, 4, 4, 1]
+    stages = [task.stage for task in tasks if task.stage in (SHALLOW, DEEP)]
+    last_shallow = len(stages) - 1 - stages[::-1].index(SHALLOW)
+    assert stages.index(DEEP) < last_shallow
+
+
+def test_unreadable_images_are_told_with_their_reason_and_hold_up_no_other(cascade: Cascade, images: ImageSet) -> None:
+    images.paths[3].write_bytes(b"")
+    images.paths[11].write_text("no image at all")
+    images.paths[12].unlink()
+    answers = collect(stream(cascade, images, batch_size=4, workers=0), len(images))
+    assert set(answers.unreadable) == {3, 11, 12}
+    assert "No such file" in answers.unreadable[12]
+    assert answers.decide(cascade.threshold).places.tolist() == [k for k in range(27) if k not in (3, 11, 12)]
+
+
+def test_an_answer_that_is_not_a_number_names_the_image_and_the_model(
+    cascade: Cascade, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Classifier, batch: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(batch), 3), torch.nan)
+
+    monkeypatch.setattr(Classifier, "probabilities", broken)
+    with pytest.raises(ValueError, match=f"{images.paths[0].name}: the shallow model's answer is not a number"):
+        list(stream(cascade, images, batch_size=4, workers=0))
+
+
+def test_batches_done_by_an_earlier_run_are_not_run_again(cascade: Cascade, images: ImageSet) -> None:
+    whole = list(stream(cascade, images, batch_size=4, workers=0))
+    for cut in (1, 3, 5, len(whole)):
+        rest = list(stream(cascade, images, batch_size=4, workers=0, done=whole[:cut]))
+        assert [outcome.task for outcome in rest] == [outcome.task for outcome in whole[cut:]]
+
+
+# ---------------------------------------------------------------- the package's front door
+
+
+def test_the_array_modules_need_no_torch() -> None:
+    code = "import clcnet.cascade, clcnet.metrics, clcnet.streaming, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_the_package_knows_its_two_names_and_no_other() -> None:
+    import clcnet
+
+    assert {"CLCNet", "Cascade"} <= set(dir(clcnet))
+    with pytest.raises(AttributeError, match="no attribute 'Casacde'"):
+        clcnet.Casacde  # noqa: B018
