@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from clcnet import cli
 from clcnet.cascade import Stage, sweep
 from clcnet.classifiers import resolve_device
-from clcnet.files import atomic_path, output_lock
+from clcnet.files import atomic_paths, check_output, output_lock
 from clcnet.table import Table, read_tables
 from clcnet.training import Split, split_rows, train_clcnet
 from clcnet.training_cli import (
     add_training_arguments,
     epoch_log,
     figures_of,
+    naming,
     print_figures,
     settings_of,
     simple_figures,
@@ -42,19 +43,19 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     """Train and save the network; returns the held-out figures, the suggested threshold and the path."""
     settings, device = settings_of(args), resolve_device(args.device)
     print(f"device: {device}")
+    path, split_path = (check_output(args.weight_save / f"CLCNet_custom_data{end}") for end in (".zip", "_split.csv"))
     table = read_tables(args.cls_output)
     split = split_rows(np.array(table.names), settings.seed)
-    path, split_path = (args.weight_save / f"CLCNet_custom_data{end}" for end in (".zip", "_split.csv"))
     with output_lock(path):
-        with epoch_log(args.log) as on_epoch:
-            model = train_clcnet(
-                table.sorted_probs, table.correct, split, settings, device=device, on_epoch=on_epoch
-            )
+        with naming(args.cls_output), epoch_log(args.log) as on_epoch:
+            model = train_clcnet(table.sorted_probs, table.correct, split, settings, device=device, on_epoch=on_epoch)
         test = table.subset(split.test)
         confidence = model.predict(test.sorted_probs)
         rows = {"CLCNet": figures_of(confidence, test.correct)} | simple_figures(test.sorted_probs, test.correct)
-        model.save(path, {"test": rows["CLCNet"], "tables": [table_path.name for table_path in args.cls_output]})
-        _save_split(split_path, table, split)
+        metadata = {"test": rows["CLCNet"], "tables": [table_path.name for table_path in args.cls_output]}
+        with atomic_paths([path, split_path]) as (weights_file, split_file):
+            model.save(weights_file, metadata)
+            _save_split(split_file, table, split)
     print_figures(rows)
     print(_verdict(rows, len(test)))
     threshold = suggest_threshold(test, confidence) if len(args.cls_output) == 2 else None
@@ -102,7 +103,7 @@ def _save_split(path: Path, table: Table, split: Split) -> None:
     part = np.empty(len(table), dtype=object)
     for name in ("train", "validation", "test"):
         part[getattr(split, name)] = name
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "table", "part"])
         writer.writerows(zip(table.names, table.source + 1, part, strict=True))

@@ -1,6 +1,6 @@
 """Step 4, training: five CLCNets, each on four fifths of the images, for cross validation.
 
-    python train_imagenet_5fold_cv.py --imagenet-split data/imagenet_splits_5 --cls-output data/effb4_output_ds_for_CLCNet.csv
+    python train_imagenet_5fold_cv.py --cls-output data/effb4_output_ds_for_CLCNet.csv
 
 Input: one or more tables of generate_data_for_CLCNet.py, and the image folder that says which fold an image belongs to
 (split_part_1..5, or class folders, then cut into five class-balanced folds). Output, in --weight-save:
@@ -18,8 +18,8 @@ import numpy as np
 
 from clcnet import cli
 from clcnet.classifiers import resolve_device
-from clcnet.files import atomic_path, output_lock
-from clcnet.images import list_images
+from clcnet.files import atomic_paths, check_output, output_lock
+from clcnet.images import NUM_FOLDS, list_images
 from clcnet.model import check_no_other_fold_weights
 from clcnet.table import Table, match_rows, read_tables
 from clcnet.training import Split, fold_splits, train_many
@@ -27,6 +27,7 @@ from clcnet.training_cli import (
     add_training_arguments,
     epoch_log,
     figures_of,
+    naming,
     print_figures,
     settings_of,
     simple_figures,
@@ -47,28 +48,32 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     settings, device = settings_of(args), resolve_device(args.device)
     print(f"device: {device}")
     check_no_other_fold_weights(args.weight_save)
+    paths = [args.weight_save / f"CLCNet_imagenet_split_{fold}.zip" for fold in range(1, NUM_FOLDS + 1)]
+    split_path = args.weight_save / "CLCNet_imagenet_split.csv"
+    for path in (*paths, split_path):
+        check_output(path)
     table = read_tables(args.cls_output)
     images = list_images(args.imagenet_split)
     image_of_row = match_rows(table, images, ", ".join(map(str, args.cls_output)))
     folds = images.folds[image_of_row]
-    splits = fold_splits(folds, image_of_row, settings.seed)
-    split_path = args.weight_save / "CLCNet_imagenet_split.csv"
     with output_lock(split_path):
-        with epoch_log(args.log) as on_epoch:
+        with naming(args.cls_output), epoch_log(args.log) as on_epoch:
+            splits = fold_splits(folds, image_of_row, settings.seed)
             models = train_many(table.sorted_probs, table.correct, splits, settings, device, on_epoch)
         scores = np.empty(len(table), dtype=np.float32)
-        rows, paths = {}, []
-        for fold, (model, split) in enumerate(zip(models, splits, strict=True), start=1):
-            scores[split.test] = model.predict(table.sorted_probs[split.test])
-            rows[f"fold {fold}"] = figures_of(scores[split.test], table.correct[split.test])
-            paths.append(args.weight_save / f"CLCNet_imagenet_split_{fold}.zip")
-            others = [other for other in range(1, len(models) + 1) if other != fold]
-            metadata = {"fold": fold, "training_folds": others, "test": rows[f"fold {fold}"]}
-            model.save(paths[-1], metadata | {"tables": [path.name for path in args.cls_output]})
-        _save_splits(split_path, table, folds, splits)
+        rows = {}
+        with atomic_paths([*paths, split_path]) as temporaries:
+            for fold, (model, split) in enumerate(zip(models, splits, strict=True), start=1):
+                scores[split.test] = model.predict(table.sorted_probs[split.test])
+                rows[f"fold {fold}"] = figures_of(scores[split.test], table.correct[split.test])
+                others = [other for other in range(1, len(models) + 1) if other != fold]
+                metadata = {"fold": fold, "training_folds": others, "test": rows[f"fold {fold}"]}
+                model.save(temporaries[fold - 1], metadata | {"tables": [path.name for path in args.cls_output]})
+            _save_splits(temporaries[-1], table, folds, splits)
     rows["all folds"] = figures_of(scores, table.correct)
     print_figures(rows | simple_figures(table.sorted_probs, table.correct))
-    print(f"AUROC {rows['all folds']['auroc']:.4f} over all folds; weights in {paths[0].parent}, split in {split_path}")
+    auroc = rows["all folds"]["auroc"]
+    print(f"AUROC {auroc:.4f} over all folds; weights in {args.weight_save}, split in {split_path}")
     return {"figures": rows, "weights": paths, "split": split_path, "scores": scores}
 
 
@@ -77,7 +82,7 @@ def _save_splits(path: Path, table: Table, folds: np.ndarray, splits: list[Split
     for network, split in enumerate(splits, start=1):
         for row in split.validation:
             validates[row].append(str(network))
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "table", "fold", "validates"])
         for name, source, fold, networks in zip(table.names, table.source, folds, validates, strict=True):

@@ -1,11 +1,14 @@
 """Writing files so that an interrupted run leaves the old file or the new one, never half of one."""
 
 import contextlib
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+_DISK_TROUBLES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def check_output(path: Path | str) -> Path:
@@ -55,14 +58,37 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     Raises:
         OSError: see `check_output`; the disk is full.
     """
-    path = check_output(path)
-    temporary = partial_path(path)
-    try:
+    with atomic_paths([path]) as (temporary,):
         yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def atomic_paths(paths: Sequence[Path | str]) -> Iterator[list[Path]]:
+    """As `atomic_path`, for files that belong together: they are replaced when all of them are written, or none is."""
+    targets = [check_output(path) for path in paths]
+    temporaries = [partial_path(path) for path in targets]
+    try:
+        with naming_full_disks(*targets):
+            yield temporaries
+            for temporary in temporaries:
+                sync(temporary)
+        for temporary, path in zip(temporaries, targets, strict=True):
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming_full_disks(*paths: Path, advice: str = "make room or choose another place, and run again") -> Iterator[None]:
+    """Say which file could not be written: the system does not, when a disk or a quota is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_TROUBLES:
+            raise
+        reason = os.strerror(error.errno)
+        raise OSError(f"{' and '.join(map(str, paths))} cannot be written ({reason}); {advice}") from error
 
 
 def sync(path: Path) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clcnet import cli, metrics
 from clcnet.confidence import max_softmax, negative_entropy
-from clcnet.files import atomic_path
+from clcnet.files import atomic_path, check_output
 from clcnet.training import RECIPES, Settings
 
 _batch_size = cli._number(int, lambda value: value >= 2, "a whole number of at least 2")
@@ -51,8 +51,19 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 @contextlib.contextmanager
+def naming(tables: Sequence[Path]) -> Iterator[None]:
+    """Say which tables it was that nothing could be learnt from."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{' and '.join(map(str, tables))}: {error}") from error
+
+
+@contextlib.contextmanager
 def epoch_log(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Give a function that takes one epoch's figures; the lines are written when the block ends without an error."""
+    if path:
+        check_output(path)
     lines: list[str] = []
     yield lambda figures: lines.append(json.dumps(figures))
     if path:
