@@ -1,0 +1,66 @@
+"""The house: imports run one way, array modules need numpy alone, and importing a script does nothing."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "clcnet"
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+ARRAY_MODULES = ("cascade", "metrics", "confidence")
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The dotted names of all modules that a file imports, wherever in the file it does."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_imports_inside_the_package_never_turn_back() -> None:
+    modules = {f"clcnet.{path.stem}": path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    graph = {name: imported_modules(path) & modules.keys() for name, path in modules.items()}
+    order = list(TopologicalSorter(graph).static_order())  # CycleError names the circle
+    assert len(order) == len(modules) > 10
+
+
+def test_the_package_never_imports_a_script() -> None:
+    scripts = {Path(name).stem for name in SCRIPTS}
+    for path in PACKAGE.glob("*.py"):
+        assert not imported_modules(path) & scripts, path
+
+
+@pytest.mark.parametrize("module", ARRAY_MODULES)
+def test_array_modules_import_numpy_and_nothing_else_that_is_installed(module: str) -> None:
+    outside = {name.split(".")[0] for name in imported_modules(PACKAGE / f"{module}.py")}
+    assert outside - sys.stdlib_module_names == {"numpy"}
+
+
+def test_the_array_modules_load_without_torch() -> None:
+    program = f"import sys, {', '.join(f'clcnet.{module}' for module in ARRAY_MODULES)}; print('torch' in sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert loaded.stdout == "False\n"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_does_nothing_before_its_guard(script: str) -> None:
+    statements = ast.parse((ROOT / script).read_text(encoding="utf-8")).body
+    assert isinstance(statements[0], ast.Expr)  # the docstring
+    *definitions, guard = statements[1:]
+    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    assert all(isinstance(statement, allowed) for statement in definitions), script
+    assert isinstance(guard, ast.If) and ast.unparse(guard.test) == "__name__ == '__main__'"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_every_module_says_in_its_first_line_what_it_holds(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert docstring and docstring.splitlines()[0].endswith((".", "?", "alone", ":"))
