@@ -28,7 +28,7 @@ from clcnet.cascade import Curve, oracle, sweep
 from clcnet.evaluation import Pair, flops_of, load_fold_networks, pair_from_tables
 from clcnet.files import check_output
 from clcnet.images import ImageSet, list_images
-from clcnet.paper_table import PAPER_REFERENCES, accuracy_interval, display_name, results_rows
+from clcnet.paper_table import PAPER_REFERENCES, Row, accuracy_interval, display_name, merge_rows, results_rows
 from clcnet.selection import Goal, Recommendation, Reference, recommend
 
 STAGES = ("shallow", "deep")
@@ -102,6 +102,14 @@ def get_args_parser() -> cli.ArgumentParser:
         default=[],
         metavar="NAME:ACCURACY:FLOPS",
         help="a single model for the results table; `paper` for the paper's eight; may be repeated",
+    )
+    add(
+        "--join",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="results-table.csv of other cascades, to be printed in one table with this one's",
     )
     group = parser.add_argument_group("output")
     add = group.add_argument
@@ -190,7 +198,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         }
         if pair.outputs is not None:
             references = [reference for group in args.reference for reference in group]
-            outcome |= write_report(pair, goal, references, folder, args.seed)
+            joined = [report.read_results(path) for path in args.join]
+            outcome |= write_report(pair, goal, references, joined, folder, args.seed)
         if not searching:
             print(describe_threshold(curve, pair))
         if pair.outputs is not None:
@@ -254,7 +263,9 @@ def run_models(args: argparse.Namespace, images: ImageSet) -> Pair | None:
     return pair_from_images(images, load_model, networks, threshold, given_flops, options)
 
 
-def write_report(pair: Pair, goal: Goal, references: list[Reference], folder: Path, seed: int) -> dict[str, Any]:
+def write_report(
+    pair: Pair, goal: Goal, references: list[Reference], joined: list[list[Row]], folder: Path, seed: int
+) -> dict[str, Any]:
     """Write tables and plots, print the tables, and return their figures."""
     assert pair.outputs is not None
     probs = [outputs.sorted_probs for outputs in pair.outputs]
@@ -264,7 +275,7 @@ def write_report(pair: Pair, goal: Goal, references: list[Reference], folder: Pa
     scores = {"CLCNet": [stage.confidence for stage in pair.stages], **confidences(probs, correct, pair.folds)}
     comparison = report.comparison_frame(rules, pair.stages[-1])
     figures = report.confidence_frame(names, scores, pair.stages)
-    rows = results_rows(pair.stages, pair.models, pair.folds, references, seed)
+    rows = merge_rows([*joined, results_rows(pair.stages, pair.models, pair.folds, references, seed)])
     tables = {
         "confidences": (figures, report.confidence_markdown(figures)),
         "comparison": (comparison, report.comparison_markdown(comparison)),

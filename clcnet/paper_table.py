@@ -12,7 +12,6 @@ from clcnet.cascade import Curve, Stage, outcome, sweep
 from clcnet.intervals import Interval, exact_interval, percentile_interval, resampled_means
 from clcnet.selection import (
     Reference,
-    Scored,
     cheapest_at_accuracy,
     cross_fit,
     dearest_within,
@@ -33,6 +32,15 @@ PAPER_REFERENCES = tuple(
         [(75.40, 0.39), (77.64, 0.7), (78.73, 1.0), (80.52, 1.8), (82.00, 4.2), (82.72, 9.9), (83.30, 19), (83.80, 37)]
     )
 )
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """Figures of a threshold on images that it was not chosen on."""
+
+    accuracy: float
+    accuracy_interval: Interval
+    flops: float
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Row:
     gain_interval: Interval | None = None
     saving: float | None = None
     saving_interval: Interval | None = None
-    cross_fitted: Scored | None = None
+    cross_fitted: CrossFitted | None = None
 
 
 def display_name(model: str) -> str:
@@ -107,6 +115,20 @@ def results_rows(
     return rows
 
 
+def merge_rows(tables: Sequence[Sequence[Row]]) -> list[Row]:
+    """One table of several cascades: every single model once, beneath it the rows of all cascades."""
+    rows = [row for table in tables for row in table]
+    singles: dict[str, Row] = {}
+    for row in rows:
+        if row.threshold is None and (row.model not in singles or singles[row.model].accuracy_interval is None):
+            singles[row.model] = row
+    merged = []
+    for single in sorted(singles.values(), key=lambda row: row.flops):
+        merged.append(single)
+        merged += [row for row in rows if row.threshold is not None and row.reference == single.model]
+    return merged
+
+
 def _comparisons(
     curve: Curve, reference: Reference, stages: Sequence[Stage]
 ) -> list[tuple[tuple[str, ...], Chooser]]:
@@ -152,6 +174,7 @@ def _cascade_row(
         other_point = choose_point(other_curve, others)
         return float(other_curve.thresholds[other_curve.accuracy.argmax() if other_point is None else other_point])
 
+    fitted = score(stages, cross_fit(stages, folds, choose_threshold), seed=seed)
     accuracy, flops = float(curve.accuracy[point]), float(curve.flops[point])
     threshold = short_threshold(curve, point)
     return Row(
@@ -165,7 +188,7 @@ def _cascade_row(
         gain=accuracy - reference.accuracy,
         gain_interval=_gain_interval(stages, threshold, reference, seed),
         saving=reference.flops / flops,
-        cross_fitted=score(stages, cross_fit(stages, folds, choose_threshold), seed=seed),
+        cross_fitted=CrossFitted(fitted.accuracy, fitted.accuracy_interval, fitted.flops),
     )
 
 

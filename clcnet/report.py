@@ -4,8 +4,9 @@ FLOPs are billions of multiply-adds an image; Markdown prints small ones in mill
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,7 +15,7 @@ from clcnet.baselines import DEFERRAL_SHARES, Rule
 from clcnet.cascade import Curve, Floats, Stage
 from clcnet.files import atomic_path
 from clcnet.intervals import Interval, exact_interval
-from clcnet.paper_table import Row
+from clcnet.paper_table import CrossFitted, Row
 
 
 def format_flops(flops: float) -> str:
@@ -99,6 +100,39 @@ def _results_record(row: Row) -> dict[str, object]:
         "cross_fitted_FLOPs": fitted.flops if fitted else None,
     }
     return record
+
+
+def read_results(path: Path) -> list[Row]:
+    """Read back what `results_frame` holds."""
+    try:
+        frame = pd.read_csv(path)
+        records = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        return [_row_of(record) for record in records]
+    except (KeyError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a results-table.csv of another evaluation ({error})") from None
+
+
+def _row_of(record: dict[Hashable, Any]) -> Row:
+    def interval(name: str) -> Interval | None:
+        low, high = record[f"{name}_low"], record[f"{name}_high"]
+        return None if low is None else (low, high)
+
+    fitted = interval("cross_fitted_accuracy")
+    return Row(
+        model=record["model"],
+        reference=record["reference"],
+        accuracy=record["accuracy"],
+        accuracy_interval=interval("accuracy"),
+        flops=record["FLOPs"],
+        threshold=record["threshold"],
+        deferral=record["deferral"],
+        same=tuple(record["same"].split("+")) if record["same"] else (),
+        gain=record["gain"],
+        gain_interval=interval("gain"),
+        saving=record["saving"],
+        saving_interval=interval("saving"),
+        cross_fitted=fitted and CrossFitted(record["cross_fitted_accuracy"], fitted, record["cross_fitted_FLOPs"]),
+    )
 
 
 def _low_high(name: str, interval: Interval | None) -> dict[str, float | None]:
