@@ -114,7 +114,7 @@ def name_classes(
     names = [""] * classifier.num_classes
     subset = infer_imagenet_subset(classifier.model) if classifier.label_names_inferred else None
     if subset:
-        names = ImageNetInfo(subset).label_descriptions()
+        names = list(ImageNetInfo(subset).label_descriptions())
     numbers, firsts = np.unique(targets, return_index=True)
     for number, first in zip(numbers, firsts, strict=True):
         if number != UNKNOWN:
@@ -162,7 +162,10 @@ class Summary:
         """
         classes = self.targets if self.has_labels else self.verdicts.top1[SHALLOW]
         names = self.class_names or [str(index) for index in range(classes.max() + 1)]
-        return [(names[index] or str(index), *counts) for index, *counts in self.verdicts.most_deferred(classes)]
+        return [
+            (names[index] or str(index), deferred, total)
+            for index, deferred, total in self.verdicts.most_deferred(classes)
+        ]
 
 
 def answer_folder(

@@ -107,7 +107,7 @@ class Cascade:
         labels, confidences = self._ask(SHALLOW, images)
         deferred = np.flatnonzero(is_deferred(confidences, self.threshold))
         deep_labels, deep_confidences = np.zeros_like(labels), np.full_like(confidences, -np.inf)
-        deep_labels[deferred], deep_confidences[deferred] = self._ask(DEEP, [images[index] for index in deferred])
+        deep_labels[deferred], deep_confidences[deferred] = self._ask(DEEP, [images[int(index)] for index in deferred])
         answered_by, _ = decide(confidences, deep_confidences, self.threshold)
         kept = answered_by == DEEP
         return Predictions(

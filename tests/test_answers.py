@@ -20,7 +20,7 @@ def outcome(stage: int, answers: dict[int, tuple[int, float]], unreadable: tuple
 
 @pytest.fixture
 def answers() -> Answers:
-    """Five images, threshold 0.5: kept, deferred and overruled, deferred and upheld, unreadable, deferred with a tie."""
+    """At 0.5: one kept, one deferred and overruled, one deferred and upheld, one unreadable, one deferred in a tie."""
     answers = Answers(5)
     answers.add(outcome(SHALLOW, {0: (0, 0.75), 1: (1, 0.25), 2: (1, 0.375)}, ((3, "no image"),)))
     answers.add(outcome(NOTHING, {}))
