@@ -116,7 +116,7 @@ def stand_in(word: str) -> str:
 
 def test_every_command_runs_in_the_order_of_the_readme(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With tiny models in place of the large ones, three classes in place of a thousand, few epochs and no plots."""
-    monkeypatch.setattr(plots, "save", lambda figure, path: None)
+    monkeypatch.setattr(plots, "save", lambda *_: [])
     for _, *words in (words for words in commands() if words[0] == "python"):
         words = [stand_in(word) for word in words]
         if words[0].startswith("train"):
@@ -153,3 +153,16 @@ def test_links_within_the_readme_lead_to_headings() -> None:
         for title in re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)
     }
     assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
+
+
+def test_contributing_lists_every_module_above_those_that_it_imports() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listing = text.partition("```\ndemo ")[2].partition("```")[0]
+    lines = [re.split(r"\s{2,}", line)[0].split(", ") for line in f"demo {listing}".strip().splitlines()]
+    height = {name.strip(): -number for number, names in enumerate(lines) for name in names}
+    modules = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "clcnet").glob("[!_]*.py")}
+    assert height.keys() == modules.keys()
+    for name, source in modules.items():
+        found = re.findall(r"^\s*from clcnet(?:\.(\w+) import|.* import (.*)$)", source, flags=re.MULTILINE)
+        for imported in {part.strip() for pair in found for part in ",".join(pair).split(",")} & height.keys():
+            assert height[imported] <= height[name], f"{name} imports {imported}"
