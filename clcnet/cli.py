@@ -176,6 +176,13 @@ def _describe(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def _interrupt(number: int, frame: object) -> NoReturn:
+    if hasattr(signal, "SIGCHLD"):
+        # the signal may have gone to decoding processes too, whose end torch would report with tracebacks of its own
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
 def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) -> NoReturn:
     """Parse the command line, run `main(args)`, and turn its outcome into an exit code.
 
@@ -184,7 +191,8 @@ def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) 
     `num_unreadable` above 0), 130 interrupted by Ctrl-C or SIGTERM.
     """
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         outcome = main(args)
     except (ValueError, OSError, MemoryError) as error:
