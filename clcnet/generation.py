@@ -7,6 +7,7 @@ on how often the run was killed: every image stands in the same batch each time.
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -138,6 +139,7 @@ def _classify_rest(
         unit="img",
         desc=classifier.name,
         smoothing=0.1,
+        mininterval=0.5 if sys.stderr.isatty() else 10,  # seconds; every update is a line in a log file
         disable=not distributed.is_main(),
     ) as bar:
         for batch in batches:

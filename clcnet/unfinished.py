@@ -148,14 +148,22 @@ class UnfinishedTable(UnfinishedRun):
             status: (B,) WRONG, RIGHT or LEFT_OUT, one for every image of the batch.
             sorted_probs: (B, n) float32; what stands in the row of an image left out does not matter.
             reasons: index and reason of the images left out.
+
+        Raises:
+            OSError: the disk is full; what was kept before can be resumed.
         """
         records = np.zeros(len(status), self.record)
         records["status"], records["sorted_probs"] = status, sorted_probs
-        if reasons:
-            with open(self._unreadable_file, "a", encoding="utf-8") as file:
-                file.write("".join(map(_line, reasons.items())))
-        with open(self._rows_file, "ab") as file:
-            file.write(records.tobytes())
+        try:
+            if reasons:
+                with open(self._unreadable_file, "a", encoding="utf-8") as file:
+                    file.write("".join(map(_line, reasons.items())))
+            with open(self._rows_file, "ab") as file:
+                file.write(records.tobytes())
+        except OSError as error:
+            raise OSError(
+                f"{self.folder} cannot be written ({error.strerror}); mend that and go on with --resume"
+            ) from error
         self.num_images += len(status)
         self.reasons.update(reasons)
 
