@@ -130,9 +130,9 @@ def parse_references(text: str) -> list[Reference]:
     """`paper`, or `name:accuracy:FLOPs` with the accuracy in percent and the FLOPs in billions."""
     if text == "paper":
         return list(PAPER_REFERENCES)
-    name, _, figures = text.partition(":")
     try:
-        accuracy, flops = (float(figure) for figure in figures.split(":"))
+        name, *figures = text.rsplit(":", 2)  # a name may hold colons itself, as local-dir:FOLDER does
+        accuracy, flops = map(float, figures)
         if not (name and 0 < accuracy <= 100 and 0 < flops < math.inf):
             raise ValueError
     except ValueError:
@@ -182,6 +182,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     folder = args.results_folder or args.performance_result.parent / "results"
     for path in (args.performance_result, folder / "results-table.md"):
         check_output(path)
+    joined = [report.read_results(path) for path in args.join]
     images = list_images(args.imagenet_split, class_map=args.class_map)
     with distributed.processes():
         pair = load_tables(args, images) if args.shallow_output or args.deep_output else run_models(args, images)
@@ -198,12 +199,13 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         }
         if pair.outputs is not None:
             references = [reference for group in args.reference for reference in group]
-            joined = [report.read_results(path) for path in args.join]
             outcome |= write_report(pair, goal, references, joined, folder, args.seed)
         if not searching:
             print(describe_threshold(curve, pair))
         if pair.outputs is not None:
             print(describe_recommendation(outcome["recommendation"], pair))
+        if pair.unreadable:
+            print(f"{len(pair.unreadable)} images could not be read: {args.performance_result}.errors.csv")
         files = f"{len(curve)} threshold{'s' * (len(curve) > 1)} in {args.performance_result}"
         print(files + (f"; tables and plots in {folder}" if pair.outputs is not None else ""))
     return outcome
@@ -211,17 +213,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def load_tables(args: argparse.Namespace, images: ImageSet) -> Pair:
     """Take both models' outputs from the tables of step 3; FLOPs are counted only where a model's name is given."""
-    models, flops, paths = [], [], []
-    for stage in STAGES:
-        path, model = getattr(args, f"{stage}_output"), getattr(args, f"{stage}_model")
-        stage_flops = getattr(args, f"{stage}_model_FLOPs")
-        if path is None:
-            raise ValueError(f"--{stage}-output is missing; give the tables of both models, or of none")
+    paths = [getattr(args, f"{stage}_output") for stage in STAGES]
+    if None in paths:
+        raise ValueError(f"--{STAGES[paths.index(None)]}-output is missing; give the tables of both models, or of none")
+    models, flops = [], []
+    for stage, path in zip(STAGES, paths, strict=True):
+        model, stage_flops = getattr(args, f"{stage}_model"), getattr(args, f"{stage}_model_FLOPs")
         if stage_flops is None and model is None:
             raise ValueError(f"--{stage}-model-FLOPs is missing; give it, or --{stage}-model NAME to have it counted")
         flops.append(flops_of(model) if stage_flops is None else stage_flops)
         models.append(model or path.stem)
-        paths.append(path)
     return pair_from_tables(paths, images, load_fold_networks(args.weight_save, images), models, flops)
 
 
@@ -230,6 +231,7 @@ def run_models(args: argparse.Namespace, images: ImageSet) -> Pair | None:
     # timm takes seconds to import, and tables need none of it
     from clcnet.classifiers import Classifier, load_classifier, resolve_device
     from clcnet.once import SHALLOW_ALONE, Options, pair_from_images
+    from clcnet.runs import errors_file, write_errors
 
     if not images.has_labels:
         raise ValueError(f"image folder {args.imagenet_split} has no class folders; make them, accuracy needs them")
@@ -260,7 +262,10 @@ def run_models(args: argparse.Namespace, images: ImageSet) -> Pair | None:
         networks = load_fold_networks(args.weight_save, images, device)
     given_flops = [getattr(args, f"{stage}_model_FLOPs") for stage in STAGES]
     options = Options(args.cache, args.class_map is not None, args.batch_size, args.workers)
-    return pair_from_images(images, load_model, networks, threshold, given_flops, options)
+    pair = pair_from_images(images, load_model, networks, threshold, given_flops, options)
+    if pair is not None:
+        write_errors(errors_file(args.performance_result), images, pair.unreadable)
+    return pair
 
 
 def write_report(

@@ -1,0 +1,392 @@
+"""The evaluation script from end to end: what it computes, what it runs and does not run, and what it refuses."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import eval_imagenet_5fold_cv as script
+from clcnet import once
+from clcnet.cascade import Stage, sweep
+from clcnet.classifiers import class_indices, classify, load_classifier
+from clcnet.images import list_images
+from clcnet.model import CLCNet
+from clcnet.selection import Reference
+from clcnet.table import Table, sort_probs, write_table
+
+ROOT = script.cli.ROOT
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Five networks, untrained and each different, named and marked as those of the training script."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for fold in range(1, 6):
+        torch.manual_seed(fold)
+        others = [other for other in range(1, 6) if other != fold]
+        path = folder / f"CLCNet_imagenet_split_{fold}.zip"
+        CLCNet(3).save(path, {"fold": fold, "training_folds": others})
+    return folder
+
+
+@pytest.fixture
+def images(image_folder):
+    return image_folder(images_per_class=10, five_parts=True)
+
+
+def make_table(images, accuracy, path, seed):
+    random = np.random.default_rng(seed)
+    names = list_images(images).names
+    probs = -np.sort(-random.dirichlet([0.3] * 3, len(names)).astype(np.float32), axis=1)
+    correct = random.random(len(names)) < accuracy
+    order = random.permutation(len(names))  # tables need not stand in the order of the folder
+    write_table(
+        Table([names[i] for i in order], probs[order], correct[order], np.zeros(len(names), dtype=np.int64)), path
+    )
+    return probs, correct
+
+
+@pytest.fixture
+def tables(images, tmp_path):
+    shallow = make_table(images, 0.6, tmp_path / "small.csv", seed=1)
+    deep = make_table(images, 0.8, tmp_path / "large.csv", seed=2)
+    return shallow, deep
+
+
+@pytest.fixture
+def run(images, weights, tmp_path, monkeypatch):
+    """Call the script as a user would, output going to a folder of its own; returns what `main` returns.
+
+    Drawing takes most of the time, so only one test draws; that one, and another, time the models.
+    """
+
+    def call(*words, split=images, weight_save=weights, draw=False):
+        if not draw:
+            monkeypatch.setattr(script.plots, "save", lambda *_: [])
+            monkeypatch.setattr(once, "measure_milliseconds", lambda *_: 1.0)
+        flags = ["--imagenet-split", split, "--weight-save", weight_save, "--cache", tmp_path / "cache"]
+        flags += ["--performance-result", tmp_path / "out" / "performance-result.csv", "--device", "cpu", "-j", "0"]
+        return script.main(script.get_args_parser().parse_args([str(word) for word in [*flags, *words]]))
+
+    return call
+
+
+@pytest.fixture
+def table_flags(tables, tmp_path):
+    files = ["--shallow-output", tmp_path / "small.csv", "--deep-output", tmp_path / "large.csv"]
+    return [*files, "--shallow-model-FLOPs", 1, "--deep-model-FLOPs", 4]
+
+
+def confidence_by_fold(weights, probs, folds):
+    """One image at a time, by the network whose number is the image's part."""
+    return [
+        float(CLCNet.load(weights / f"CLCNet_imagenet_split_{fold + 1}.zip").predict(row[None])[0])
+        for row, fold in zip(probs, folds, strict=True)
+    ]
+
+
+def test_tables_give_the_cascade_worked_out_image_by_image(run, table_flags, tables, weights, images, tmp_path):
+    (shallow_probs, shallow_correct), (deep_probs, deep_correct) = tables
+    folds = list_images(images).folds
+    shallow = confidence_by_fold(weights, shallow_probs, folds)
+    deep = confidence_by_fold(weights, deep_probs, folds)
+    threshold = float(np.median(shallow))
+    deferred = np.array(shallow) < threshold
+    takes_deep = deferred & (np.array(deep) > np.array(shallow))
+    expected = 100 * np.where(takes_deep, deep_correct, shallow_correct).mean()
+
+    run(*table_flags, "--threshold", threshold)
+
+    result = pd.read_csv(tmp_path / "out" / "performance-result.csv")
+    assert result.columns[:3].tolist() == ["threshold", "accuracy", "FLOPs"]
+    assert len(result) == 1
+    assert result.accuracy[0] == pytest.approx(expected)
+    assert result.FLOPs[0] == pytest.approx(1 + 4 * deferred.mean())
+
+
+def test_threshold_searching_lists_the_released_grid(run, table_flags, tmp_path):
+    run(*table_flags, "--threshold-searching", "True")
+    result = pd.read_csv(tmp_path / "out" / "performance-result.csv")
+    assert len(result) == 49
+    assert result.threshold.tolist() == [round(0.05 + 0.02 * k, 2) for k in range(49)]
+    assert result.threshold.iloc[-1] == 1.01
+
+
+def test_all_thresholds_are_one_more_than_distinct_confidences(run, table_flags, tmp_path):
+    run(*table_flags, "--thresholds", "all")
+    result = pd.read_csv(tmp_path / "out" / "performance-result.csv")
+    assert len(result) == 31 and result.num_deferred.tolist() == list(range(31))
+    assert (result.accuracy_low <= result.accuracy).all() and (result.accuracy <= result.accuracy_high).all()
+    assert (result.FLOPs_low <= result.FLOPs).all() and (result.FLOPs <= result.FLOPs_high).all()
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["0:1:0.25"], [0, 0.25, 0.5, 0.75, 1]),
+        (["0.5", "-inf", "0.1"], [-np.inf, 0.1, 0.5]),
+        (["0.1:0.3:0.1"], [0.1, 0.2, 0.3]),
+    ],
+)
+def test_thresholds_are_read_as_numbers_or_ranges(words, expected):
+    assert script.parse_thresholds(words).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("word", ["nan", "x", "1:2", "0:1:0", "0:1:-1", "1:0:0.5"])
+def test_bad_thresholds_are_refused(word):
+    with pytest.raises(ValueError, match="--thresholds"):
+        script.parse_thresholds([word])
+
+
+def test_all_files_are_written_and_the_printing_ends_with_what_to_do(run, table_flags, tmp_path, capsys):
+    outcome = run(*table_flags, "--threshold-searching", "--reference", "other:70:2", draw=True)
+    folder = tmp_path / "out" / "results"
+    written = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    plots = ("accuracy-FLOPs", "risk-coverage", "reliability", "confidence-histogram")
+    assert written == {f"{name}.{kind}" for name in plots for kind in ("png", "svg")} | {
+        f"{name}.{kind}" for name in ("results-table", "comparison", "confidences") for kind in ("csv", "md")
+    }
+    printed = capsys.readouterr().out
+    table = (folder / "results-table.md").read_text()
+    assert table in printed and "| other " in table
+    tail = printed[printed.index(table) + len(table) :]
+    assert "take threshold" in tail and "Verdict: use the " in tail and "oracle" in tail
+    assert tail.splitlines()[-1].startswith(f"49 thresholds in {tmp_path / 'out' / 'performance-result.csv'}")
+    assert "GEM" in printed  # tables do not hold what it needs, and the user is told
+    assert outcome["recommendation"].choice in ("cascade", "shallow", "deep")
+    rules = pd.read_csv(folder / "comparison.csv").rule.tolist()
+    assert rules[0] == "CLCNet" and "oracle" in rules and not any("average" in rule for rule in rules)
+
+
+def test_tables_need_neither_timm_nor_the_images(table_flags, images, weights, tmp_path):
+    for path in images.rglob("*.png"):
+        path.write_bytes(b"not an image")
+    words = [*table_flags, "--imagenet-split", images, "--weight-save", weights]
+    words += ["--performance-result", tmp_path / "out.csv", "--threshold-searching"]
+    code = (
+        "import sys, eval_imagenet_5fold_cv as script\n"
+        "script.main(script.get_args_parser().parse_args(sys.argv[1:]))\n"
+        "assert 'timm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, *map(str, words)], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_flops_left_out_are_counted_from_a_models_name(run, table_flags, classifier_dir, tmp_path):
+    name = f"local-dir:{classifier_dir()}"
+    files = table_flags[:4]
+    outcome = run(*files, "--threshold-searching", "--shallow-model", name, "--deep-model", name)
+    flops = outcome["curve"].stage_flops
+    assert flops[0] == flops[1] == pytest.approx(load_classifier(name, device="cpu").flops)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda flags, _: flags[:4], "--shallow-model-FLOPs is missing"),
+        (lambda flags, _: flags[:6], "--deep-model-FLOPs is missing"),
+        (lambda flags, _: flags[:2], "--deep-output is missing"),
+        (lambda flags, path: ["--shallow-output", path / "none.csv", *flags[2:]], "none.csv does not exist"),
+        (lambda flags, path: [*flags, "--join", path / "small.csv"], "is not a results-table.csv"),
+    ],
+)
+def test_missing_flags_and_files_are_named(run, table_flags, tmp_path, change, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        run(*change(table_flags, tmp_path))
+    assert not (tmp_path / "out" / "performance-result.csv").exists()
+
+
+def test_tables_of_different_images_name_the_first_missing(run, table_flags, tmp_path):
+    lines = (tmp_path / "large.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "large.csv").write_text("".join(lines[4:]))
+    first = min(line.split(",")[0] for line in lines[:4])
+    with pytest.raises(ValueError, match=rf"large.csv lacks 4 of the images of .*small.csv: {first}, .*, \.\.\."):
+        run(*table_flags)
+
+
+def test_tables_of_different_classes_are_refused(run, table_flags, images, tmp_path):
+    names = list_images(images).names
+    probs = np.full((len(names), 4), 0.25, dtype=np.float32)
+    correct = np.ones(len(names), dtype=bool)
+    write_table(Table(names, probs, correct, np.zeros(len(names), dtype=np.int64)), tmp_path / "large.csv")
+    with pytest.raises(ValueError, match="small.csv has 3 classes but .*large.csv has 4"):
+        run(*table_flags)
+
+
+def test_missing_fold_weight_is_named(run, table_flags, weights):
+    (weights / "CLCNet_imagenet_split_3.zip").unlink()
+    with pytest.raises(FileNotFoundError, match="found 0 weights for fold 3"):
+        run(*table_flags)
+
+
+def test_weight_trained_on_the_images_it_should_judge_is_refused(run, table_flags, weights):
+    shutil.copy(weights / "CLCNet_imagenet_split_2.zip", weights / "CLCNet_imagenet_split_4.zip")
+    with pytest.raises(ValueError, match="split_4.zip was trained on fold 4, which it should judge"):
+        run(*table_flags)
+
+
+def test_folds_other_than_those_of_the_training_are_refused(run, table_flags, images, weights):
+    listed = list_images(images)
+    rows = [f"{name},1,{fold + 1}," for name, fold in zip(listed.names, listed.folds, strict=True)]
+    (weights / "CLCNet_imagenet_split.csv").write_text("\n".join(["file,table,fold,validates", *rows]) + "\n")
+    run(*table_flags)
+    rows[0] = f"{listed.names[0]},1,{(listed.folds[0] + 1) % 5 + 1},"
+    (weights / "CLCNet_imagenet_split.csv").write_text("\n".join(["file,table,fold,validates", *rows]) + "\n")
+    with pytest.raises(ValueError, match=f"{listed.names[0]} is in fold 1 of .* but was in fold 2"):
+        run(*table_flags)
+
+
+def test_each_fold_is_judged_by_its_own_network_alone(run, table_flags, images, weights, tmp_path):
+    def confidence():
+        run(*table_flags)
+        args = script.get_args_parser().parse_args([str(word) for word in [*table_flags, "--weight-save", weights]])
+        return script.load_tables(args, list_images(images)).stages[0].confidence
+
+    before = confidence()
+    torch.manual_seed(99)
+    CLCNet(3).save(weights / "CLCNet_imagenet_split_2.zip")
+    assert (confidence() != before).tolist() == (list_images(images).folds == 1).tolist()
+
+
+@pytest.fixture
+def models(classifier_dir):
+    shallow, deep = classifier_dir(seed=1), classifier_dir(seed=2)
+    return ["--shallow-model", f"local-dir:{shallow}", "--deep-model", f"local-dir:{deep}"]
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """How many images each call of a model was given."""
+    calls = []
+
+    def recording(classifier, images, indices, *rest, **options):
+        calls.append((classifier.name, len(indices)))
+        return classify(classifier, images, indices, *rest, **options)
+
+    monkeypatch.setattr(once, "classify", recording)
+    return calls
+
+
+def direct_stage(name, images, weights, flops):
+    """The model's answers by `classify` alone, without cache and script."""
+    listed = list_images(images)
+    classifier = load_classifier(name, device="cpu")
+    probs = np.concatenate([probs for _, probs in classify(classifier, listed, workers=0)])
+    sorted_probs, correct, _ = sort_probs(probs, class_indices(listed, classifier))
+    return Stage(confidence_by_fold(weights, sorted_probs, listed.folds), correct, flops), probs
+
+
+def test_images_give_the_same_as_running_both_models_on_everything(run, models, images, weights, tmp_path):
+    (shallow, shallow_probs), (deep, deep_probs) = (direct_stage(models[k], images, weights, k) for k in (1, 3))
+    outcome = run(*models, "--thresholds", "all", "--shallow-model-FLOPs", 1, "--deep-model-FLOPs", 3)
+    expected = sweep([shallow, deep])
+    np.testing.assert_allclose(outcome["curve"].accuracy, expected.accuracy)
+    np.testing.assert_allclose(outcome["curve"].flops, expected.flops)
+    comparison = pd.read_csv(tmp_path / "out" / "results" / "comparison.csv").set_index("rule")
+    targets = list_images(images).targets
+    gem = 100 * ((shallow_probs + deep_probs).argmax(1) == targets).mean()
+    assert comparison.loc["GEM, average answers random images", "accuracy_at_100%"] == pytest.approx(gem)
+    milliseconds = pd.read_csv(tmp_path / "out" / "performance-result.csv").milliseconds
+    np.testing.assert_allclose(milliseconds, 1 + expected.deferral)  # both models are said to take 1 ms
+
+
+def test_no_model_sees_an_image_twice(run, models, images, weights, seen):
+    stage, _ = direct_stage(models[1], images, weights, 1)
+    low, high = np.quantile(stage.confidence, [0.3, 0.7])
+    num_low, num_high = int((stage.confidence < low).sum()), int((stage.confidence < high).sum())
+    shallow, deep = models[1], models[3]
+    run(*models, "--threshold", low)
+    assert seen == [(shallow, 30), (deep, num_low)]
+    run(*models, "--threshold", high)
+    assert seen[2:] == [(deep, num_high - num_low)]
+    run(*models, "--threshold-searching")
+    assert seen[3:] == [(deep, 30 - num_high)]
+    run(*models, "--threshold-searching")
+    for path in weights.glob("*.zip"):
+        CLCNet(3).save(path)
+    run(*models, "--threshold-searching")
+    assert len(seen) == 4
+    next(images.rglob("*.png")).touch()
+    os.utime(next(images.rglob("*.png")), (1, 1))
+    run(*models, "--threshold", low)
+    assert seen[4] == (shallow, 30)
+
+
+def test_single_threshold_gives_what_the_search_gives_there(run, models, images, weights, tmp_path):
+    stage, _ = direct_stage(models[1], images, weights, 1)
+    threshold = float(np.median(stage.confidence))
+    single = run(*models, "--threshold", threshold)["curve"]
+    searched = run(*models, "--thresholds", threshold)["curve"]
+    assert 0 < single.deferral[0] < 1
+    np.testing.assert_array_equal(single.accuracy, searched.accuracy)
+    np.testing.assert_array_equal(single.flops, searched.flops)
+
+
+def test_threshold_minus_999_is_the_shallow_model_alone(run, models, images, weights, seen, tmp_path):
+    stage, _ = direct_stage(models[1], images, weights, 1)
+    outcome = run("--threshold", "-999", *models[:2], weight_save=tmp_path / "nowhere")
+    assert outcome["curve"].accuracy.tolist() == [pytest.approx(stage.accuracy)]
+    assert outcome["curve"].deferral.tolist() == [0]
+    assert outcome["curve"].flops[0] == pytest.approx(load_classifier(models[1], device="cpu").flops)
+    assert seen == [(models[1], 30)]
+
+
+def test_unreadable_images_are_left_out_and_counted(run, models, images, weights, seen):
+    broken = sorted(images.rglob("*.png"))[3]
+    broken.write_bytes(b"\x89PNG broken")
+    outcome = run(*models, "--thresholds", "all")
+    assert (outcome["num_images"], outcome["num_unreadable"]) == (29, 1)
+    errors = pd.read_csv(outcome["performance_result"].with_name("performance-result.csv.errors.csv"))
+    assert errors.file.tolist() == [broken.name]
+    assert seen == [(models[1], 30), (models[3], 29)]
+
+
+def test_flops_and_times_are_measured_once_in_the_life_of_the_cache(run, models, monkeypatch):
+    first = run(*models, "--threshold-searching", draw=True)
+    monkeypatch.setattr(once, "measure_milliseconds", None)
+    monkeypatch.setattr("clcnet.classifiers.count_flops", None)
+    monkeypatch.setattr("clcnet.classifiers.Classifier.describe", lambda self: self.name)
+    second = run(*models, "--threshold-searching", draw=True)
+    assert (second["curve"].stage_flops == first["curve"].stage_flops).all()
+    times = [pd.read_csv(outcome["performance_result"]).milliseconds for outcome in (first, second)]
+    assert (times[0] > 0).all() and (times[0] == times[1]).all()
+
+
+def test_targets_are_chosen_for_and_printed(run, table_flags, capsys):
+    outcome = run(*table_flags, "--target-FLOPs", 3)
+    assert outcome["recommendation"].scored.flops <= 3
+    assert "For no more than 3B FLOPs an image, take threshold" in capsys.readouterr().out
+    outcome = run(*table_flags, "--target-accuracy", 101)
+    assert not outcome["recommendation"].reached
+    with pytest.raises(SystemExit):
+        run(*table_flags, "--target-accuracy", 70, "--target-FLOPs", 3)
+
+
+def test_references_are_read():
+    assert len(script.parse_references("paper")) == 8
+    assert script.parse_references("net:70.5:1.5") == [Reference("net", 70.5, 1.5)]
+    assert script.parse_references("local-dir:net:70.5:1.5") == [Reference("local-dir:net", 70.5, 1.5)]
+
+
+@pytest.mark.parametrize("text", ["net", "net:70", "net:x:1", "net:170:1", "net:70:-1", ":70:1"])
+def test_bad_references_are_refused(text, capsys):
+    with pytest.raises(SystemExit) as exit_code:
+        script.get_args_parser().parse_args(["--reference", text])
+    assert exit_code.value.code == 2 and "NAME:PERCENT:BILLIONS" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--threshold", "nan"], ["--threshold", "half"], ["--thresholds", "half"]])
+def test_bad_input_is_one_line_and_exit_code_2_and_overwrites_nothing(words, table_flags, images, weights, tmp_path):
+    result = tmp_path / "result.csv"
+    result.write_text("old")
+    flags = [*table_flags, "--imagenet-split", images, "--weight-save", weights, "--performance-result", result]
+    command = [sys.executable, ROOT / "eval_imagenet_5fold_cv.py", *flags, *words]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert result.read_text() == "old"
