@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from clcnet.files import atomic_path, output_lock
+from clcnet.files import atomic_path, output_lock, reserve
 from clcnet.images import ImageSet
 
 
@@ -25,9 +25,13 @@ def images_key(images: ImageSet) -> str:
     """Changes as soon as an image is added, removed, renamed or written to."""
     digest = hashlib.blake2b(digest_size=16)
     for path in images.paths:
-        status = path.stat()
+        try:
+            status = path.stat()
+            state = status.st_size, status.st_mtime_ns
+        except OSError:  # a link to nothing, or gone since it was listed: it will be left out as unreadable
+            state = -1, -1
         name = str(path.relative_to(images.root)).encode("utf-8", "surrogateescape")
-        digest.update(b"%b\0%d\0%d\n" % (name, status.st_size, status.st_mtime_ns))
+        digest.update(b"%b\0%d\0%d\n" % (name, *state))
     return digest.hexdigest()
 
 
@@ -36,10 +40,11 @@ class OutputCache:
 
     def __init__(self, folder: Path, num_images: int, num_classes: int) -> None:
         self.folder = folder
-        self._about_path = folder / "about.json"
-        self.about: dict[str, Any] = json.loads(self._about_path.read_text()) if self._about_path.exists() else {}
-        self.probs = self._array("probs.npy", (num_images, num_classes), np.float32)
-        self.done = self._array("done.npy", (num_images,), np.bool_)
+        self.about = self._read_about()
+        self.probs, begun = self._array("probs.npy", (num_images, num_classes), np.float32)
+        self.done, _ = self._array("done.npy", (num_images,), np.bool_)
+        if begun:
+            self.done[:] = False
 
     @classmethod
     @contextmanager
@@ -49,17 +54,26 @@ class OutputCache:
         with output_lock(root / name / "probs.npy"):
             yield cls(root / name, len(images), num_classes)
 
-    def _array(self, name: str, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
+    def _array(self, name: str, shape: tuple[int, ...], dtype: type) -> tuple[NDArray[Any], bool]:
+        """Open a file that holds an array, or begin it; returns whether it was begun."""
         path = self.folder / name
         try:
             array = open_memmap(path, mode="r+")
             if array.shape == shape and array.dtype == dtype:
-                return array
-        except (FileNotFoundError, ValueError):  # none yet, or cut short when it was made: begin anew
+                return array, False
+        except (OSError, ValueError):  # none yet, or broken
             pass
         with atomic_path(path) as temporary:
             open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
-        return open_memmap(path, mode="r+")
+            reserve(temporary)
+        return open_memmap(path, mode="r+"), True
+
+    def _read_about(self) -> dict[str, Any]:
+        try:
+            about = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none yet, or broken: what it held is measured again
+            return {}
+        return about if isinstance(about, dict) else {}
 
     def missing(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of the images that the model has not seen."""
@@ -74,5 +88,5 @@ class OutputCache:
     def remember(self, **facts: Any) -> None:
         """Keep facts about the model beside its outputs."""
         self.about |= facts
-        with atomic_path(self._about_path) as temporary:
-            temporary.write_text(json.dumps(self.about, indent=1))
+        with atomic_path(self.folder / "about.json") as temporary:
+            temporary.write_text(json.dumps(self.about, indent=1), encoding="utf-8")

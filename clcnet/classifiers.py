@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -355,7 +356,11 @@ class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
 
     def read(self, position: int) -> Image.Image:
         """Decode an image as timm's dataset does: first frame, orientation tag unheeded, in the model's mode."""
-        with Image.open(self.path(position)) as image:
+        path = self.path(position)
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError("not a file")  # a named pipe would be waited for forever
+        with Image.open(path) as image:
+            _refuse_strip(image.size, self.input_size[-2:])
             return image.convert(self.mode)
 
     def reason(self, position: int) -> str:
@@ -365,9 +370,17 @@ class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
             self.transform(self.read(position))
         except Exception as error:
             path = self.path(position)  # which PIL likes to repeat
-            text = str(error).replace(repr(path), "").replace(path, "")
+            text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            text = text.replace(repr(path), "").replace(path, "")
             return " ".join(text.split()) or type(error).__name__
         return "could not be read at first, though it could later; run again"
+
+
+def _refuse_strip(size: tuple[int, int], seen: tuple[int, int]) -> None:
+    """Refuse an image so long and thin that bringing its short side to the model's size would fill the memory."""
+    pixels = max(seen) ** 2 * max(size) / max(min(size), 1)
+    if Image.MAX_IMAGE_PIXELS and pixels > 2 * Image.MAX_IMAGE_PIXELS:  # twice, as PIL itself
+        raise ValueError(f"{size[0]}x{size[1]} pixels are too long and thin to be resized ({pixels:.1e} pixels)")
 
 
 def loaded_batches(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
