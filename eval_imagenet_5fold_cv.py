@@ -239,7 +239,7 @@ def run_models(args: argparse.Namespace, images: ImageSet) -> Pair | None:
 
     def load_model(number: int) -> Classifier:
         stage = STAGES[number]
-        classifier = load_classifier(
+        return load_classifier(
             getattr(args, f"{stage}_model") or DEFAULT_MODELS[number],
             weight=getattr(args, f"{stage}_model_weight"),
             num_classes=args.num_classes,
@@ -252,9 +252,6 @@ def run_models(args: argparse.Namespace, images: ImageSet) -> Pair | None:
             channels_last=args.channels_last,
             compile=args.compile,
         )
-        if distributed.is_main():
-            print(f"{stage} model: {classifier.describe()}", flush=True)
-        return classifier
 
     threshold = None if is_searching(args) else args.threshold
     networks = None

@@ -58,9 +58,9 @@ class OutputCache:
         """Open a file that holds an array, or begin it; returns whether it was begun."""
         path = self.folder / name
         try:
-            array = open_memmap(path, mode="r+")
+            array = open_memmap(path, mode="r")  # "r+" would quietly lengthen a file that was cut short
             if array.shape == shape and array.dtype == dtype:
-                return array, False
+                return open_memmap(path, mode="r+"), False
         except (OSError, ValueError):  # none yet, or broken
             pass
         with atomic_path(path) as temporary:

@@ -41,8 +41,10 @@ class CachedModel:
     With several processes, the main one keeps the cache and tells the others what is missing; each answers its share.
     """
 
-    def __init__(self, classifier: Classifier, images: ImageSet, cache: OutputCache | None, options: Options) -> None:
-        self.classifier, self.images, self.options = classifier, images, options
+    def __init__(
+        self, label: str, classifier: Classifier, images: ImageSet, cache: OutputCache | None, options: Options
+    ) -> None:
+        self.label, self.classifier, self.images, self.options = label, classifier, images, options
         self.targets = class_indices(images, classifier, by_position=options.by_position)
         self._cache = cache
         self.unreadable: dict[int, str] = {}
@@ -52,11 +54,12 @@ class CachedModel:
         assert self._cache is not None, "only the main process keeps the cache"
         return self._cache
 
-    def classify(self, indices: NDArray[np.int64], label: str) -> None:
+    def classify(self, indices: NDArray[np.int64]) -> None:
         """Fill the cache for these images; those that cannot be read are noted in `unreadable`."""
         missing = distributed.broadcast(self.cache.missing(indices) if self._cache else None)
         size = _IMAGES_A_ROUND * distributed.world_size()
-        with tqdm(total=len(missing), desc=label, unit="img", disable=not self._cache or not len(missing)) as progress:
+        quiet = self._cache is None or not len(missing)
+        with tqdm(total=len(missing), desc=self.label, unit="img", disable=quiet) as progress:
             for start in range(0, len(missing), size):
                 share = missing[start : start + size][distributed.rank() :: distributed.world_size()]
                 self._classify_share(share, progress)
@@ -97,14 +100,14 @@ class CachedModel:
 
     def flops(self) -> float:
         """Multiply-adds in billions, counted once in the life of the cache."""
-        return float(self._remembered("flops", lambda: self.classifier.flops))
+        return self._remembered("flops", lambda: self.classifier.flops)
 
     def milliseconds(self) -> float:
         """Time an image on this device: one at a time on a CPU, in batches elsewhere. Measured once."""
         device = self.classifier.device
         batch_size = 1 if device.type == "cpu" else self.options.batch_size or _GPU_TIMING_BATCH
         key = f"milliseconds on {device} at batch size {batch_size}"
-        return float(self._remembered(key, lambda: measure_milliseconds(self.classifier, batch_size)))
+        return self._remembered(key, lambda: measure_milliseconds(self.classifier, batch_size))
 
     def _remembered(self, key: str, measure: Callable[[], float]) -> float:
         if key not in self.cache.about:
@@ -134,14 +137,14 @@ def pair_from_images(
         The pair in the main process, None in the others.
     """
     with contextlib.ExitStack() as stack:
-        shallow = stack.enter_context(_cached_model(load_model(0), images, options))
-        shallow.classify(np.arange(len(images)), "shallow model")
+        shallow = stack.enter_context(_cached_model("shallow model", load_model(0), images, options))
+        shallow.classify(np.arange(len(images)))
         answered, confidence = distributed.broadcast(_judge(shallow, networks) if distributed.is_main() else None)
         deferred = confidence < (np.inf if threshold is None else threshold)
         deep = None
         if deferred.any():
-            deep = stack.enter_context(_cached_model(load_model(1), images, options))
-            deep.classify(answered[deferred], "deep model")
+            deep = stack.enter_context(_cached_model("deep model", load_model(1), images, options))
+            deep.classify(answered[deferred])
         if not distributed.is_main():
             return None
         if deep is None:
@@ -155,12 +158,15 @@ def pair_from_images(
 
 
 @contextlib.contextmanager
-def _cached_model(classifier: Classifier, images: ImageSet, options: Options) -> Iterator[CachedModel]:
+def _cached_model(label: str, classifier: Classifier, images: ImageSet, options: Options) -> Iterator[CachedModel]:
     if not distributed.is_main():
-        yield CachedModel(classifier, images, None, options)
+        yield CachedModel(label, classifier, images, None, options)
         return
     with OutputCache.open(options.cache, classifier.key, images, classifier.num_classes) as cache:
-        yield CachedModel(classifier, images, cache, options)
+        model = CachedModel(label, classifier, images, cache, options)
+        classifier.flops = model.flops()
+        print(f"{label}: {classifier.describe()}", flush=True)
+        yield model
 
 
 def _judge(

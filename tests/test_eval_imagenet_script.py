@@ -350,7 +350,6 @@ def test_flops_and_times_are_measured_once_in_the_life_of_the_cache(run, models,
     first = run(*models, "--threshold-searching", draw=True)
     monkeypatch.setattr(once, "measure_milliseconds", None)
     monkeypatch.setattr("clcnet.classifiers.count_flops", None)
-    monkeypatch.setattr("clcnet.classifiers.Classifier.describe", lambda self: self.name)
     second = run(*models, "--threshold-searching", draw=True)
     assert (second["curve"].stage_flops == first["curve"].stage_flops).all()
     times = [pd.read_csv(outcome["performance_result"]).milliseconds for outcome in (first, second)]
