@@ -21,7 +21,7 @@ from torch import Tensor, nn
 QUERY_WIDTH = 10
 GAUSSIAN_WIDTH = 0.01  # standard deviation of the kernel, as a share of the row
 GAUSSIAN_REACH = 7.0  # standard deviations; beyond them the kernel is below 3e-11 and left out
-BAND = 50  # positions that share one block of the banded product
+BAND = 200  # positions that share one block of the banded product; fewer make the blocks too small to be fast
 RESIDUAL_SCALE = math.sqrt(0.5)
 ALL = slice(None)
 
@@ -53,7 +53,7 @@ class _Sparsemax(torch.autograd.Function):
         return weights
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (weights,) = ctx.saved_tensors
         support = (weights > 0).to(grad.dtype)
         grad = grad * support
@@ -69,7 +69,8 @@ def sparsemax(logits: Tensor) -> Tensor:
     Returns:
         (..., F), rows sum to 1, most entries exactly 0.
     """
-    return _Sparsemax.apply(logits)  # type: ignore[no-any-return, no-untyped-call]
+    weights: Tensor = _Sparsemax.apply(logits)
+    return weights
 
 
 def linear_weight(*shape: int, gated: bool) -> nn.Parameter:
@@ -97,7 +98,7 @@ class _Normalise(torch.autograd.Function):
         return normalised, mean, variance
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None]:
         normalised, inverse = ctx.saved_tensors
         along = (grad * normalised).mean(dim=-2, keepdim=True)
         return (grad - grad.mean(dim=-2, keepdim=True)).addcmul_(normalised, along, value=-1).mul_(inverse), None
@@ -139,7 +140,8 @@ class GhostBatchNorm(nn.Module):
             raise ValueError(f"a training batch has {num_rows} row(s); batch norm needs at least 2")
         part = math.ceil(num_rows / math.ceil(num_rows / self.virtual_batch_size))
         num_whole = num_rows // part
-        normalised = self._normalise(x[..., : num_whole * part, :].unflatten(-2, (num_whole, part)), blocks)
+        whole = x[..., : num_whole * part, :]
+        normalised = self._normalise(whole.reshape(*x.shape[:-2], num_whole, part, x.shape[-1]), blocks)
         if num_whole * part < num_rows:
             rest = self._normalise(x[..., num_whole * part :, :].unsqueeze(-3), blocks)
             normalised = torch.cat([normalised, rest], dim=-2)
@@ -152,7 +154,7 @@ class GhostBatchNorm(nn.Module):
 
     def _normalise(self, parts: Tensor, blocks: slice) -> Tensor:
         """Normalise (..., parts, rows, F) part by part, take the statistics in, and return (..., rows, F)."""
-        normalised, mean, variance = _Normalise.apply(parts, self.epsilon)  # type: ignore[no-untyped-call]
+        normalised, mean, variance = _Normalise.apply(parts, self.epsilon)
         if self.momentum > 0:
             self._update_running(mean.squeeze(-2), variance.squeeze(-2), parts.shape[-2], blocks)
         flat: Tensor = normalised.flatten(-3, -2)
@@ -197,7 +199,7 @@ def _bands(num_positions: int, mapping_dim: int, device: torch.device) -> list[t
 def times_gaussian(x: Tensor, mapping_dim: int) -> Tensor:
     """`x @ gaussian_basis(n, mapping_dim)` for x (..., n), leaving out what the kernel does not reach."""
     num_positions = x.shape[-1]
-    if num_positions <= 2 * BAND:
+    if num_positions <= BAND:
         return x @ gaussian_basis(num_positions, mapping_dim, x.device)
     rows = x.reshape(-1, num_positions)
     product = torch.zeros(len(rows), mapping_dim, dtype=x.dtype, device=x.device)
@@ -238,7 +240,7 @@ class _SortedPool(torch.autograd.Function):
         return pooled.gather(-1, order)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
         (derivative,) = ctx.saved_tensors
         return None, (grad * derivative).sum(dim=-1, keepdim=True), None
 
@@ -266,7 +268,8 @@ class RestrictedSelfAttention(nn.Module):
     def forward(self, probs: Tensor) -> Tensor:
         """probs: (..., B, n), rows sorted; returns (..., B, mapping_dim), rows sorted."""
         slope = self.slope(probs[..., :1])
-        return _SortedPool.apply(probs, slope, self.mapping_dim)  # type: ignore[no-any-return, no-untyped-call]
+        pooled: Tensor = _SortedPool.apply(probs, slope, self.mapping_dim)
+        return pooled
 
 
 class FeatureTransformers(nn.Module):
@@ -302,7 +305,7 @@ class FeatureTransformers(nn.Module):
 
     def forward(self, x: Tensor, blocks: slice = ALL) -> Tensor:
         """x: (..., blocks or 1, B, num_inputs) to (..., blocks, B, width)."""
-        first, *others = zip(self.weights(blocks), self.norms, strict=True)
+        first, *others = zip(self.weights(blocks), self.ghost_norms(), strict=True)
         x = self._gated(x, *first, blocks)
         for weight, norm in others:
             x = (x + self._gated(x, weight, norm, blocks)) * RESIDUAL_SCALE
@@ -312,8 +315,12 @@ class FeatureTransformers(nn.Module):
         """The linear weights of all gated layers, (..., blocks or 1, outputs, inputs)."""
         return [weight.unsqueeze(-3) for weight in self.shared] + [weight[..., blocks, :, :] for weight in self.own]
 
+    def ghost_norms(self) -> list[GhostBatchNorm]:
+        """The batch norms of all gated layers."""
+        return [norm for norm in self.norms if isinstance(norm, GhostBatchNorm)]
+
     @staticmethod
-    def _gated(x: Tensor, weight: Tensor, norm: nn.Module, blocks: slice) -> Tensor:
+    def _gated(x: Tensor, weight: Tensor, norm: GhostBatchNorm, blocks: slice) -> Tensor:
         return nn.functional.glu(norm(x @ weight.mT, blocks), dim=-1)
 
 

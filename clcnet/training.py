@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from clcnet import metrics
-from clcnet.model import CLCNet, fit_calibration
+from clcnet.model import Calibration, CLCNet, fit_calibration
 
 VALIDATION_SHARE = TEST_SHARE = 0.1
-STATISTICS_ROWS = 4096  # training rows that batch norm's statistics are estimated from
+STATISTICS_ROWS = 2048  # training rows that batch norm's statistics are estimated from
 GRADIENT_NORM = 1.0
 
 Indices = NDArray[np.int64]
@@ -48,7 +48,7 @@ class Recipe:
     masked: bool = False
     learning_rate: float = 0.02
     decay: bool = True
-    max_steps: int = 3000
+    max_steps: int = 600
     wrong_weight: float = 1.0
     sparsity: float = 1e-3
     averaging: float = 0.99
@@ -128,7 +128,11 @@ def fold_splits(folds: Indices, groups: NDArray[Any], seed: int) -> list[Split]:
 
 
 def train_clcnet(
-    sorted_probs: NDArray[np.float32], correct: NDArray[np.bool_], split: Split, settings: Settings | None = None, **kwargs: Any
+    sorted_probs: NDArray[np.float32],
+    correct: NDArray[np.bool_],
+    split: Split,
+    settings: Settings | None = None,
+    **kwargs: Any,
 ) -> CLCNet:
     """Train one network; see `train_many`."""
     return train_many(sorted_probs, correct, [split], settings, **kwargs)[0]
@@ -212,20 +216,21 @@ class _Ensemble:
 
     def bind(self, flat: Tensor) -> CLCNet:
         """The network, computing with these parameters from now on."""
-        parts = flat.split([math.prod(shape) for _, _, shape in self.slots], dim=1)
+        parts = torch.split(flat, [math.prod(shape) for _, _, shape in self.slots], dim=1)
         for (module, name, shape), part in zip(self.slots, parts, strict=True):
             setattr(module, name, part.unflatten(1, shape))
         return self.network
 
     def snapshot(self) -> list[Tensor]:
         """The statistics of batch norm, each (models, features), copied."""
-        return [tensor.clone() for norm in self.network.ghost_norms() for tensor in (norm.running_mean, norm.running_var)]
+        norms = self.network.ghost_norms()
+        return [tensor.clone() for norm in norms for tensor in (norm.running_mean, norm.running_var)]
 
 
 def _unstack(model: CLCNet, flat: Tensor, statistics: Sequence[Tensor]) -> CLCNet:
     """Put one network's parameters (P,) and statistics into a CLCNet."""
     sizes = [parameter.numel() for parameter in model.parameters()]
-    for parameter, values in zip(model.parameters(), flat.split(sizes), strict=True):
+    for parameter, values in zip(model.parameters(), torch.split(flat, sizes), strict=True):
         parameter.copy_(values.view_as(parameter))
     buffers = (getattr(norm, name) for norm in model.ghost_norms() for name in ("running_mean", "running_var"))
     for buffer, values in zip(buffers, statistics, strict=True):
@@ -292,7 +297,7 @@ class _Run:
         num_rows = self.steps_per_epoch * self.settings.batch_size
         drawn = torch.stack([_cycle(self._draw(rows), num_rows) for rows in self.rows]).to(self.device)
         losses = torch.zeros(len(self.splits), device=self.device)
-        for batch in drawn.split(self.settings.batch_size, dim=1):
+        for batch in torch.split(drawn, self.settings.batch_size, dim=1):
             losses += self._train_step(batch)
         return (losses / self.steps_per_epoch).double().cpu().numpy()
 
@@ -323,7 +328,7 @@ class _Run:
         scores = network(self.probs[self.validation_rows.to(self.device)]).cpu().numpy()
         figures = []
         statistics = self.ensemble.snapshot()
-        for index in np.flatnonzero(self.active):
+        for index in np.flatnonzero(self.active).tolist():
             rows = self.splits[index].validation
             right = self.labels[torch.as_tensor(rows).to(self.device)].cpu().numpy()
             raw = scores[index, : len(rows)]
@@ -334,28 +339,39 @@ class _Run:
             )
             if mse < self.best_mse[index]:
                 self.best_mse[index], self.best_epoch[index] = mse, epoch
-                self.best_flat[index] = self.average[index]
-                for best, current in zip(self.best_statistics, statistics, strict=True):
-                    best[index] = current[index]
+                self._keep(index, statistics)
             elif epoch - self.best_epoch[index] >= self.settings.patience:
                 self.active[index] = False
         return figures
 
+    def _keep(self, index: int, statistics: list[Tensor]) -> None:
+        self.best_flat[index] = self.average[index]
+        for best, current in zip(self.best_statistics, statistics, strict=True):
+            best[index] = current[index]
+
     @torch.no_grad()
     def finish(self) -> list[CLCNet]:
-        """The networks of their best epochs, calibrated."""
+        """The networks of the last epoch where the learning rate has decayed, else of their best epochs; calibrated."""
+        if self.recipe.decay and self.step == self.num_epochs * self.steps_per_epoch:
+            for index in np.flatnonzero(self.active).tolist():
+                self._keep(index, self.ensemble.snapshot())
         for index, (model, split) in enumerate(zip(self.models, self.splits, strict=True)):
             _unstack(model, self.best_flat[index], [tensor[index] for tensor in self.best_statistics])
             model.eval()
             if self.recipe.calibrated:
-                rows = torch.as_tensor(split.validation)
-                probs = self.probs[rows.to(self.device)].cpu()
-                model.calibration = fit_calibration(model, probs, self.labels[rows.to(self.device)].cpu())
+                model.calibration = self._calibration(model, split)
             model.metadata = {
                 "training_arguments": dataclasses.asdict(self.settings),
                 "validation": {"mse": float(self.best_mse[index]), "epoch": int(self.best_epoch[index])},
             }
         return self.models
+
+    def _calibration(self, model: CLCNet, split: Split) -> Calibration:
+        """Fitted on what the network has seen; its own weight on the validation rows alone."""
+        rows = torch.as_tensor(np.concatenate([split.train, split.validation])).to(self.device)
+        probs, correct = self.probs[rows].cpu(), self.labels[rows].cpu() > 0
+        held_back = torch.arange(len(rows)) >= len(split.train)
+        return fit_calibration(model.predict(probs, calibrated=False), probs, correct, held_back)
 
 
 def _cycle(rows: Tensor, length: int) -> Tensor:
