@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forking import run_together
 
 import eval_imagenet_5fold_cv as script
 from clcnet import once
@@ -389,3 +390,29 @@ def test_bad_input_is_one_line_and_exit_code_2_and_overwrites_nothing(words, tab
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert result.read_text() == "old"
+
+
+def in_a_process(words):
+    """The whole script with these words, in a process that was told its rank as by torchrun."""
+    script.plots.save = lambda *_: []
+    script.main(script.get_args_parser().parse_args(words))
+
+
+@pytest.mark.parametrize("searching", [True, False])
+def test_two_processes_give_the_file_of_one(searching, models, images, weights, tmp_path):
+    middle = np.median(direct_stage(models[1], images, weights, 1)[0].confidence)
+    threshold = ["--threshold-searching"] if searching else ["--threshold", middle]
+    broken = sorted(images.rglob("*.png"))[7]
+    broken.write_bytes(b"")
+    results = []
+    for number in (1, 2):
+        result = tmp_path / f"{number}.csv"
+        flags = ["--imagenet-split", images, "--weight-save", weights, "--cache", tmp_path / f"cache {number}"]
+        flags += ["--performance-result", result, "--device", "cpu", "-j", "0", *models, *threshold]
+        exit_codes = run_together(number, in_a_process, [str(word) for word in flags])
+        assert exit_codes == [0] * number
+        frame = pd.read_csv(result)
+        results.append(frame.drop(columns="milliseconds", errors="ignore"))
+        assert broken.name in (tmp_path / f"{number}.csv.errors.csv").read_text()
+    pd.testing.assert_frame_equal(results[0], results[1])
+    assert results[0].num_images[0] == 29
