@@ -1,0 +1,256 @@
+"""Is step 3 as fast as a bare loop of timm's loader and model, and what do its options and defaults bring?
+
+    python -m benchmarks.bench_generate                   # about eight minutes on two cores
+    python -m benchmarks.bench_generate --parts ratio
+
+Parts: `ratio`, the whole of step 3 against the bare loop with the same workers, batch and precision, in turn;
+`options`, the model alone with each option; `defaults`, batch sizes and workers; `cost`, FLOPs against time; `memory`,
+the peak for few and for many images. Results go to benchmarks/results/generate.json and, as text, to
+benchmarks/generate.md. Models that would need a download have random weights, which cost the same time.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.data import ImageDataset, create_loader
+from timm.models import save_for_hf
+
+from clcnet import cli
+from clcnet.classifiers import Classifier, load_classifier, measure_milliseconds, resolve_device
+from clcnet.generation import generate_table
+from clcnet.images import list_images
+from clcnet.report import markdown
+
+SHARED = cli.ROOT.parent / "shared"
+RESULTS = cli.ROOT / "benchmarks" / "results" / "generate.json"
+TEXT = cli.ROOT / "benchmarks" / "generate.md"
+REPEATS = 5
+PHOTO_COPIES = 2
+
+
+def untrained(name: str, scratch: Path, **arguments: Any) -> str:
+    """Save a timm architecture with random weights; return the name under which it loads."""
+    folder = scratch / name
+    if not folder.exists():
+        torch.manual_seed(0)
+        save_for_hf(timm.create_model(name, **arguments), folder, safe_serialization=True)
+    return f"local-dir:{folder}"
+
+
+def photographs(scratch: Path) -> Path:
+    """The sample of ImageNet's photographs, several times over, in one class folder."""
+    folder = scratch / "photographs" / "n01440764"
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        for copy in range(PHOTO_COPIES):
+            for path in sorted((SHARED / "imagenet_sample").glob("*.JPEG")):
+                (folder / f"{copy}_{path.name}").symlink_to(path)
+    return folder.parent
+
+
+def run_bare(classifier: Classifier, folder: Path, batch_size: int, workers: int) -> float:
+    """Images a second of timm's dataset and loader with the model, the answers brought to main memory."""
+    start = time.perf_counter()
+    dataset = ImageDataset(folder)
+    loader = create_loader(
+        dataset, batch_size=batch_size, num_workers=workers, device=classifier.device, **classifier.data_config
+    )
+    with torch.inference_mode(), torch.autocast(classifier.device.type, classifier.amp, enabled=bool(classifier.amp)):
+        for images, _ in loader:
+            classifier.model(images).cpu()
+    return len(dataset) / (time.perf_counter() - start)
+
+
+def run_ours(classifier: Classifier, folder: Path, batch_size: int, workers: int) -> float:
+    """Images a second of step 3, from listing the folder to the finished table."""
+    with tempfile.TemporaryDirectory() as scratch:
+        start = time.perf_counter()
+        images = list_images(folder)
+        generate_table(classifier, images, images.targets, Path(scratch, "table.csv"), batch_size, workers)
+        return len(images) / (time.perf_counter() - start)
+
+
+def measure_ratio(scratch: Path) -> list[dict[str, Any]]:
+    """Both loops, in turn, on small and on large images, in float32 and in mixed precision."""
+    cifar10 = SHARED / "cifar10" / "imagenet_splits_5" / "split_part_1"
+    b0 = untrained("tf_efficientnet_b0", scratch)
+    cases = [
+        ("CIFAR-10 (2,000 at 32x32), test_resnet", f"local-dir:{SHARED / 'cifar10' / 'shallow'}", cifar10, None),
+        ("CIFAR-10 (2,000 at 32x32), resnet10t", f"local-dir:{SHARED / 'cifar10' / 'deep'}", cifar10, None),
+        ("photographs (200), tf_efficientnet_b0", b0, photographs(scratch), None),
+        ("photographs (200), tf_efficientnet_b0, bfloat16", b0, photographs(scratch), "bfloat16"),
+    ]
+    results = []
+    for title, model, folder, amp in cases:
+        classifier = load_classifier(model, amp=amp)
+        turns = [(run_bare(classifier, folder, 64, 2), run_ours(classifier, folder, 64, 2)) for _ in range(REPEATS)]
+        bare, ours = (statistics.median(rates) for rates in zip(*turns, strict=True))
+        ratios = [our / their for their, our in turns]
+        results.append({"case": title, "bare": bare, "ours": ours, "ratio": statistics.median(ratios), "all": ratios})
+        print(results[-1], flush=True)
+    return results
+
+
+def measure_options(scratch: Path) -> list[dict[str, Any]]:
+    """Milliseconds an image of the model alone, with each option."""
+    options: list[tuple[str, dict[str, Any]]] = [
+        ("float32", {}),
+        ("--channels-last", {"channels_last": True}),
+        ("--amp bfloat16", {"amp": "bfloat16"}),
+        ("--amp bfloat16 --channels-last", {"amp": "bfloat16", "channels_last": True}),
+        ("--compile", {"compile": True}),
+        ("--compile --channels-last", {"compile": True, "channels_last": True}),
+    ]
+    if resolve_device().type != "cpu":
+        options.insert(3, ("--amp float16", {"amp": "float16"}))
+    results = []
+    for name in ("tf_efficientnet_b0", "resnet50"):
+        model = untrained(name, scratch)
+        for title, arguments in options:
+            milliseconds = measure_milliseconds(load_classifier(model, **arguments), batch_size=32, seconds=5)
+            results.append({"model": name, "options": title, "milliseconds": milliseconds})
+            print(results[-1], flush=True)
+    return results
+
+
+def measure_defaults(scratch: Path) -> dict[str, list[dict[str, Any]]]:
+    """The model alone by batch size; step 3 by number of workers."""
+    classifier = load_classifier(untrained("tf_efficientnet_b0", scratch))
+    batches = [
+        {"batch size": size, "milliseconds": measure_milliseconds(classifier, batch_size=size, seconds=4)}
+        for size in (1, 8, 16, 32, 64, 128)
+    ]
+    small = load_classifier(f"local-dir:{SHARED / 'cifar10' / 'shallow'}")
+    part = SHARED / "cifar10" / "imagenet_splits_5" / "split_part_1"
+    workers = [
+        {
+            "workers": count,
+            "photographs": run_ours(classifier, photographs(scratch), 64, count),
+            "cifar10": run_ours(small, part, 64, count),
+        }
+        for count in (0, 1, 2, 4)
+    ]
+    print(batches, workers, flush=True)
+    return {"batches": batches, "workers": workers}
+
+
+def measure_cost(scratch: Path) -> list[dict[str, Any]]:
+    """Multiply-adds and time of B0 and B4 at their own sizes, one image at a time and in batches."""
+    results = []
+    for name in ("tf_efficientnet_b0", "tf_efficientnet_b4"):
+        classifier = load_classifier(untrained(name, scratch))
+        one, batch = (measure_milliseconds(classifier, batch_size=size, seconds=5) for size in (1, 16))
+        results.append({"model": name, "flops": classifier.flops, "one at a time": one, "batches of 16": batch})
+        print(results[-1], flush=True)
+    return results
+
+
+def measure_memory(scratch: Path) -> list[dict[str, Any]]:
+    """Peak memory of a fresh process that makes a table with 1,000 columns of few and of many images."""
+    model = untrained("test_resnet", scratch, num_classes=1000)
+    results = []
+    for num_images in (2_000, 20_000):
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+            peak = fresh.submit(_peak_memory, model, num_images).result()
+        results.append({"images": num_images, "peak MiB": peak, "table MiB": num_images * 4_000 / 2**20})
+        print(results[-1], flush=True)
+    return results
+
+
+def _peak_memory(model: str, num_images: int) -> float:
+    images = list_images(SHARED / "cifar10" / "imagenet_splits_5")
+    images = images.subset(np.arange(num_images) % len(images))
+    classifier = load_classifier(model, img_size=32)
+    with tempfile.TemporaryDirectory() as scratch:
+        generate_table(classifier, images, images.targets, Path(scratch, "table.csv"), 64, 1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+PARTS: dict[str, Callable[[Path], Any]] = {
+    "ratio": measure_ratio,
+    "options": measure_options,
+    "defaults": measure_defaults,
+    "cost": measure_cost,
+    "memory": measure_memory,
+}
+
+
+def as_text(results: dict[str, Any]) -> str:
+    """The results as a section of the benchmarks' page."""
+    sections = [f"## Step 3: images to table\n\nMeasured on {results['machine']}.\n"]
+    if "ratio" in results:
+        header = ["images and model", "bare timm loop, images/s", "step 3, images/s", "ratio"]
+        rows = [[r["case"], f"{r['bare']:.0f}", f"{r['ours']:.0f}", f"{r['ratio']:.3f}"] for r in results["ratio"]]
+        sections.append(
+            f"{markdown(header, rows)}\n\nMedians of {REPEATS} turns, batches of 64, 2 workers, everything included "
+            "from listing the folder to the finished CSV file. To stay at 0.97 or above.\n"
+        )
+    if "options" in results:
+        first = {r["model"]: r["milliseconds"] for r in reversed(results["options"])}
+        rows = [
+            [r["model"], r["options"], f"{r['milliseconds']:.1f}", f"{first[r['model']] / r['milliseconds']:.2f} x"]
+            for r in results["options"]
+        ]
+        sections.append(
+            f"{markdown(['model', 'options', 'ms an image', 'speed'], rows)}\n\nThe model alone, batches of 32. None "
+            "of the options is a default: each changes the last digits of the answers, and which of them helps depends "
+            "on the machine.\n"
+        )
+    if "defaults" in results:
+        batches, workers = results["defaults"]["batches"], results["defaults"]["workers"]
+        rows = [[str(b["batch size"]), f"{b['milliseconds']:.1f}"] for b in batches]
+        sections.append(markdown(["batch size (tf_efficientnet_b0)", "ms an image"], rows) + "\n")
+        rows = [[str(w["workers"]), f"{w['photographs']:.1f}", f"{w['cifar10']:.0f}"] for w in workers]
+        header = ["workers", "photographs, tf_efficientnet_b0, images/s", "CIFAR-10, test_resnet, images/s"]
+        sections.append(markdown(header, rows) + "\n")
+    if "cost" in results:
+        rows = [
+            [c["model"], f"{c['flops']:.2f}", f"{c['one at a time']:.0f}", f"{c['batches of 16']:.0f}"]
+            for c in results["cost"]
+        ]
+        header = ["model", "billion multiply-adds", "ms, one image at a time", "ms an image, batches of 16"]
+        sections.append(markdown(header, rows) + "\n")
+    if "memory" in results:
+        said = [
+            f"{m['peak MiB']:.0f} MiB for {m['images']:,} images ({m['table MiB']:.0f} MiB of numbers)"
+            for m in results["memory"]
+        ]
+        sections.append(f"Peak memory of the main process with 1,000 classes: {' and '.join(said)}.\n")
+    sections.append("Made by `python -m benchmarks.bench_generate`.\n")
+    return "\n".join(sections)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which to measure")
+    args = parser.parse_args()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    device = resolve_device()
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} cores"
+    results["machine"] = f"{where} ({platform.machine()}), torch {torch.__version__}, timm {timm.__version__}"
+    with tempfile.TemporaryDirectory() as scratch:
+        for part in args.parts:
+            results[part] = PARTS[part](Path(scratch))
+            RESULTS.parent.mkdir(parents=True, exist_ok=True)
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    TEXT.write_text(as_text(results), encoding="utf-8")
+    print(as_text(results))
+
+
+if __name__ == "__main__":
+    main()
