@@ -12,6 +12,7 @@ import logging
 import os
 import stat
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -320,15 +321,44 @@ def classify(
         persistent_workers=False,
         **classifier.data_config,
     )
-    for batch, marks in loaded_batches(loader):
-        positions = marks.cpu().numpy()
-        probs = forward(batch)
+    for positions, probs in _answers(forward, loaded_batches(loader)):
         readable = positions >= 0
         for position in map(int, _UNREADABLE - positions[~readable]):
             if on_unreadable is None:
                 raise ValueError(f"image {dataset.path(position)} cannot be read ({dataset.reason(position)})")
             on_unreadable(int(indices[position]), dataset.reason(position))
         yield indices[positions[readable]], probs[readable]
+
+
+def _answers(
+    forward: "HalvingForward", batches: Iterator[tuple[torch.Tensor, torch.Tensor]]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Marks and probabilities of every batch; a GPU computes the next batch while the caller looks at this one."""
+    under_way: deque[_Copies] = deque()
+    for batch, marks in batches:
+        under_way.append(_Copies(marks, forward.launch(batch)))
+        while len(under_way) > 1 or (under_way and not under_way[0].asynchronous):
+            yield under_way.popleft().wait()
+    for copies in under_way:
+        yield copies.wait()
+
+
+class _Copies:
+    """A batch's marks and probabilities on their way to main memory."""
+
+    def __init__(self, marks: torch.Tensor, probs: torch.Tensor) -> None:
+        self.asynchronous = probs.device.type == "cuda"
+        self._copies = [tensor.to("cpu", non_blocking=self.asynchronous) for tensor in (marks, probs)]
+        if self.asynchronous:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def wait(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both as arrays."""
+        if self.asynchronous:
+            self._arrived.synchronize()
+        marks, probs = self._copies
+        return marks.numpy(), probs.numpy()
 
 
 class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
@@ -358,7 +388,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         """Decode an image as timm's dataset does: first frame, orientation tag unheeded, in the model's mode."""
         path = self.path(position)
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise OSError("not a file")  # a named pipe would be waited for forever
+            raise OSError("a directory, pipe or device, not a file")  # a pipe would be waited for forever
         with Image.open(path) as image:
             _refuse_strip(image.size, self.input_size[-2:])
             return image.convert(self.mode)
@@ -408,11 +438,15 @@ class HalvingForward:
         self.size = size
 
     def __call__(self, batch: torch.Tensor) -> np.ndarray:
+        """Probabilities of a batch, (B, C)."""
+        probs: np.ndarray = self.launch(batch).cpu().numpy()
+        return probs
+
+    def launch(self, batch: torch.Tensor) -> torch.Tensor:
+        """The same on the device, where they may be still to compute."""
         while True:
             try:
-                pieces = [self.classifier.probabilities(piece) for piece in batch.split(self.size)]
-                probs: np.ndarray = torch.cat(pieces).cpu().numpy()
-                return probs
+                return torch.cat([self.classifier.probabilities(piece) for piece in batch.split(self.size)])
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

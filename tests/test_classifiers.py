@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import signal
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -322,6 +323,29 @@ def test_errors_other_than_memory_are_not_swallowed(image_folder: Factory, class
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
 
 
+def test_a_gpu_starts_on_the_next_batch_before_the_answers_to_this_one_are_waited_for(
+    image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    launch, real_copies = classifiers.HalvingForward.launch, classifiers._Copies
+
+    def start(marks: torch.Tensor, probs: torch.Tensor) -> object:
+        copies = object.__new__(real_copies)
+        copies.asynchronous, copies._copies = True, [marks, probs]
+        copies._arrived = types.SimpleNamespace(synchronize=lambda: events.append("wait"))
+        return copies
+
+    monkeypatch.setattr(classifiers, "_Copies", start)
+    monkeypatch.setattr(
+        classifiers.HalvingForward, "launch", lambda *arguments: events.append("launch") or launch(*arguments)
+    )
+    folder = image_folder()
+    probs = probabilities_of_ours(classifier, folder, batch_size=5)
+    assert events == ["launch", "launch", "wait", "launch", "wait", "wait"]
+    monkeypatch.undo()
+    np.testing.assert_array_equal(probs, probabilities_of_ours(classifier, folder, batch_size=5))
+
+
 # ---------------------------------------------------------------- names and tags
 
 
@@ -413,6 +437,15 @@ def test_weights_that_cannot_be_downloaded_are_one_line_with_a_way_out(monkeypat
     ) as caught:
         load_classifier("test_resnet", device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise ConnectionError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("timm.models._factory.load_model_config_from_hf", offline)
+    with pytest.raises(OSError, match=r"model hf-hub:timm/resnet18.a1_in1k.*cannot be had .*not known"):
+        load_classifier("hf-hub:timm/resnet18.a1_in1k", device="cpu")
 
 
 def test_another_number_of_classes_than_the_pretrained_weights_have_is_refused(model: str) -> None:
