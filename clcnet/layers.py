@@ -107,8 +107,8 @@ class _Normalise(torch.autograd.Function):
 class GhostBatchNorm(nn.Module):
     """Batch norm over virtual batches (arXiv:1705.08741), all of them in one go.
 
-    In training, rows are cut into `ceil(rows / virtual_batch_size)` parts of equal size (the last may be shorter), each
-    part is normalised by its own mean and variance, and the running statistics take the parts in as if one after another.
+    In training, rows are cut into `ceil(rows / virtual_batch_size)` parts of equal size (the last may be shorter). Each
+    is normalised by its own mean and variance, and the running statistics take them in as if one after another.
 
     Args:
         num_blocks: sets of parameters, for as many steps of the encoder.
@@ -173,18 +173,21 @@ class GhostBatchNorm(nn.Module):
 
 
 @lru_cache(maxsize=32)
-def gaussian_basis(num_positions: int, mapping_dim: int, device: torch.device) -> Tensor:
+def gaussian_basis(num_positions: int, mapping_dim: int, like: tuple[torch.dtype, torch.device]) -> Tensor:
     """The fixed value matrix: `exp(-(t_j - i/n)^2 / (2 * 0.01^2))`, (n, mapping_dim)."""
     positions = torch.arange(num_positions, dtype=torch.float64) / num_positions
     centres = torch.linspace(0, 1, mapping_dim, dtype=torch.float64)
     basis = torch.exp(-((centres - positions[:, None]) ** 2) / (2 * GAUSSIAN_WIDTH**2))
-    return basis.float().to(device)
+    dtype, device = like
+    return basis.to(dtype).to(device)
 
 
 @lru_cache(maxsize=32)
-def _bands(num_positions: int, mapping_dim: int, device: torch.device) -> list[tuple[slice, slice, Tensor]]:
+def _bands(
+    num_positions: int, mapping_dim: int, like: tuple[torch.dtype, torch.device]
+) -> list[tuple[slice, slice, Tensor]]:
     """The basis cut into blocks of positions, each with the few columns that it reaches."""
-    basis = gaussian_basis(num_positions, mapping_dim, device)
+    basis = gaussian_basis(num_positions, mapping_dim, like)
     reach = GAUSSIAN_REACH * GAUSSIAN_WIDTH
     bands = []
     for start in range(0, num_positions, BAND):
@@ -198,12 +201,12 @@ def _bands(num_positions: int, mapping_dim: int, device: torch.device) -> list[t
 
 def times_gaussian(x: Tensor, mapping_dim: int) -> Tensor:
     """`x @ gaussian_basis(n, mapping_dim)` for x (..., n), leaving out what the kernel does not reach."""
-    num_positions = x.shape[-1]
+    num_positions, like = x.shape[-1], (x.dtype, x.device)
     if num_positions <= BAND:
-        return x @ gaussian_basis(num_positions, mapping_dim, x.device)
+        return x @ gaussian_basis(num_positions, mapping_dim, like)
     rows = x.reshape(-1, num_positions)
     product = torch.zeros(len(rows), mapping_dim, dtype=x.dtype, device=x.device)
-    for positions, columns, basis in _bands(num_positions, mapping_dim, x.device):
+    for positions, columns, basis in _bands(num_positions, mapping_dim, like):
         product[:, columns].addmm_(rows[:, positions], basis)
     return product.view(*x.shape[:-1], mapping_dim)
 
