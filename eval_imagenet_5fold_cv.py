@@ -275,7 +275,7 @@ def write_report(
     names = [display_name(model) for model in pair.models]
     rules = compare(pair.stages, probs, pair.folds, pair.average_correct())
     scores = {"CLCNet": [stage.confidence for stage in pair.stages], **confidences(probs, correct, pair.folds)}
-    comparison = report.comparison_frame(rules, pair.stages[-1])
+    comparison = report.comparison_frame(rules, pair.stages[-1], seed)
     figures = report.confidence_frame(names, scores, pair.stages)
     rows = merge_rows([*joined, results_rows(pair.stages, pair.models, pair.folds, references, seed)])
     tables = {

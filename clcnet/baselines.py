@@ -3,8 +3,10 @@
 Every rule is a cascade of its own, a list of stages and how answers are kept, and so is swept like CLCNet's.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,25 +15,35 @@ from clcnet.cascade import (
     Bools,
     Curve,
     Floats,
+    Keep,
     Stage,
     accuracy_at_deferral,
     area_under_deferral,
     oracle,
+    resampled_sweeps,
     sweep,
 )
 from clcnet.confidence import SIMPLE_CONFIDENCES
+from clcnet.selection import cheapest_at_accuracy
 
 DEFERRAL_SHARES = (0.1, 0.2, 0.3, 0.5)
-_TEMPERATURES = np.geomspace(0.2, 5, 41)  # neighbours differ by 8%, between which a parabola finds the best
+NUM_RULE_RESAMPLES = 400  # of every rule's curve; enough for an interval printed with two digits
+_TEMPERATURES = np.geomspace(0.2, 5, 21)  # neighbours differ by 17%, between which a parabola finds the best
 _CHUNK_NUMBERS = 1 << 20  # probabilities handled at once; bounds the memory
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A way to use the two models: its name and its curve over all distinct thresholds."""
+    """A way to use the two models: its name, its stages, and which answer it keeps."""
 
     name: str
-    curve: Curve
+    stages: Sequence[Stage]
+    keep: Keep = "surest"
+
+    @cached_property
+    def curve(self) -> Curve:
+        """Over all distinct thresholds."""
+        return sweep(self.stages, keep=self.keep)
 
     def at(self, share: float) -> float:
         """Accuracy in percent when this share of the images goes to the deep model."""
@@ -44,8 +56,23 @@ class Rule:
 
     def saving_at(self, accuracy: float, flops: float) -> float:
         """FLOPs of a single model over those that the rule needs for its accuracy; nan if it never gets there."""
-        reached = self.curve.accuracy >= accuracy - 1e-9
-        return flops / float(self.curve.flops[reached.argmax()]) if reached.any() else float("nan")
+        point = cheapest_at_accuracy(self.curve, accuracy)
+        return math.nan if point is None else flops / float(self.curve.flops[point])
+
+
+@dataclass(frozen=True)
+class RuleSamples:
+    """A rule's figures on B resamples of the images, the same ones for all rules.
+
+    Attributes:
+        at: share deferred -> (B,) accuracy in percent.
+        area: (B,).
+        saving: (B,), 0 where the rule does not get to the deep model's accuracy on the resample.
+    """
+
+    at: dict[float, Floats]
+    area: Floats
+    saving: Floats
 
 
 def compare(
@@ -54,7 +81,7 @@ def compare(
     folds: NDArray[np.int64],
     average_correct: Bools | None = None,
 ) -> list[Rule]:
-    """Sweep CLCNet and every other rule over the same answers.
+    """List CLCNet and every other rule over the same answers.
 
     Args:
         stages: the cascade with CLCNet's confidences, two models.
@@ -64,16 +91,41 @@ def compare(
             rules that use the average are left out.
     """
     shallow, deep = stages
-    rules = [Rule("CLCNet", sweep(stages)), Rule("CLCNet, deep answer always kept", sweep(stages, keep="last"))]
+    rules = [Rule("CLCNet", stages), Rule("CLCNet, deep answer always kept", stages, "last")]
     for name, scores in confidences(sorted_probs, [stage.correct for stage in stages], folds).items():
-        rules.append(Rule(name, sweep([_with(stages[k], confidence) for k, confidence in enumerate(scores)])))
+        rules.append(Rule(name, [_with(stage, scores[k]) for k, stage in enumerate(stages)]))
     nothing_known = _with(shallow, np.zeros(len(shallow)))
-    rules.append(_last_answer("random deferral", nothing_known, deep.correct, deep.flops))
+    rules.append(Rule("random deferral", [nothing_known, deep], "last"))
     if average_correct is not None:
-        rules.append(_last_answer("CLCNet, average answers", shallow, average_correct, deep.flops))
-        rules.append(_last_answer("GEM, average answers random images", nothing_known, average_correct, deep.flops))
-    rules.append(Rule("oracle", sweep(oracle(stages))))
+        average = Stage(deep.confidence, average_correct, deep.flops)
+        rules.append(Rule("CLCNet, average answers", [shallow, average], "last"))
+        rules.append(Rule("GEM, average answers random images", [nothing_known, average], "last"))
+    rules.append(Rule("oracle", oracle(stages)))
     return rules
+
+
+def resample(rules: Sequence[Rule], deep: Stage, seed: int) -> list[RuleSamples]:
+    """Bootstrap the figures of all rules over the same resamples, so that their differences are paired.
+
+    Args:
+        rules: over the same images; the first has `deep` as its last stage.
+        deep: the model whose accuracy `saving` refers to.
+        seed: of the draws.
+    """
+    targets = [single[-1] for _, single in resampled_sweeps(rules[0].stages, NUM_RULE_RESAMPLES, seed, thresholds=[0])]
+    return [_resample_rule(rule, deep.flops, targets, seed) for rule in rules]
+
+
+def _resample_rule(rule: Rule, deep_flops: float, targets: Sequence[float], seed: int) -> RuleSamples:
+    shares = (*DEFERRAL_SHARES, 1.0)
+    at, areas, savings = [], [], []
+    curves = resampled_sweeps(rule.stages, len(targets), seed, keep=rule.keep)
+    for (curve, _), target in zip(curves, targets, strict=True):
+        at.append([accuracy_at_deferral(curve, share) for share in shares])
+        areas.append(area_under_deferral(curve))
+        point = cheapest_at_accuracy(curve, target)
+        savings.append(0.0 if point is None else deep_flops / curve.flops[point])
+    return RuleSamples(dict(zip(shares, np.array(at).T, strict=True)), np.array(areas), np.array(savings))
 
 
 def confidences(
@@ -135,9 +187,3 @@ def _lowest_point(x: Floats, y: Floats) -> float:
 
 def _with(stage: Stage, confidence: Floats) -> Stage:
     return Stage(confidence, stage.correct, stage.flops)
-
-
-def _last_answer(name: str, shallow: Stage, answer_correct: Bools, deep_flops: float) -> Rule:
-    """The deferred images take another answer, whatever its confidence."""
-    answer = Stage(np.zeros(len(shallow)), answer_correct, deep_flops)
-    return Rule(name, sweep([shallow, answer], keep="last"))

@@ -113,37 +113,41 @@ def sweep(stages: Sequence[Stage], thresholds: ArrayLike | None = None, keep: Ke
     num_right = np.full(len(plan.grid), stages[0].correct.sum())
     calls = np.ones((len(plan.grid), len(stages)))
     for k, (_, gains, num_calls) in enumerate(plan.steps, start=1):
-        num_right += np.append(0, np.cumsum(gains))[num_calls]
+        num_right += _running_sum(gains)[num_calls]
         calls[:, k] = num_calls / num_images
     stage_flops = np.array([stage.flops for stage in stages])
     return Curve(plan.grid, 100 * num_right / num_images, calls, stage_flops, num_images)
 
 
 def resampled_sweeps(
-    stages: Sequence[Stage], num_resamples: int, seed: int, thresholds: ArrayLike | None = None, chunk: int = 16
-) -> Iterator[tuple[Floats, Floats, Floats]]:
+    stages: Sequence[Stage],
+    num_resamples: int,
+    seed: int,
+    thresholds: ArrayLike | None = None,
+    keep: Keep = "surest",
+) -> Iterator[tuple[Curve, Floats]]:
     """Sweep over images drawn with replacement, again and again: the bootstrap of whole curves.
 
-    Yields, for `chunk` resamples (B) at a time:
-        accuracy: (B, T) percent, at the thresholds of `sweep`.
-        flops: (B, T).
-        single: (B, K) percent, each model alone on the same resample, so that differences are paired.
+    One seed and one number of images give the same draws, so figures of several cascades can be paired.
+
+    Yields, for each resample:
+        its curve at the thresholds of `sweep`, and the accuracy of each model alone, (K,) percent.
     """
-    plan = _plan(stages, thresholds, "surest")
+    plan = _plan(stages, thresholds, keep)
     random = np.random.default_rng(seed)
     num_images = len(stages[0])
-    for start in range(0, num_resamples, chunk):
-        size = min(chunk, num_resamples - start)
-        drawn = random.integers(0, num_images, (size, num_images)) + num_images * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * num_images).reshape(size, num_images)
-        single = np.stack([counts[:, stage.correct].sum(1) for stage in stages], axis=1)
-        num_right = np.repeat(single[:, :1], len(plan.grid), axis=1)
-        spent = np.full((size, len(plan.grid)), stages[0].flops)
-        for stage, (order, gains, num_calls) in zip(stages[1:], plan.steps, strict=True):
-            drawn_in_order = counts[:, order]
-            num_right += _running_sum(drawn_in_order * gains)[:, num_calls]
-            spent += stage.flops / num_images * _running_sum(drawn_in_order)[:, num_calls]
-        yield 100 * num_right / num_images, spent, 100 * single / num_images
+    stage_flops = np.array([stage.flops for stage in stages])
+    for _ in range(num_resamples):
+        counts = np.bincount(random.integers(0, num_images, num_images), minlength=num_images)
+        single = np.array([counts[stage.correct].sum() for stage in stages])
+        num_right = np.full(len(plan.grid), single[0])
+        calls = np.ones((len(plan.grid), len(stages)))
+        for k, (order, gains, num_calls) in enumerate(plan.steps, start=1):
+            drawn = counts[order]
+            num_right += _running_sum(drawn * gains)[num_calls]
+            calls[:, k] = _running_sum(drawn)[num_calls] / num_images
+        curve = Curve(plan.grid, 100 * num_right / num_images, calls, stage_flops, num_images)
+        yield curve, 100 * single / num_images
 
 
 def distinct_thresholds(stages: Sequence[Stage]) -> Floats:
@@ -214,11 +218,9 @@ def _plan(stages: Sequence[Stage], thresholds: ArrayLike | None, keep: Keep) -> 
     return _Plan(grid, steps)
 
 
-def _running_sum(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sums of the first 0, 1, ..., N entries of each row: (B, N) -> (B, N + 1)."""
-    sums = np.zeros((rows.shape[0], rows.shape[1] + 1), dtype=np.int64)
-    np.cumsum(rows, axis=1, out=sums[:, 1:])
-    return sums
+def _running_sum(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sums of the first 0, 1, ..., N values: (N + 1,)."""
+    return np.append(0, np.cumsum(values))
 
 
 def _reach_and_winners(stages: Sequence[Stage], keep: Keep) -> tuple[Floats, NDArray[np.int64]]:

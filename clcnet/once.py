@@ -176,8 +176,10 @@ def _judge(
     answered = np.flatnonzero(shallow.cache.done)
     if not len(answered):
         index, reason = next(iter(shallow.unreadable.items()))
-        name = shallow.images.names[index]
-        raise ValueError(f"none of the {len(shallow.images)} images can be read ({name}: {reason})")
+        images = shallow.images
+        raise ValueError(
+            f"none of the {len(images)} images in {images.root} can be read ({images.names[index]}: {reason})"
+        )
     if networks is None:
         return answered, np.full(len(answered), np.inf)
     return answered, fold_confidence(networks, shallow.outputs(answered), shallow.images.folds[answered])

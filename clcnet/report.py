@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 
 from clcnet import metrics
-from clcnet.baselines import DEFERRAL_SHARES, Rule
+from clcnet.baselines import DEFERRAL_SHARES, Rule, resample
 from clcnet.cascade import Curve, Floats, Stage
 from clcnet.files import atomic_path
-from clcnet.intervals import Interval, exact_interval
+from clcnet.intervals import Interval, exact_interval, percentile_interval
 from clcnet.paper_table import CrossFitted, Row
 
 
@@ -177,26 +177,46 @@ def write_text(text: str, path: Path) -> None:
         temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
 
 
-def comparison_frame(rules: Sequence[Rule], deep: Stage) -> pd.DataFrame:
-    """One line a rule: accuracy at several shares of deferred images, area under accuracy-FLOPs, and what it saves."""
-    return pd.DataFrame(
-        {
-            "rule": rule.name,
-            **{f"accuracy_at_{share:.0%}": rule.at(share) for share in (*DEFERRAL_SHARES, 1.0)},
-            "area": rule.area,
-            "saving": rule.saving_at(deep.accuracy, deep.flops),
-        }
-        for rule in rules
-    )
+def comparison_frame(rules: Sequence[Rule], deep: Stage, seed: int = 42) -> pd.DataFrame:
+    """One line a rule: accuracy at several shares of deferred images, area under accuracy-FLOPs, and what it saves.
+
+    `area_gain` is the area less that of the first rule, on the same images and the same resamples.
+    """
+    samples = resample(rules, deep, seed)
+    records = []
+    for rule, sample in zip(rules, samples, strict=True):
+        record: dict[str, object] = {"rule": rule.name}
+        for share in (*DEFERRAL_SHARES, 1.0):
+            record |= _figure(f"accuracy_at_{share:.0%}", rule.at(share), sample.at[share])
+        record |= _figure("area", rule.area, sample.area)
+        record |= _figure("area_gain", rule.area - rules[0].area, sample.area - samples[0].area)
+        record |= _figure("saving", rule.saving_at(deep.accuracy, deep.flops), sample.saving)
+        records.append(record)
+    return pd.DataFrame(records)
+
+
+def _figure(name: str, value: float, samples: Floats) -> dict[str, float | None]:
+    return {name: value, **_low_high(name, percentile_interval(samples))}
 
 
 def comparison_markdown(frame: pd.DataFrame) -> str:
-    shares = [column for column in frame.columns if column.startswith("accuracy_at_")]
-    header = ["Rule", *(f"{column.removeprefix('accuracy_at_')} deferred" for column in shares), "Area", "Saving"]
-    rows = [
-        [row["rule"], *(f"{row[column]:.2f}" for column in (*shares, "area")), _or_dashes(row["saving"], "x")]
-        for _, row in frame.iterrows()
-    ]
+    """The table as text, intervals shortened to half their width; the CSV has both ends."""
+    shares = [f"accuracy_at_{share:.0%}" for share in (*DEFERRAL_SHARES, 1.0)]
+    header = ["Rule", *(f"{column.removeprefix('accuracy_at_')} deferred" for column in shares)]
+    header += ["Area", "Area against CLCNet", "Saving at deep accuracy"]
+    rows = []
+    for _, row in frame.iterrows():
+        half = {name: (row[f"{name}_high"] - row[f"{name}_low"]) / 2 for name in (*shares, "area")}
+        gain = f"{row['area_gain']:+.2f} [{row['area_gain_low']:+.2f}, {row['area_gain_high']:+.2f}]"
+        saving = format_saving(row["saving"], (row["saving_low"], row["saving_high"]))
+        rows.append(
+            [
+                row["rule"],
+                *(f"{row[name]:.2f} ±{half[name]:.2f}" for name in half),
+                "--" if row["rule"] == frame["rule"][0] else gain,
+                "--" if math.isnan(row["saving"]) else saving,
+            ]
+        )
     return markdown(header, rows)
 
 
@@ -223,11 +243,11 @@ def confidence_markdown(frame: pd.DataFrame) -> str:
         "ECE": "calibration_error",
     }
     rows = [
-        [row["model"], row["confidence"], *(_or_dashes(row[column], digits=4) for column in figures.values())]
+        [row["model"], row["confidence"], *(_or_dashes(row[column]) for column in figures.values())]
         for _, row in frame.iterrows()
     ]
     return markdown(["Model", "Confidence", *figures], rows)
 
 
-def _or_dashes(number: float, unit: str = "", digits: int = 2) -> str:
-    return "--" if math.isnan(number) else f"{number:.{digits}f}{unit}"
+def _or_dashes(number: float) -> str:
+    return "--" if math.isnan(number) else f"{number:.4f}"

@@ -228,14 +228,14 @@ def _verdict_within_flops(stages: Sequence[Stage], goal: Goal, fitted: Scored) -
 
 def resampled_savings(stages: Sequence[Stage], references: Sequence[Reference], seed: int) -> dict[str, Floats]:
     """How much cheaper the cascade is at each reference's accuracy, with the threshold chosen anew on each resample."""
-    savings: dict[str, list[Floats]] = {reference.name: [] for reference in references}
-    for accuracy, flops, single in resampled_sweeps(stages, NUM_SWEEP_RESAMPLES, seed):
+    savings = {reference.name: np.zeros(NUM_SWEEP_RESAMPLES) for reference in references}
+    for number, (curve, single) in enumerate(resampled_sweeps(stages, NUM_SWEEP_RESAMPLES, seed)):
         for reference in references:
-            target = reference.accuracy if reference.stage is None else single[:, reference.stage, None]
-            reached = accuracy >= target
-            cost = np.take_along_axis(flops, reached.argmax(1)[:, None], 1)[:, 0]
-            savings[reference.name].append(np.where(reached.any(1), reference.flops / cost, 0.0))
-    return {name: np.concatenate(parts) for name, parts in savings.items()}
+            target = reference.accuracy if reference.stage is None else single[reference.stage]
+            point = cheapest_at_accuracy(curve, target)
+            if point is not None:
+                savings[reference.name][number] = reference.flops / curve.flops[point]
+    return savings
 
 
 def short_threshold(curve: Curve, point: int) -> float:

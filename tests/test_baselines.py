@@ -5,7 +5,15 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 
-from clcnet.baselines import average_is_correct, compare, confidences, temperature_scaled, tempered_top
+from clcnet.baselines import (
+    Rule,
+    average_is_correct,
+    compare,
+    confidences,
+    resample,
+    temperature_scaled,
+    tempered_top,
+)
 from clcnet.cascade import Stage, sweep
 
 RANDOM = np.random.default_rng(0)
@@ -105,3 +113,18 @@ def test_saving_is_by_the_cheapest_point_that_is_accurate_enough(rules):
     assert oracle.saving_at(deep.accuracy, 4.0) >= 4 / 5
     assert np.isnan(oracle.saving_at(100.1, 4.0))
     assert share > 0
+
+
+def test_resampled_figures_of_all_rules_come_from_the_same_draws(rules):
+    _, deep, _, by_name = rules
+    chosen = [by_name["CLCNet"], by_name["max softmax"], by_name["random deferral"]]
+    samples = resample(chosen, deep, seed=5)
+    random = np.random.default_rng(5)
+    for number in range(5):
+        drawn = random.integers(0, 600, 600)
+        for rule, sample in zip(chosen, samples, strict=True):
+            again = Rule(rule.name, [stage.subset(drawn) for stage in rule.stages], rule.keep)
+            assert sample.at[0.3][number] == pytest.approx(again.at(0.3))
+            assert sample.area[number] == pytest.approx(again.area)
+            saving = again.saving_at(deep.subset(drawn).accuracy, 4.0)
+            assert sample.saving[number] == pytest.approx(0 if np.isnan(saving) else saving)
