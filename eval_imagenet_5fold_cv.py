@@ -323,25 +323,31 @@ def describe_recommendation(recommendation: Recommendation, pair: Pair) -> str:
     """The threshold to take, what it gives, and the verdict."""
     scored, fitted = recommendation.scored, recommendation.cross_fitted
     ceiling = sweep(oracle(pair.stages), [0.1])  # sends on exactly the images that a later model gets right
+    ceiling_interval = accuracy_interval(ceiling.accuracy[0], ceiling.num_images)
     nearest = "" if recommendation.reached else " No threshold gets there; this one comes nearest."
     verdict: str = recommendation.choice
     if verdict != "cascade":
         verdict += f" model ({display_name(pair.models[0 if verdict == 'shallow' else -1])})"
-    return "\n".join(
-        [
-            f"For {recommendation.goal.describe()}, take threshold {recommendation.threshold:g}: accuracy "
-            f"{scored.accuracy:.2f}%{report.format_interval(scored.accuracy_interval)}, "
-            f"{100 * recommendation.deferral:.1f}% deferred, {report.format_flops(scored.flops)} FLOPs an image, "
-            f"{report.format_saving(scored.saving, scored.saving_interval)} less than {display_name(pair.models[-1])}."
-            f"{nearest}",
-            f"With the threshold chosen on four folds and scored on the fifth: accuracy {fitted.accuracy:.2f}%"
-            f"{report.format_interval(fitted.accuracy_interval)}, {report.format_flops(fitted.flops)}, "
-            f"{report.format_saving(fitted.saving, fitted.saving_interval)} less.",
-            f"The best possible choice between the two models (oracle): {ceiling.accuracy[0]:.2f}% at "
-            f"{report.format_flops(ceiling.flops[0])}.",
-            f"Verdict: use the {verdict}: {recommendation.reason}.",
-        ]
-    )
+    lines = [
+        f"For {recommendation.goal.describe()}, take threshold {recommendation.threshold:g}: accuracy "
+        f"{scored.accuracy:.2f}%{report.format_interval(scored.accuracy_interval)}, "
+        f"{100 * recommendation.deferral:.1f}% deferred, {report.format_flops(scored.flops)} FLOPs an image, "
+        f"{report.format_saving(scored.saving, scored.saving_interval)} fewer than {display_name(pair.models[-1])}."
+        f"{nearest}",
+        f"With the threshold chosen on four folds and scored on the fifth: accuracy {fitted.accuracy:.2f}%"
+        f"{report.format_interval(fitted.accuracy_interval)}, {report.format_flops(fitted.flops)}, "
+        f"{report.format_saving(fitted.saving, fitted.saving_interval)} fewer.",
+        f"The best possible choice between the two models (oracle): {ceiling.accuracy[0]:.2f}%"
+        f"{report.format_interval(ceiling_interval)} at {report.format_flops(ceiling.flops[0])}.",
+    ]
+    if pair.milliseconds is not None:
+        shallow, deep = pair.milliseconds
+        cost = shallow + recommendation.deferral * deep
+        lines.append(
+            f"In time: {cost:.3g} ms an image against {deep:.3g} ms for {display_name(pair.models[-1])}, "
+            f"{deep / cost:.2f}x less ({shallow:.3g} ms for {display_name(pair.models[0])})."
+        )
+    return "\n".join([*lines, f"Verdict: use the {verdict}: {recommendation.reason}."])
 
 
 if __name__ == "__main__":

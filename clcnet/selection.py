@@ -63,7 +63,7 @@ class Scored:
     accuracy: float
     accuracy_interval: Interval
     flops: float
-    saving: float  # FLOPs of the rival over those of the decision
+    saving: float  # FLOPs of the last stage over those of the decision
     saving_interval: Interval
     difference: float  # accuracy minus the rival's, points
     difference_interval: Interval
@@ -116,17 +116,17 @@ def cross_fit(
 
 
 def score(stages: Sequence[Stage], threshold: float | Floats, rival: Stage | None = None, seed: int = 42) -> Scored:
-    """Score one threshold, or one for each image, against a rival: the last stage, unless another is given."""
+    """Score one threshold, or one for each image; the rival in accuracy is the last stage, unless another is given."""
     correct, spent = outcome(stages, threshold)
-    rival = rival or stages[-1]
+    rival, deep_flops = rival or stages[-1], stages[-1].flops
     means = resampled_means(np.stack([correct, rival.correct, spent], axis=1), seed=seed)
     low, high = exact_interval(correct.sum(), len(correct))
     return Scored(
         accuracy=percent(correct),
         accuracy_interval=(float(low), float(high)),
         flops=float(spent.mean()),
-        saving=rival.flops / float(spent.mean()),
-        saving_interval=percentile_interval(rival.flops / means[:, 2]),
+        saving=deep_flops / float(spent.mean()),
+        saving_interval=percentile_interval(deep_flops / means[:, 2]),
         difference=percent(correct) - rival.accuracy,
         difference_interval=percentile_interval(100 * (means[:, 0] - means[:, 1])),
     )
@@ -206,7 +206,7 @@ def _verdict(stages: Sequence[Stage], goal: Goal, reached: bool, scored: Scored,
         best: Choice = "cascade" if scored.accuracy > deep.accuracy else "deep"
         return best, f"nothing reaches {target:.2f}%; this comes nearest"
     low, high = fitted.saving_interval
-    saving = f"{fitted.saving:.2f}x less FLOPs than the deep model [{low:.2f}, {high:.2f}]"
+    saving = f"{fitted.saving:.2f}x fewer FLOPs than the deep model [{low:.2f}, {high:.2f}]"
     low_difference, high_difference = fitted.difference_interval
     figures = f"{saving}, {fitted.difference:+.2f} points [{low_difference:+.2f}, {high_difference:+.2f}]"
     holds = high_difference >= 0 if goal.kind == "match" else fitted.accuracy_interval[1] >= target
