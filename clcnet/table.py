@@ -325,7 +325,7 @@ def _read_parquet(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     if nulls:
         raise ValueError(f"table {path} has empty cells in column {nulls[0]}")
     probs = columns["sorted_probs"].combine_chunks()
-    flat = probs.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    flat = np.array(probs.flatten().to_numpy(zero_copy_only=False), np.float32)  # copied: Arrow's memory is read-only
     labels = columns["correct"].to_numpy().astype(np.float64)
     names = [name.decode("utf-8", "surrogateescape") for name in columns["file"].cast(pa.binary()).to_pylist()]
     return names, flat.reshape(len(probs), probs.type.list_size), labels

@@ -106,7 +106,7 @@ class Workshop:
             TRAIN_FOLDS: ["--imagenet-split", self.images, "--cls-output", self.table("shallow"), *training],
             EVALUATE_FOLDS: [
                 *("--imagenet-split", self.images, *self.models(), "--weight-save", self.weights),
-                *("--performance-result", output, "--cache", folder / "cache", "--threshold-searching", *on_images),
+                *("--performance-result", output, "--cache", folder / "cache", *on_images),
             ],
             TRAIN_CUSTOM: ["--cls-output", self.table("shallow"), *training],
             EVALUATE_CUSTOM: [
@@ -122,7 +122,7 @@ class Workshop:
         output = self.outputs(EVALUATE_FOLDS, folder)[0]
         return [
             *("--imagenet-split", self.images, *tables, *costs, "--weight-save", self.weights),
-            *("--performance-result", output, "--threshold-searching"),
+            *("--performance-result", output),
         ]
 
 

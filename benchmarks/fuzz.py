@@ -1,0 +1,166 @@
+"""Damage tables and weights files at random, and see that their readers refuse them as they should.
+
+    python benchmarks/fuzz.py --files 10000
+
+Half of the files are tables (CSV and Parquet), half weights files. Checksums would catch most damage to a zip, so half
+of the weights files are damaged inside and packed anew. A reader may read what it is given or raise ValueError or
+OSError; anything else, or more than `SLOW` seconds for a file, is a failure, and the file is kept in --keep.
+"""
+
+import argparse
+import io
+import random
+import sys
+import time
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from clcnet import CLCNet  # noqa: E402
+from clcnet.table import Table, read_table, write_table  # noqa: E402
+
+SLOW = 10.0
+Samples = dict[str, list[bytes]]
+READERS: dict[str, Callable[[Path], object]] = {"csv": read_table, "parquet": read_table, "zip": CLCNet.load}
+TEXT = b"0123456789.,-+eEnaifNI\"'\r\n\t ;{}[]:\0\xff\xef\xbb\xbf"
+
+
+def make_samples(folder: Path) -> Samples:
+    """Whole files of every kind to damage, by suffix."""
+    generator = np.random.default_rng(0)
+    samples: Samples = {"csv": [], "parquet": [], "zip": []}
+    for num_rows, num_classes in ((1, 2), (30, 10), (5, 1000)):
+        logits = generator.standard_normal((num_rows, num_classes)) * 3
+        probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        table = Table(
+            names=[f'class "{row}"/é, {row}.png' for row in range(num_rows)],
+            sorted_probs=-np.sort(-probs.astype(np.float32), axis=1),
+            correct=generator.random(num_rows) < 0.7,
+            source=np.zeros(num_rows, np.int64),
+        )
+        for suffix in ("csv", "parquet"):
+            write_table(table, folder / f"sample.{suffix}")
+            samples[suffix].append((folder / f"sample.{suffix}").read_bytes())
+    samples["csv"].append(b"\xef\xbb\xbf" + samples["csv"][1].replace(b"\n", b"\r\n"))
+    for num_classes, masked in ((2, False), (50, True)):
+        network = CLCNet(num_classes=num_classes, masked=masked)
+        network.save(folder / "sample.zip", {"fold": 1, "validation": {"mse": 0.1}})
+        samples["zip"].append((folder / "sample.zip").read_bytes())
+    return samples
+
+
+def damage(content: bytes, generator: random.Random) -> bytes:
+    """Change a few places: bits, bytes, pieces lost, doubled, moved, or filled with what text formats are made of."""
+    data = bytearray(content)
+    for _ in range(generator.choice((1, 1, 1, 2, 5, 20))):
+        place = generator.randrange(len(data) + 1)
+        length = min(generator.choice((1, 1, 2, 4, 8, 50, 500)), len(data) - place)
+        piece = data[place : place + length]
+        kind = generator.randrange(8)
+        if kind == 0 and length:
+            data[place] ^= 1 << generator.randrange(8)
+        elif kind == 1:
+            data[place : place + length] = generator.randbytes(length)
+        elif kind == 2:
+            del data[place : place + length]
+        elif kind == 3:
+            data[place:place] = piece * generator.choice((1, 3))
+        elif kind == 4:
+            data[place : place + length] = bytes(generator.choice((TEXT, b"\0", b"\xff"))[0:1]) * length
+        elif kind == 5:
+            data[place : place + length] = bytes(generator.choices(TEXT, k=length))
+        elif kind == 6:
+            other = generator.randrange(len(data) + 1)
+            data[other : other + length] = piece
+        elif generator.random() < 0.3:
+            del data[place:]
+    return bytes(data)
+
+
+def damage_inside(content: bytes, generator: random.Random) -> bytes:
+    """Damage one member of a zip, or a member of the zip that this member is, with checksums that fit."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    name = generator.choice(sorted(members))
+    pickles = [name for name in members if name.endswith("data.pkl")]  # where a torch file is most tender
+    if pickles and generator.random() < 0.7:
+        name = pickles[0]
+    deeper = zipfile.is_zipfile(io.BytesIO(members[name])) and generator.random() < 0.8
+    members[name] = (damage_inside if deeper else damage)(members[name], generator)
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as archive:
+        for member, inside in members.items():
+            archive.writestr(member, inside)
+    return sink.getvalue()
+
+
+def fuzz(num_files: int, seed: int, keep: Path) -> tuple[Counter[str], list[str]]:
+    """Damage and read that many files.
+
+    Args:
+        num_files: how many; the kinds take turns.
+        seed: of the damage.
+        keep: folder for the files at which a reader failed.
+
+    Returns:
+        how many of each kind were read or refused, and a line for every failure.
+    """
+    generator = random.Random(seed)
+    outcomes: Counter[str] = Counter()
+    failures = []
+    with TemporaryDirectory() as name, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        samples = make_samples(Path(name))
+        for number in range(num_files):
+            suffix = ("csv", "zip", "parquet", "zip")[number % 4]
+            sample = generator.choice(samples[suffix])
+            inside = suffix == "zip" and number % 8 > 4
+            content = (damage_inside if inside else damage)(sample, generator)
+            path = Path(name) / f"damaged.{suffix}"
+            path.write_bytes(content)
+            outcome = _read(READERS[suffix], path)
+            outcomes[f"{suffix} {outcome if outcome in ('read', 'refused') else 'failed'}"] += 1
+            if outcome not in ("read", "refused"):
+                keep.mkdir(parents=True, exist_ok=True)
+                (keep / f"{seed}_{number}.{suffix}").write_bytes(content)
+                failures.append(f"{keep / f'{seed}_{number}.{suffix}'}: {outcome}")
+    return outcomes, failures
+
+
+def _read(reader: Callable[[Path], object], path: Path) -> str:
+    start = time.perf_counter()
+    try:
+        reader(path)
+        outcome = "read"
+    except (ValueError, OSError) as error:
+        outcome = "refused" if str(path) in str(error) else f"the error does not name the file: {error}"
+    except Exception as error:
+        outcome = f"{type(error).__name__}: {error}"
+    seconds = time.perf_counter() - start
+    return outcome if seconds < SLOW else f"took {seconds:.0f} s"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=10_000, help="how many files to damage (default: 10000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the damage (default: 0)")
+    parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"), help="folder for files that break a reader")
+    args = parser.parse_args()
+    start = time.perf_counter()
+    outcomes, failures = fuzz(args.files, args.seed, args.keep)
+    for failure in failures:
+        print(failure)
+    print(", ".join(f"{count} {kind}" for kind, count in sorted(outcomes.items())))
+    print(f"{args.files} damaged files, {len(failures)} failures, {time.perf_counter() - start:.0f} s")
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()
