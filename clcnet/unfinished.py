@@ -197,14 +197,19 @@ class UnfinishedAnswers(UnfinishedRun):
         """Read the outcomes of an earlier run and cut off what a kill left half-written.
 
         Raises:
-            ValueError: that run had other arguments.
+            ValueError: that run had other arguments, or what it left is damaged.
         """
         self.check_arguments()
         text = self._outcomes_file.read_bytes()
         whole = text.rfind(b"\n") + 1
         with open(self._outcomes_file, "rb+") as file:
             file.truncate(whole)
-        return [_read_outcome(line) for line in text[:whole].splitlines()]
+        try:
+            return [_read_outcome(line) for line in text[:whole].splitlines()]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{self._outcomes_file} is damaged; delete {self.folder} and run without --resume"
+            ) from None
 
     def append(self, outcome: Outcome) -> None:
         """Keep the outcome of the next batch."""

@@ -385,6 +385,15 @@ def test_a_line_cut_short_by_a_kill_does_not_count(
     assert output.read_bytes() == expected
 
 
+@pytest.mark.parametrize("file", ["arguments.json", "outcomes.jsonl"])
+def test_damaged_rows_of_an_interrupted_run_are_refused(
+    interrupted: tuple[Path, bytes], evaluate: Evaluate, output: Path, file: str
+) -> None:
+    (Path(f"{output}.partial") / file).write_text('{"stage": 0}\n{\n')
+    with pytest.raises(ValueError, match=f"{file} is damaged; delete"):
+        evaluate(interrupted[0], "--resume")
+
+
 def test_resumed_batches_are_not_classified_again(
     interrupted: tuple[Path, bytes], evaluate: Evaluate, output: Path
 ) -> None:
