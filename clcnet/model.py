@@ -13,7 +13,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -343,8 +343,8 @@ _NETWORK_PRECISION = 1.0  # of the normal prior on the network's weight, centred
 class Calibration:
     """Turns a raw score into a probability, together with what the probabilities themselves say.
 
-    `base` is a logistic regression on the logarithms of the top odds and of the second and third probability, which
-    also resolve the rows where the top probability rounds to 1. The network then moves it by its disagreement:
+    `base` is a logistic regression on four numbers of the row, `simple_scores`; being logarithms they also resolve the
+    rows whose top probability rounds to 1. The network then moves it by its disagreement:
 
         P(correct) = sigmoid(base + network * (raw - sigmoid(base)))
 
@@ -355,17 +355,13 @@ class Calibration:
     """
 
     intercept: float
-    weights: tuple[float, float, float]
+    weights: tuple[float, float, float, float]
     network: float
-
-    def base(self, probs: Tensor) -> Tensor:
-        """The regression's log-odds, (B,), from rows (B, n)."""
-        weights = torch.tensor(self.weights, dtype=probs.dtype, device=probs.device)
-        return simple_scores(probs) @ weights + self.intercept
 
     def apply(self, raw: Tensor, probs: Tensor) -> Tensor:
         """P(correct), (B,), from raw scores (B,) and the rows they belong to (B, n)."""
-        base = self.base(probs)
+        scores = simple_scores(probs)
+        base = scores @ torch.tensor(self.weights, dtype=scores.dtype, device=scores.device) + self.intercept
         return torch.sigmoid(base + self.network * (raw - torch.sigmoid(base)))
 
     def to_json(self) -> dict[str, Any]:
@@ -377,23 +373,25 @@ class Calibration:
             return None
         try:
             numbers = [float(value) for value in (content["intercept"], *content["weights"], content["network"])]
-            intercept, first, second, third, network = numbers
+            intercept, first, second, third, fourth, network = numbers
         except (KeyError, TypeError, ValueError):
             raise _BrokenFile(f"{PARAMS_MEMBER} holds an unknown calibration: {str(content)[:80]}") from None
         if not all(map(math.isfinite, numbers)):
             raise _BrokenFile(f"{PARAMS_MEMBER} holds a calibration with numbers that are not finite")
-        return cls(intercept, (first, second, third), network)
+        return cls(intercept, (first, second, third, fourth), network)
 
 
 def simple_scores(probs: Tensor) -> Tensor:
-    """Log-odds of the top probability, logarithms of the second and third: (B, n) to (B, 3).
+    """Log-odds of the top probability, logarithms of the second, the third and the entropy: (B, n) to (B, 4).
 
-    The odds come from the sum of the others, not from 1 - p, which float32 rounds to 0. With n = 2 the last two agree.
+    The odds come from the sum of the others, not from 1 - p, which float32 rounds to 0. With n = 2, the second stands
+    in for the third.
     """
     rest = probs[:, 1:].sum(dim=1)
     third = probs[:, min(2, probs.shape[1] - 1)]
-    top, rest, second, third = torch.stack([probs[:, 0], rest, probs[:, 1], third]).clamp(LOWEST_PROBABILITY).log()
-    return torch.stack([top - rest, second, third], dim=1)
+    entropy = -probs.clamp(LOWEST_PROBABILITY).log_().mul_(probs).sum(dim=1)
+    scores = torch.stack([probs[:, 0], rest, probs[:, 1], third, entropy]).clamp_(LOWEST_PROBABILITY).log_()
+    return torch.stack([scores[0] - scores[1], *scores[2:]], dim=1)
 
 
 def fit_calibration(raw: Tensor, probs: Tensor, correct: Tensor, held_back: Tensor) -> Calibration:
@@ -404,22 +402,22 @@ def fit_calibration(raw: Tensor, probs: Tensor, correct: Tensor, held_back: Tens
         probs: (N, n), the rows that they belong to.
         correct: (N,) bool, whether the top-1 answer is right.
         held_back: (N,) bool, rows that the network did not learn from. Only they set the network's weight: on the
-            others it would seem better than it is. The regression, with its four numbers, uses all rows.
+            others it would seem better than it is. The regression, with its five numbers, uses all rows.
     """
-    scores, labels = simple_scores(probs.double()), correct.double()
+    scores, labels = torch.cat([simple_scores(block) for block in torch.split(probs, 4096)]).double(), correct.double()
     mean, spread = scores.mean(dim=0), scores.std(dim=0) + 1e-6
     inputs = torch.cat([torch.ones_like(labels)[:, None], (scores - mean) / spread], dim=1)
-    precision = torch.tensor([1e-6, 1.0, 1.0, 1.0], dtype=torch.float64)
-    intercept, *weights = _logistic_regression(inputs, labels, precision, torch.zeros_like(labels))
-    weights = [float(weight / size) for weight, size in zip(weights, spread, strict=True)]
-    intercept = float(intercept) - sum(weight * float(size) for weight, size in zip(weights, mean, strict=True))
-    calibration = Calibration(intercept, (weights[0], weights[1], weights[2]), 0.0)
+    precision = torch.tensor([1e-6, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    fitted = _logistic_regression(inputs, labels, precision, torch.zeros_like(labels))
+    weights = fitted[1:] / spread
+    first, second, third, fourth = weights.tolist()
 
-    base = calibration.base(probs[held_back].double())
+    base = (inputs @ fitted)[held_back]
     disagreement = (raw[held_back].double() - torch.sigmoid(base))[:, None]
     prior = torch.tensor([_NETWORK_PRECISION], dtype=torch.float64)
     (network,) = _logistic_regression(disagreement, labels[held_back], prior, base)
-    return replace(calibration, network=max(0.0, float(network)))
+    intercept = float(fitted[0] - weights @ mean)
+    return Calibration(intercept, (first, second, third, fourth), max(0.0, float(network)))
 
 
 def _logistic_regression(inputs: Tensor, labels: Tensor, precision: Tensor, offset: Tensor) -> Tensor:

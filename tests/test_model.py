@@ -301,7 +301,7 @@ def test_ties_one_hot_and_uniform_rows_give_finite_scores(n):
     tied = np.zeros(n, dtype=np.float32)
     tied[:2] = 0.5
     model = trained_looking(num_classes=n)
-    model.calibration = Calibration(0.1, (1.0, 0.2, -0.1), 2.0)
+    model.calibration = Calibration(0.1, (1.0, 0.2, -0.1, 0.3), 2.0)
     for calibrated in (False, True):
         assert np.isfinite(model.predict(np.stack([one_hot, uniform, tied]), calibrated)).all()
 
@@ -337,12 +337,13 @@ def test_a_bad_shape_is_refused(released, shape):
 def test_simple_scores_of_a_known_row():
     rows = torch.tensor([[0.5, 0.25, 0.125, 0.125], [1.0, 0.0, 0.0, 0.0]])
     floor = float(np.log(1e-12))
-    expected = torch.tensor([[0.0, np.log(0.25), np.log(0.125)], [-floor, floor, floor]])
+    entropy = 0.5 * np.log(2) + 0.25 * np.log(4) + 2 * 0.125 * np.log(8)
+    expected = torch.tensor([[0.0, np.log(0.25), np.log(0.125), np.log(entropy)], [-floor, floor, floor, floor]])
     torch.testing.assert_close(simple_scores(rows), expected.float())
 
 
 def test_calibration_follows_its_formula():
-    calibration = Calibration(0.5, (1.0, 0.0, 0.0), 2.0)
+    calibration = Calibration(0.5, (1.0, 0.0, 0.0, 0.0), 2.0)
     rows = torch.tensor([[0.5, 0.25, 0.25]])  # log-odds 0: base 0.5
     base = 1 / (1 + np.exp(-0.5))
     expected = 1 / (1 + np.exp(-(0.5 + 2 * (0.9 - base))))
@@ -355,11 +356,11 @@ def test_fitted_regression_equals_scikit_learn():
     rows = torch.from_numpy(sorted_rows(500, 6, seed=1))
     correct = torch.rand(500, generator=torch.Generator().manual_seed(0)) < rows[:, 0]
     calibration = fit_calibration(torch.zeros(500), rows, correct, torch.arange(500) < 50)
-    scores = simple_scores(rows.double())
+    scores = simple_scores(rows).double()
     standard = (scores - scores.mean(0)) / (scores.std(0) + 1e-6)
     reference = LogisticRegression(C=1.0, tol=1e-10, max_iter=1000).fit(standard, correct)
-    expected = reference.decision_function(standard)
-    np.testing.assert_allclose(calibration.base(rows.double()), expected, rtol=1e-3, atol=1e-3)
+    ours = scores @ torch.tensor(calibration.weights, dtype=torch.float64) + calibration.intercept
+    np.testing.assert_allclose(ours, reference.decision_function(standard), rtol=1e-4, atol=1e-4)
 
 
 def test_a_network_that_knows_more_gets_weight_and_noise_gets_none_to_speak_of():
@@ -388,7 +389,7 @@ def test_the_networks_weight_comes_from_the_rows_held_back():
 
 def test_saved_networks_load_with_the_same_scores_calibration_and_metadata(tmp_path):
     model = trained_looking()
-    model.calibration = Calibration(0.25, (1.5, 0.125, -0.5), 0.75)
+    model.calibration = Calibration(0.25, (1.5, 0.125, -0.5, 0.1), 0.75)
     path = tmp_path / "folder" / "net.zip"
     model.save(path, {"fold": 3, "training_folds": [1, 2, 4, 5]})
     again = CLCNet.load(path)
