@@ -18,9 +18,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+from clcnet import cli
+
+if __name__ == "__main__":
+    cli.expect_interrupts()  # before the imports that take seconds
+
 import torch
 
-from clcnet import Cascade, CLCNet, cli, distributed, report
+from clcnet import Cascade, CLCNet, distributed, report
 from clcnet.answers import STAGE_NAMES
 from clcnet.classifiers import Classifier, load_classifier, resolve_device
 from clcnet.files import check_output

@@ -17,10 +17,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from clcnet import cli
+
+if __name__ == "__main__":
+    cli.expect_interrupts()  # before the imports that take seconds
+
 import torch
 from timm.models import safe_model_name
 
-from clcnet import cli, distributed
+from clcnet import distributed
 from clcnet.classifiers import class_indices, load_classifier, resolve_device
 from clcnet.files import check_output
 from clcnet.generation import generate_table

@@ -14,9 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from clcnet import cli
+
+if __name__ == "__main__":
+    cli.expect_interrupts()  # before the imports that take seconds
+
 import numpy as np
 
-from clcnet import cli
 from clcnet.classifiers import resolve_device
 from clcnet.files import atomic_paths, check_output, output_lock
 from clcnet.images import NUM_FOLDS, list_images

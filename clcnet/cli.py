@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import io
 import math
+import os
 import re
 import signal
 import sys
@@ -18,6 +20,9 @@ IMAGENET_SPLITS = DATA_DIR / "imagenet_splits_5"
 EXIT_BAD_INPUT = 2
 EXIT_UNREADABLE_IMAGES = 3
 EXIT_INTERRUPTED = 130
+
+_INTERRUPTED = "no file is half-written; give the same command to start again"
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # torch has no type of its own for it
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -171,6 +176,8 @@ def one_line(message: object) -> str:
 
 
 def _describe(error: BaseException) -> str:
+    if isinstance(error, BrokenPipeError):
+        return "what is printed could not be passed on: the program that read it has ended"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__
@@ -183,22 +190,49 @@ def _interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def expect_interrupts() -> None:
+    """From now until `run` takes over, end on Ctrl-C or SIGTERM with one line: importing torch takes seconds."""
+
+    def end(*_: object) -> None:
+        print(f"\ninterrupted: {_INTERRUPTED}", file=sys.stderr, flush=True)
+        os._exit(EXIT_INTERRUPTED)  # nothing is open yet, and an exception would get lost in an import
+
+    _on_interrupt(end)
+
+
+def _on_interrupt(handler: Callable[..., Any]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell sets it for jobs in the background
+            signal.signal(number, handler)
+
+
+def _is_the_users_to_mend(error: Exception) -> bool:
+    no_memory = any(phrase in str(error) for phrase in _OUT_OF_MEMORY)
+    return isinstance(error, ValueError | OSError | MemoryError) or (isinstance(error, RuntimeError) and no_memory)
+
+
 def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) -> NoReturn:
     """Parse the command line, run `main(args)`, and turn its outcome into an exit code.
 
-    A `ValueError` or `OSError` is the user's to mend and becomes one line; any other error is ours and keeps its
-    traceback. Exit codes: 0 done, 2 bad input, 3 done but some images could not be read (`main` returned
-    `num_unreadable` above 0), 130 interrupted by Ctrl-C or SIGTERM.
+    A `ValueError` or `OSError`, or a lack of memory, is the user's to mend and becomes one line; any other error is
+    ours and keeps its traceback. Exit codes: 0 done, 2 bad input, 3 done but some images could not be read (`main`
+    returned `num_unreadable` above 0), 130 interrupted by Ctrl-C or SIGTERM.
     """
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
+    _on_interrupt(_interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     try:
         outcome = main(args)
-    except (ValueError, OSError, MemoryError) as error:
+        sys.stdout.flush()
+    except Exception as error:
+        if not _is_the_users_to_mend(error):
+            raise
+        if isinstance(error, BrokenPipeError):  # Python would complain again when it flushes at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"error: {one_line(_describe(error))}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt as interrupt:
-        print(f"\ninterrupted: {str(interrupt) or 'nothing that existed before was changed'}", file=sys.stderr)
+        print(f"\ninterrupted: {str(interrupt) or _INTERRUPTED}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(EXIT_UNREADABLE_IMAGES if outcome.get("num_unreadable") else 0)

@@ -39,7 +39,8 @@ def run(script: str, *words: object) -> Finished:
 
     module = importlib.import_module(script)
     out, err = io.StringIO(), io.StringIO()
-    before = sys.argv, signal.getsignal(signal.SIGTERM)
+    before = sys.argv
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     sys.argv = [f"{script}.py", *map(str, words)]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -48,8 +49,9 @@ def run(script: str, *words: object) -> Finished:
         assert isinstance(exit_.code, int)
         return Finished(exit_.code, out.getvalue(), err.getvalue())
     finally:
-        sys.argv = before[0]
-        signal.signal(signal.SIGTERM, before[1])
+        sys.argv = before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def refusal(finished: Finished) -> str:

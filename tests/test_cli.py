@@ -137,4 +137,4 @@ def test_ctrl_c_and_sigterm_end_with_one_line_and_130(number: signal.Signals, tm
     process.send_signal(number)
     _, printed = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert printed == "\ninterrupted: nothing that existed before was changed\n"
+    assert printed == "\ninterrupted: no file is half-written; give the same command to start again\n"
