@@ -15,18 +15,24 @@ Exit codes: 0 done, 2 bad input, 3 done but some images could not be read and ar
 """
 
 import argparse
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
 
+from clcnet import cli
+
+if __name__ == "__main__":
+    cli.expect_interrupts()  # before the imports that take seconds
+
 import numpy as np
 from numpy.typing import NDArray
 
-from clcnet import cli, distributed, plots, report
+from clcnet import distributed, plots, report
 from clcnet.baselines import compare, confidences
 from clcnet.cascade import Curve, oracle, sweep
 from clcnet.evaluation import Pair, flops_of, load_fold_networks, pair_from_tables
-from clcnet.files import check_output
+from clcnet.files import check_output, output_lock
 from clcnet.images import ImageSet, list_images
 from clcnet.paper_table import PAPER_REFERENCES, Row, accuracy_interval, display_name, merge_rows, results_rows
 from clcnet.selection import Goal, Recommendation, Reference, recommend
@@ -184,7 +190,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         check_output(path)
     joined = [report.read_results(path) for path in args.join]
     images = list_images(args.imagenet_split, class_map=args.class_map)
-    with distributed.processes():
+    with (
+        distributed.processes(),
+        output_lock(args.performance_result) if distributed.is_main() else contextlib.nullcontext(),
+    ):
         pair = load_tables(args, images) if args.shallow_output or args.deep_output else run_models(args, images)
         if pair is None:  # not the main process
             return {}
@@ -197,17 +206,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "num_unreadable": len(pair.unreadable),
             "curve": curve,
         }
-        if pair.outputs is not None:
+        if searching:
             references = [reference for group in args.reference for reference in group]
             outcome |= write_report(pair, goal, references, joined, folder, args.seed)
-        if not searching:
-            print(describe_threshold(curve, pair))
-        if pair.outputs is not None:
             print(describe_recommendation(outcome["recommendation"], pair))
+        else:
+            print(describe_threshold(curve, pair))
         if pair.unreadable:
             print(f"{len(pair.unreadable)} images could not be read: {args.performance_result}.errors.csv")
         files = f"{len(curve)} threshold{'s' * (len(curve) > 1)} in {args.performance_result}"
-        print(files + (f"; tables and plots in {folder}" if pair.outputs is not None else ""))
+        print(files + (f"; tables and plots in {folder}" if searching else ""))
     return outcome
 
 
@@ -309,13 +317,17 @@ def write_report(
 
 
 def describe_threshold(curve: Curve, pair: Pair) -> str:
-    """What the one threshold asked for gives."""
+    """What the one threshold asked for gives, beside the models whose answers on all images are known."""
+    known = pair.stages if pair.outputs is not None else pair.stages[:1]
+    alone = ", ".join(
+        f"{display_name(model)} alone {stage.accuracy:.2f}% at {report.format_flops(stage.flops)}"
+        for model, stage in zip(pair.models, known, strict=False)
+    )
     interval = accuracy_interval(curve.accuracy[0], curve.num_images)
     return (
         f"Threshold {curve.thresholds[0]:g}: accuracy {curve.accuracy[0]:.2f}%{report.format_interval(interval)}, "
         f"{100 * curve.deferral[0]:.2f}% deferred, {report.format_flops(curve.flops[0])} FLOPs an image "
-        f"({display_name(pair.models[0])} alone: {pair.stages[0].accuracy:.2f}%, "
-        f"{report.format_flops(pair.stages[0].flops)})."
+        f"({alone})."
     )
 
 

@@ -29,6 +29,7 @@ from clcnet.selection import cheapest_at_accuracy
 DEFERRAL_SHARES = (0.1, 0.2, 0.3, 0.5)
 NUM_RULE_RESAMPLES = 400  # of every rule's curve; enough for an interval printed with two digits
 _TEMPERATURES = np.geomspace(0.2, 5, 21)  # neighbours differ by 17%, between which a parabola finds the best
+_FIT_ROWS = 10_000  # spread over the table; one number needs no more
 _CHUNK_NUMBERS = 1 << 20  # probabilities handled at once; bounds the memory
 
 
@@ -151,13 +152,14 @@ def temperature_scaled(sorted_probs: NDArray[np.float32], correct: Bools, folds:
     A table of sorted probabilities does not hold the probability of the right class, so the temperature maximises the
     likelihood of the top-1 answer being right or wrong instead of that of the class.
     """
-    top = tempered_top(sorted_probs, _TEMPERATURES)  # (N, T)
-    losses = -np.log(np.clip(np.where(correct[:, None], top, 1 - top), 1e-7, 1))
+    drawn = np.linspace(0, len(correct) - 1, min(len(correct), _FIT_ROWS)).astype(int)
+    top = tempered_top(sorted_probs[drawn], _TEMPERATURES)  # (rows, T)
+    losses = -np.log(np.clip(np.where(correct[drawn, None], top, 1 - top), 1e-7, 1))
     scaled = np.empty(len(sorted_probs))
     for fold in np.unique(folds):
+        others = folds[drawn] != fold
+        temperature = _lowest_point(np.log(_TEMPERATURES), losses[others if others.any() else slice(None)].mean(0))
         inside = folds == fold
-        others = losses[~inside] if not inside.all() else losses
-        temperature = _lowest_point(np.log(_TEMPERATURES), others.mean(0))
         scaled[inside] = tempered_top(sorted_probs[inside], np.exp([temperature]))[:, 0]
     return scaled
 

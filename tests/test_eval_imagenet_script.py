@@ -12,7 +12,7 @@ import torch
 from forking import run_together
 
 import eval_imagenet_5fold_cv as script
-from clcnet import once
+from clcnet import baselines, once, selection
 from clcnet.cascade import Stage, sweep
 from clcnet.classifiers import class_indices, classify, load_classifier
 from clcnet.images import list_images
@@ -66,6 +66,9 @@ def run(images, weights, tmp_path, monkeypatch):
 
     Drawing takes most of the time, so only one test draws; that one, and another, time the models.
     """
+
+    monkeypatch.setattr(baselines, "NUM_RULE_RESAMPLES", 20)
+    monkeypatch.setattr(selection, "NUM_SWEEP_RESAMPLES", 20)
 
     def call(*words, split=images, weight_save=weights, draw=False):
         if not draw:
@@ -394,7 +397,8 @@ def test_bad_input_is_one_line_and_exit_code_2_and_overwrites_nothing(words, tab
 
 def in_a_process(words):
     """The whole script with these words, in a process that was told its rank as by torchrun."""
-    script.plots.save = lambda *_: []
+    script.write_report = lambda *_: {"recommendation": None}  # only the main process's, from what is tested here
+    script.describe_recommendation = lambda *_: ""
     script.main(script.get_args_parser().parse_args(words))
 
 
