@@ -3,9 +3,16 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 DEMO := data/demo
+CIFAR10 ?= ../shared/cifar10
+FIVE_PARTS := imagenet_splits_5
+
+# prints a command as a user would type it in an active environment, and runs it
+define run
+@echo; echo '$$ $(1)'; PATH="$(CURDIR)/.venv/bin:$$PATH" $(1)
+endef
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test lint bench figures clean
+.PHONY: help .venv demo cifar10 cifar10-steps test lint bench figures clean
 
 help: ## list the commands
 	@grep -hE '^[a-zA-Z0-9_.-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -21,6 +28,32 @@ help: ## list the commands
 .venv/installed-dev: .venv/installed requirements-dev.txt
 	$(PY) -m pip install --quiet --requirement requirements-dev.txt
 	@touch $@
+
+# steps 3 to 5 in the folder $(1), which gets all outputs, on images and classifiers in the folder $(2); $(3) is the
+# threshold of step 5
+define steps
+$(call run,python generate_data_for_CLCNet.py --data-path $(2)/$(FIVE_PARTS) --model local-dir:$(2)/shallow --output $(1)/shallow.csv)
+$(call run,python generate_data_for_CLCNet.py --data-path $(2)/$(FIVE_PARTS) --model local-dir:$(2)/deep --output $(1)/deep.csv)
+$(call run,python train_imagenet_5fold_cv.py --imagenet-split $(2)/$(FIVE_PARTS) --cls-output $(1)/shallow.csv $(1)/deep.csv --weight-save $(1)/weights)
+$(call run,python eval_imagenet_5fold_cv.py --threshold-searching --imagenet-split $(2)/$(FIVE_PARTS) --shallow-model local-dir:$(2)/shallow --deep-model local-dir:$(2)/deep --weight-save $(1)/weights --cache $(1)/cache --performance-result $(1)/performance-result.csv > $(1)/evaluation.txt)
+@cat $(1)/evaluation.txt
+$(call run,python train_custom_data.py --cls-output $(1)/shallow.csv $(1)/deep.csv --weight-save $(1)/weights)
+$(call run,python eval_custom_data.py --custom-data $(2)/$(FIVE_PARTS) --threshold $(3) --num_classes 10 --shallow-model local-dir:$(2)/shallow --deep-model local-dir:$(2)/deep --weight $(1)/weights/CLCNet_custom_data.zip --result $(1)/custom-data-result.csv)
+@echo; echo 'Step 4 once more, in short:'; echo; sed -n '/^Results/,$$p' $(1)/evaluation.txt
+endef
+
+demo: .venv/installed ## the whole way on images of handwriting that it makes: four minutes, all of it under data/demo
+	$(call run,python -m clcnet.demo --output $(DEMO))
+	$(call steps,$(DEMO),$(DEMO),0.8)
+
+cifar10: .venv/installed ## the same on 10,000 real images, in CIFAR10=FOLDER; and from two tables there alone
+	@if [ ! -d $(CIFAR10) ]; then echo 'skipped: there is no folder $(CIFAR10); give CIFAR10=FOLDER'; else $(MAKE) --no-print-directory cifar10-steps; fi
+
+cifar10-steps:
+	@mkdir -p data/cifar10
+	$(call steps,data/cifar10,$(CIFAR10),0.8)
+	$(call run,python train_imagenet_5fold_cv.py --imagenet-split $(CIFAR10)/$(FIVE_PARTS) --cls-output $(CIFAR10)/resnet20.csv $(CIFAR10)/resnet56.csv --weight-save data/cifar10/tables/weights)
+	$(call run,python eval_imagenet_5fold_cv.py --threshold-searching --imagenet-split $(CIFAR10)/$(FIVE_PARTS) --shallow-output $(CIFAR10)/resnet20.csv --shallow-model-FLOPs 0.041 --deep-output $(CIFAR10)/resnet56.csv --deep-model-FLOPs 0.126 --weight-save data/cifar10/tables/weights --performance-result data/cifar10/tables/performance-result.csv)
 
 test: .venv/installed-dev ## run all tests
 	$(PY) -m pytest

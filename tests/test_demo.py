@@ -1,0 +1,260 @@
+"""The embedded data set: disjoint halves, honest folds, the same images everywhere, classifiers that timm loads."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from scipy import ndimage
+from sklearn.datasets import load_digits
+from timm.data import create_transform, resolve_data_config
+
+from clcnet import cli, demo
+from clcnet.classifiers import class_indices, classify, load_classifier
+from clcnet.images import list_images
+
+NUM_DIGITS = 120
+
+
+def make_small(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, object]:
+    """Run the demo's command on the first few digits."""
+    digits = load_digits()
+    few = SimpleNamespace(images=digits.images[:NUM_DIGITS], target=digits.target[:NUM_DIGITS])
+    monkeypatch.setattr(demo, "load_digits", lambda: few)
+    settings = ["--views", "3", "--train-views", "3", "--epochs", "1"]
+    return demo.main(demo.get_args_parser().parse_args(["--output", str(folder), *settings, *words]))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    """A small demo that no test changes, and what its command returned."""
+    folder = tmp_path_factory.mktemp("demo") / "small"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return folder, make_small(folder, monkeypatch)
+
+
+@pytest.fixture
+def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the files alone: leave the classifiers as they start."""
+    monkeypatch.setattr(demo, "train_classifier", lambda model, *_: model.eval())
+
+
+def test_the_halves_are_disjoint_complete_and_alike_in_every_class() -> None:
+    targets = load_digits().target
+    training, validation = demo.split_originals(targets, seed=42)
+    assert sorted([*training, *validation]) == list(range(1797))
+    for digit in range(10):
+        assert abs((targets[training] == digit).sum() - (targets[validation] == digit).sum()) <= 1
+    assert len(validation) * demo.Settings().views >= 5000
+
+
+def test_the_seed_decides_who_is_in_which_half() -> None:
+    targets = load_digits().target
+    first, again, other = (demo.split_originals(targets, seed)[0] for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_images_are_the_validation_half_and_all_views_of_an_original_lie_in_one_part(made: tuple[Path, dict]) -> None:
+    folder, _ = made
+    targets = load_digits().target
+    part_of: dict[int, set[str]] = {}
+    for path in (folder / "imagenet_splits_5").rglob("*.png"):
+        part, class_name, _ = path.relative_to(folder / "imagenet_splits_5").parts
+        original = int(path.stem.partition("_")[0])
+        assert class_name == str(targets[original])
+        part_of.setdefault(original, set()).add(part)
+    _, validation = demo.split_originals(targets[:NUM_DIGITS], seed=42)
+    assert sorted(part_of) == sorted(validation)
+    assert all(len(parts) == 1 for parts in part_of.values())
+    sizes = Counter(part for (part,) in part_of.values())
+    assert sorted(sizes) == [f"split_part_{number}" for number in range(1, 6)]
+    assert max(sizes.values()) - min(sizes.values()) <= 1
+
+
+def test_every_class_is_dealt_evenly_to_the_parts(made: tuple[Path, dict]) -> None:
+    images = list_images(made[0] / "imagenet_splits_5")
+    for target in range(10):
+        in_parts = np.bincount(images.folds[images.targets == target], minlength=5)
+        assert in_parts.max() - in_parts.min() <= 3  # one original, of three views
+
+
+def test_the_images_are_the_same_on_every_machine() -> None:
+    views = demo.distorted_views(load_digits().images, np.array([0, 7, 1796]), 20, 42, "test")
+    assert hashlib.sha256(views.tobytes()).hexdigest()[:16] == "8e9a0513c3f493a5"
+
+
+def test_a_view_does_not_depend_on_the_views_beside_it() -> None:
+    digits = load_digits().images
+    many = demo.distorted_views(digits, np.array([3, 4]), 4, 42, "test").reshape(2, 4, 32, 32)
+    few = demo.distorted_views(digits, np.array([4]), 2, 42, "test")
+    assert np.array_equal(many[1, :2], few)
+    assert not np.array_equal(few[0], few[1])
+
+
+class Draws:
+    """Stands for a generator: gives these numbers one after the other, and zeros where an array is asked for."""
+
+    def __init__(self, *numbers: float) -> None:
+        self.numbers = iter(numbers)
+
+    def uniform(self, low: float = 0, high: float = 1, size: int | None = None) -> object:
+        return np.zeros(size) if size else next(self.numbers)
+
+    def standard_normal(self, shape: tuple[int, int]) -> np.ndarray:
+        return np.zeros(shape)
+
+
+def test_strength_zero_only_enlarges() -> None:
+    digit = load_digits().images[0] / 16
+    strength, angle, scale, stroke, blur, chance_of_cover, noise = 0.0, 1.0, 1.0, 1.0, 1.0, 0.1, 1.0
+    view = demo.distort(digit, Draws(strength, angle, scale, stroke, blur, chance_of_cover, noise))  # type: ignore[arg-type]
+    # ten pixels of the framed digit become 32: lengths grow 3.2-fold, and the centre stays
+    assert abs(view.sum() / 255 / (digit.sum() * 3.2**2) - 1) < 0.03
+    centre, centre_before = np.array(ndimage.center_of_mass(view)), np.array(ndimage.center_of_mass(digit))
+    np.testing.assert_allclose((centre - 15.5) / 3.2, centre_before - 3.5, atol=0.1)
+
+
+def test_strokes_get_thicker_and_thinner() -> None:
+    image = np.zeros((9, 9))
+    image[4, 3:6] = 1  # a stroke of one pixel's width
+    thick, thin = demo._change_stroke(image, 1.0), demo._change_stroke(image, -1.0)
+    assert thick.sum() == 5 * 7 and thick.max() == 1
+    assert thin.sum() == 0
+    np.testing.assert_allclose(demo._change_stroke(image, 0.5), (image + thick) / 2)
+
+
+def test_turning_is_a_rotation_about_the_centre() -> None:
+    # the largest angle, the plain size and no shift
+    digit = load_digits().images[1] / 16
+    turned = demo._turn_and_shift(digit, 1.0, Draws(1.0, 0.0))  # type: ignore[arg-type]
+    plain = demo._turn_and_shift(digit, 0.0, np.random.default_rng())
+    again = ndimage.rotate(plain, 60, reshape=False, order=1)
+    other = ndimage.rotate(plain, -60, reshape=False, order=1)
+    differences = sorted(np.abs(turned - candidate).mean() for candidate in (again, other))
+    assert differences[0] < 0.01 < 0.1 < differences[1]
+
+
+def test_timm_loads_the_classifiers_with_their_preprocessing(made: tuple[Path, dict]) -> None:
+    folder, _ = made
+    path = next((folder / "imagenet_splits_5").rglob("*.png"))
+    pixels = np.array(Image.open(path))
+    for stage in ("shallow", "deep"):
+        model = timm.create_model(f"local-dir:{folder / stage}", pretrained=True)
+        transform = create_transform(**resolve_data_config({}, model=model))
+        seen = transform(Image.open(path).convert("RGB"))
+        torch.testing.assert_close(seen, demo.to_input(pixels[None])[0], atol=1e-6, rtol=0)
+
+
+def test_the_manifest_states_the_accuracy_that_the_package_measures(made: tuple[Path, dict]) -> None:
+    folder, manifest = made
+    images = list_images(folder / "imagenet_splits_5")
+    for stage, entry in manifest["classifiers"].items():  # type: ignore[attr-defined]
+        classifier = load_classifier(f"local-dir:{folder / stage}", device="cpu")
+        answers = np.concatenate([probs.argmax(1) for _, probs in classify(classifier, images, workers=0)])
+        top1 = 100 * (answers == class_indices(images, classifier)).mean()
+        assert top1 == pytest.approx(entry["top1"], abs=1e-9)
+        assert classifier.flops == entry["flops"]
+
+
+def test_the_deep_classifier_takes_five_times_the_multiply_adds_or_more(made: tuple[Path, dict]) -> None:
+    flops = {stage: entry["flops"] for stage, entry in made[1]["classifiers"].items()}
+    assert flops["deep"] >= 5 * flops["shallow"]
+
+
+def test_training_learns() -> None:
+    digits = load_digits()
+    images = demo.distorted_views(digits.images, np.arange(60), 4, 0, "test")
+    targets = digits.target[:60].repeat(4)
+    model = demo.new_classifier("test_efficientnet", seed=0)
+    demo.train_classifier(model, images, targets, epochs=12, seed=0, description="test")
+    assert not model.training
+    assert (demo.classify(model, images) == targets).mean() > 0.5  # five times what guessing gives
+
+
+def test_the_same_seed_trains_the_same_classifier() -> None:
+    images, targets = np.zeros((300, 32, 32), np.uint8), np.arange(300) % 10
+    images[:, 10:20, 10:20] = (25 * targets)[:, None, None]
+    states = []
+    for seed in (0, 0, 1):
+        model = demo.new_classifier("test_resnet", seed)
+        demo.train_classifier(model, images, targets, epochs=1, seed=seed, description="test")
+        states.append(model.get_classifier().weight.detach())
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_a_second_run_takes_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], without_training: None
+) -> None:
+    first = make_small(tmp_path / "demo", monkeypatch)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*.*") if path.suffix != ".lock"}
+    monkeypatch.setattr(demo, "make", None)
+    assert make_small(tmp_path / "demo", monkeypatch) == first
+    assert "nothing to make" in capsys.readouterr().out
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+@pytest.mark.parametrize("damage", ["missing image", "half an image", "missing weights", "one more image"])
+def test_a_damaged_demo_is_made_again(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_training: None
+) -> None:
+    folder = tmp_path / "demo"
+    first = make_small(folder, monkeypatch)
+    image = next((folder / "imagenet_splits_5").rglob("*.png"))
+    {
+        "missing image": image.unlink,
+        "half an image": lambda: image.write_bytes(image.read_bytes()[:50]),
+        "missing weights": (folder / "deep" / "model.safetensors").unlink,
+        "one more image": lambda: image.with_name("9999_0.png").write_bytes(image.read_bytes()),
+    }[damage]()
+    assert make_small(folder, monkeypatch)["digest"] == first["digest"]
+    assert demo.digest(folder) == first["digest"]
+
+
+def test_another_seed_makes_another_demo_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_training: None
+) -> None:
+    first = make_small(tmp_path, monkeypatch)
+    second = make_small(tmp_path, monkeypatch, "--seed", "1")
+    assert second["digest"] != first["digest"]
+    assert second["num_images"] == len(list(tmp_path.rglob("*.png")))
+
+
+def test_an_interrupted_run_is_finished_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(demo, "train_classifier", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make_small(tmp_path, context)
+    assert "digest" not in json.loads((tmp_path / "demo.json").read_text())
+    monkeypatch.setattr(demo, "train_classifier", lambda model, *_: model.eval())
+    assert make_small(tmp_path, monkeypatch)["digest"] == demo.digest(tmp_path)
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shallow").mkdir()
+    (tmp_path / "shallow" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds shallow and no demo.json; choose another folder"):
+        make_small(tmp_path, monkeypatch)
+    assert (tmp_path / "shallow" / "thesis.txt").read_text() == "mine"
+
+
+def test_the_demo_that_was_made_here_has_the_shape_that_was_promised() -> None:
+    path = cli.DATA_DIR / "demo" / "demo.json"
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if "digest" not in manifest:
+        pytest.skip("needs data/demo of `make demo`")
+    shallow, deep = (manifest["classifiers"][stage] for stage in ("shallow", "deep"))
+    assert manifest["num_images"] >= 5000
+    assert 75 <= shallow["top1"] <= 88
+    assert deep["top1"] >= shallow["top1"] + 6
+    assert deep["flops"] >= 5 * shallow["flops"]
