@@ -40,6 +40,7 @@ from clcnet.selection import Goal, Recommendation, Reference, recommend
 STAGES = ("shallow", "deep")
 DEFAULT_MODELS = ("tf_efficientnet_b4.aa_in1k", "tf_efficientnet_b7.ra_in1k")
 RELEASED_GRID = tuple(round(0.05 + 0.02 * step, 2) for step in range(49))  # 0.05, 0.07, ..., 1.01
+MOST_THRESHOLDS = 1_000_000
 
 
 def get_args_parser() -> cli.ArgumentParser:
@@ -160,6 +161,10 @@ def parse_thresholds(words: list[str] | None) -> NDArray[np.float64] | None:
             numbers = []
         if len(numbers) == 3 and numbers[2] > 0 and all(map(math.isfinite, numbers)):
             start, stop, step = numbers
+            if (stop - start) / step > MOST_THRESHOLDS:
+                raise ValueError(
+                    f"--thresholds: {word} names more than {MOST_THRESHOLDS:,} of them; take a larger step"
+                )
             grid += [round(start + step * index, 10) for index in range(int((stop - start) / step + 1e-9) + 1)]
         elif len(numbers) == 1 and not math.isnan(numbers[0]):
             grid += numbers
@@ -186,8 +191,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, write all files, print the report; returns its figures."""
     grid, goal, searching = parse_thresholds(args.thresholds), parse_goal(args), is_searching(args)
     folder = args.results_folder or args.performance_result.parent / "results"
-    for path in (args.performance_result, folder / "results-table.md"):
-        check_output(path)
+    check_output(args.performance_result, inputs=[args.shallow_output, args.deep_output, args.class_map, *args.join])
+    check_output(folder / "results-table.md")
     joined = [report.read_results(path) for path in args.join]
     images = list_images(args.imagenet_split, class_map=args.class_map)
     with (
@@ -205,6 +210,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "num_images": len(pair.folds),
             "num_unreadable": len(pair.unreadable),
             "curve": curve,
+            "confidence": pair.stages[0].confidence,
         }
         if searching:
             references = [reference for group in args.reference for reference in group]
