@@ -1,13 +1,16 @@
 """Step 5: classify a folder of your own images with the cascade; the deep model sees only the images that need it.
 
-    python eval_custom_data.py --custom-data photos --shallow-model tf_efficientnet_b0.aa_in1k --deep-model
-    tf_efficientnet_b4.aa_in1k
+    python eval_custom_data.py --custom-data photos --threshold 0.5 \\
+        --shallow-model tf_efficientnet_b0.aa_in1k --deep-model tf_efficientnet_b4.aa_in1k
 
-Input: a folder of images, in class folders (accuracy is reported), nested or flat (it is not); the weight of
-train_custom_data.py. Output: custom-data-result.csv, one row an image, with a header: file, predict and GT (class
-indices as the shallow model numbers them; GT is empty where the class is not known), class_name, confidence,
-answered_by, and both models' own answers and confidences. Images that cannot be read are left out and listed in
-RESULT.errors.csv. For several GPUs or machines: torchrun --nproc-per-node N eval_custom_data.py ...
+Input: a folder of images, in class folders (then accuracy is reported), nested or flat (then it is not); two timm
+models of the same classes; the weight of train_custom_data.py.
+
+Output: custom-data-result.csv, one row an image, with a header: file, predict and GT (class indices as the shallow
+model numbers them; GT is empty where the class is not known), class_name, confidence, answered_by, and both models' own
+answers and confidences. Images that cannot be read are left out and listed in RESULT.errors.csv.
+
+For several GPUs or machines: torchrun --nproc-per-node N eval_custom_data.py ...
 
 Exit codes: 0 done, 2 bad input, 3 done but some images were left out, 130 interrupted (go on with --resume).
 """
@@ -110,7 +113,10 @@ def load_model(args: argparse.Namespace, stage: str, device: torch.device) -> Cl
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Write the result file, print the summary and return it. Unreadable images are counted, not raised."""
     torch.manual_seed(args.seed)
-    output = check_output(args.result)
+    output = check_output(
+        args.result,
+        inputs=[args.labels, args.class_map, args.weight, args.shallow_model_weight, args.deep_model_weight],
+    )
     device = resolve_device(args.device)
     images = list_images(args.custom_data, class_map=args.class_map, labels=args.labels, any_folder=True)
     clcnet = CLCNet.load(args.weight, device=device)
@@ -119,7 +125,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         # never asked at such a threshold, so it need not be had
         deep = load_model(args, "deep", device) if args.threshold > SHALLOW_ALONE else shallow
         cascade = Cascade(shallow, deep, clcnet, args.threshold)
-        targets, note = known_targets(images, shallow, by_position=args.class_map is not None)
+        mapped, stated = args.class_map is not None, bool(args.class_map or args.labels)
+        targets, note = known_targets(images, shallow, by_position=mapped, must_fit=stated)
         if distributed.is_main():
             print(f"{len(images)} images in {args.custom_data}{f'; {note}' if note else ''}", flush=True)
         try:
@@ -128,7 +135,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                 images,
                 output,
                 targets,
-                name_classes(images, targets, shallow, images.class_names if args.class_map else None),
+                name_classes(images, targets, shallow, images.class_names if mapped else None),
                 arguments={"threshold": args.threshold, "CLCNet weights": file_digest(args.weight)},
                 batch_size=args.batch_size,
                 workers=args.workers,
@@ -138,10 +145,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             kept = partial_folder(output)
             advice = f"the rows so far are in {kept}; go on with --resume"
             raise KeyboardInterrupt(*[advice] if kept.exists() else []) from None
+        if not distributed.is_main():
+            return {}
         deep_flops = args.deep_model_FLOPs or (deep.flops if deep is not shallow else math.nan)
         outcome = summarise(summary, [args.shallow_model_FLOPs or shallow.flops, deep_flops])
-        if distributed.is_main():
-            print_summary(outcome, output)
+        print_summary(outcome, output)
     return outcome
 
 

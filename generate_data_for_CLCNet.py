@@ -69,7 +69,9 @@ def default_output(model: str) -> Path:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Write the table and return what the last lines say. Unreadable images are counted, not raised."""
     torch.manual_seed(args.seed)
-    output = check_output(args.output or default_output(args.model))
+    output = check_output(
+        args.output or default_output(args.model), inputs=[args.labels, args.class_map, args.model_weight]
+    )
     device = resolve_device(args.device)
     images = list_images(args.data_path, class_map=args.class_map, labels=args.labels)
     if not images.has_labels:

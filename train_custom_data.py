@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     table = read_tables(args.cls_output)
     split = split_rows(np.array(table.names), settings.seed)
     with output_lock(path):
-        with naming(args.cls_output), epoch_log(args.log) as on_epoch:
+        with naming(args.cls_output), epoch_log(args.log, args.cls_output) as on_epoch:
             model = train_clcnet(table.sorted_probs, table.correct, split, settings, device=device, on_epoch=on_epoch)
         test = table.subset(split.test)
         confidence = model.predict(test.sorted_probs)

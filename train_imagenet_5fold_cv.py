@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     image_of_row = match_rows(table, images, ", ".join(map(str, args.cls_output)))
     folds = images.folds[image_of_row]
     with output_lock(split_path):
-        with naming(args.cls_output), epoch_log(args.log) as on_epoch:
+        with naming(args.cls_output), epoch_log(args.log, args.cls_output) as on_epoch:
             splits = fold_splits(folds, image_of_row, settings.seed)
             models = train_many(table.sorted_probs, table.correct, splits, settings, device, on_epoch)
         scores = np.empty(len(table), dtype=np.float32)

@@ -72,8 +72,21 @@ class Classifier:
 
     @functools.cached_property
     def flops(self) -> float:
-        """Billions of multiply-adds an image."""
-        return count_flops(self.model, self.data_config["input_size"])
+        """Billions of multiply-adds an image.
+
+        Raises:
+            ValueError: the model cannot take images of this size; this is the first that it is shown.
+        """
+        try:
+            return count_flops(self.model, self.data_config["input_size"])
+        except (RuntimeError, AssertionError) as error:
+            if is_out_of_memory(error):
+                raise
+            height, width = self.data_config["input_size"][1:]
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{self.name} cannot take images of {height}x{width} pixels ({reason}); give another --img-size"
+            ) from error
 
     @functools.cached_property
     def transform(self) -> Callable[[Image.Image], torch.Tensor]:

@@ -110,11 +110,18 @@ def _number(kind: Callable[[str], Any], accepts: Callable[[Any], bool], wanted: 
     return parse
 
 
+rows_a_batch = _number(int, lambda value: 2 <= value <= 2**16, "a number of rows, at least 2 and at most 65536")
 positive_int = _number(int, lambda value: value >= 1, "a whole number of at least 1")
 non_negative_int = _number(int, lambda value: value >= 0, "a whole number of at least 0")
 number_of_classes = _number(int, lambda value: value >= 2, "a number of classes, at least 2")
 positive_float = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
 fraction = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+# upper bounds where a slip of the finger would bring the machine down before any error could be raised
+batch_size = _number(int, lambda value: 1 <= value <= 2**20, "a whole number of at least 1 and at most 1048576")
+num_workers = _number(int, lambda value: 0 <= value <= 256, "a whole number of at least 0 and at most 256")
+image_size = _number(int, lambda value: 1 <= value <= 16384, "a whole number of at least 1 and at most 16384")
+crop_share = _number(float, lambda value: 0.05 <= value <= 1, "a share of at least 0.05 and at most 1")
+seed = _number(int, lambda value: 0 <= value < 2**32, "a whole number of at least 0 and below 2**32")
 threshold = _number(float, lambda value: not math.isnan(value), "a threshold (a number, inf or -inf)")
 
 
@@ -134,12 +141,12 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--compile", action="store_true", help="compile the models with torch.compile (default: off)")
     group.add_argument(
-        "-b", "--batch-size", type=positive_int, metavar="N", help="images a batch (default: 256 on a GPU, 64 on a CPU)"
+        "-b", "--batch-size", type=batch_size, metavar="N", help="images a batch (default: 256 on a GPU, 64 on a CPU)"
     )
     group.add_argument(
         "-j",
         "--workers",
-        type=non_negative_int,
+        type=num_workers,
         metavar="N",
         help="processes that decode images (default: by the number of CPU cores)",
     )
@@ -148,15 +155,15 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_seed_argument(parser: Any) -> None:
     """Add `--seed` to a parser or group."""
-    parser.add_argument("--seed", type=non_negative_int, default=42, metavar="N", help="seed of all random numbers")
+    parser.add_argument("--seed", type=seed, default=42, metavar="N", help="seed of all random numbers")
 
 
 def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that override a model's own preprocessing, named as in timm."""
     group = parser.add_argument_group("preprocessing (default: the model's own, from timm)")
-    group.add_argument("--img-size", type=positive_int, metavar="PIXELS", help="side of the square that the model sees")
+    group.add_argument("--img-size", type=image_size, metavar="PIXELS", help="side of the square that the model sees")
     group.add_argument(
-        "--crop-pct", type=fraction, metavar="SHARE", help="share of the resized image that is kept, above 0 to 1"
+        "--crop-pct", type=crop_share, metavar="SHARE", help="share of the resized image that is kept, 0.05 to 1"
     )
     group.add_argument(
         "--crop-mode",

@@ -3,27 +3,36 @@
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+_LONGEST_NAME = 220  # bytes; file systems take 255
 _DISK_TROUBLES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
-def check_output(path: Path | str) -> Path:
+def check_output(path: Path | str, inputs: Iterable[Path | str | None] = ()) -> Path:
     """Refuse, before any work is done, an output path that could not be written at the end.
 
     Args:
         path: the file to be written later.
+        inputs: files that it must not be, because they are read from.
 
     Returns:
         The path, its parent folder made if it was missing.
 
     Raises:
         OSError: the path is a folder, or its folder cannot be made or written to.
+        ValueError: it is one of the inputs.
     """
     path = Path(path)
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise OSError(
+            f"output {path} has a name too long for its companions (.lock, .errors.csv); choose a shorter one"
+        )
+    if any(path.resolve() == Path(source).resolve() for source in inputs if source is not None):
+        raise ValueError(f"output {path} is also an input; choose another output")
     if path.is_dir():
         raise IsADirectoryError(f"output {path} is a folder; name a file in it")
     for parent in path.parents:

@@ -15,7 +15,6 @@ from clcnet.confidence import max_softmax, negative_entropy
 from clcnet.files import atomic_path, check_output
 from clcnet.training import RECIPES, Settings
 
-_batch_size = cli._number(int, lambda value: value >= 2, "a whole number of at least 2")
 FIGURES = {"auroc": "AUROC", "aurc": "AURC", "mse": "MSE", "calibration_error": "calibration error"}
 
 
@@ -35,8 +34,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--recipe", choices=tuple(RECIPES), default="default", help="released: the released scripts' settings")
     add("--max-epochs", type=cli.positive_int, default=200, metavar="N", help="upper bound on the epochs")
-    add("--batch-size", type=_batch_size, default=256, metavar="N", help="rows a batch, at least 2")
-    add("--virtual-batch-size", type=_batch_size, default=128, metavar="N", help="rows of ghost batch norm")
+    add("--batch-size", type=cli.rows_a_batch, default=256, metavar="N", help="rows a batch, at least 2")
+    add("--virtual-batch-size", type=cli.rows_a_batch, default=128, metavar="N", help="rows of ghost batch norm")
     add("--patience", type=cli.positive_int, default=50, metavar="N", help="epochs without a better validation MSE")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda, then mps, then cpu)")
     add("--log", type=Path, metavar="FILE", help="write every epoch's figures there, one JSON object a line")
@@ -45,9 +44,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(args: argparse.Namespace) -> Settings:
     """The training settings given on the command line."""
-    return Settings(
-        args.max_epochs, args.batch_size, args.virtual_batch_size, args.patience, args.seed, args.recipe
-    )
+    return Settings(args.max_epochs, args.batch_size, args.virtual_batch_size, args.patience, args.seed, args.recipe)
 
 
 @contextlib.contextmanager
@@ -60,10 +57,10 @@ def naming(tables: Sequence[Path]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def epoch_log(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+def epoch_log(path: Path | None, tables: Sequence[Path] = ()) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Give a function that takes one epoch's figures; the lines are written when the block ends without an error."""
     if path:
-        check_output(path)
+        check_output(path, inputs=tables)
     lines: list[str] = []
     yield lambda figures: lines.append(json.dumps(figures))
     if path:
