@@ -9,6 +9,7 @@ benchmarks/table.md.
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -46,9 +47,12 @@ def make_table(num_rows: int) -> Table:
 
 def seconds(action: Callable[[], Any]) -> tuple[float, Any]:
     """Run once; return the time and the result."""
+    gc.collect()
     start = time.perf_counter()
     result = action()
-    return time.perf_counter() - start, result
+    elapsed = time.perf_counter() - start
+    print(f"{elapsed:.1f} s", flush=True)
+    return elapsed, result
 
 
 def measure(table: Table, folder: Path) -> dict[str, float]:
@@ -64,7 +68,6 @@ def measure(table: Table, folder: Path) -> dict[str, float]:
     for engine in ("c", "pyarrow"):
         name = f"read CSV, pandas ({engine})"
         times[name], _ = seconds(lambda engine=engine: pd.read_csv(ours, header=None, engine=engine, dtype=types))
-        print(name, times[name], flush=True)
     for name, path in [("read CSV", ours), ("read Parquet", parquet)]:
         times[name], again = seconds(lambda path=path: read_table(path))
         assert again.names == table.names and np.array_equal(again.correct, table.correct)
