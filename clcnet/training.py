@@ -167,8 +167,8 @@ def train_many(
         progress: show a progress bar on stderr.
 
     Returns:
-        The networks of the best epochs by validation MSE, in evaluation mode on the CPU, calibrated if the recipe says
-        so, with `metadata["validation"]` and `metadata["training_arguments"]`.
+        The networks, in evaluation mode on the CPU, calibrated if the recipe says so, with the figures of the epoch
+        kept in `metadata["validation"]` and the settings in `metadata["training_arguments"]`.
 
     Raises:
         ValueError: rows or labels that nothing can be learnt from.
@@ -235,10 +235,9 @@ class _Ensemble:
             setattr(module, name, part.view(-1, *shape))
         return self.network
 
-    def snapshot(self) -> list[Tensor]:
-        """The statistics of batch norm, each (models, features), copied."""
-        norms = self.network.ghost_norms()
-        return [tensor.clone() for norm in norms for tensor in (norm.running_mean, norm.running_var)]
+    def statistics(self) -> list[Tensor]:
+        """The statistics of batch norm, each (models, blocks, features)."""
+        return [tensor for norm in self.network.ghost_norms() for tensor in (norm.running_mean, norm.running_var)]
 
 
 def _unstack(model: CLCNet, flat: Tensor, statistics: Sequence[Tensor]) -> CLCNet:
@@ -266,7 +265,7 @@ class _Run:
         self.recipe, self.settings, self.splits, self.device = RECIPES[settings.recipe], settings, splits, device
         self.probs = torch.as_tensor(np.ascontiguousarray(sorted_probs, dtype=np.float32)).to(device)
         self.labels = torch.as_tensor(correct).to(device, torch.float32)
-        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.generators = [torch.Generator().manual_seed(settings.seed + index) for index in range(len(splits))]
         self.models = [self._new_model(settings.seed + index) for index in range(len(splits))]
         self.ensemble = _Ensemble(self.models, device)
         self.average = self.ensemble.flat.detach().clone()
@@ -274,7 +273,7 @@ class _Run:
 
         self.rows = [torch.as_tensor(split.train) for split in splits]
         self.validation_rows = _pad([torch.as_tensor(split.validation) for split in splits])
-        self.statistics_rows = _pad([self._draw(rows)[:STATISTICS_ROWS] for rows in self.rows])
+        self.statistics_rows = _pad([rows[:STATISTICS_ROWS] for rows in self._draw()])
         self.steps_per_epoch = max(1, max(len(rows) for rows in self.rows) // settings.batch_size)
         self.num_epochs = min(settings.max_epochs, max(10, round(self.recipe.max_steps / self.steps_per_epoch)))
         self.step = 0
@@ -282,8 +281,9 @@ class _Run:
         self.active = np.ones(len(splits), dtype=bool)
         self.best_mse = np.full(len(splits), np.inf)
         self.best_epoch = np.zeros(len(splits), dtype=np.int64)
-        self.best_flat = self.average.clone()
-        self.best_statistics = self.ensemble.snapshot()
+        self.kept_figures: list[dict[str, Any]] = [{} for _ in splits]
+        self.kept_flat = self.average.clone()
+        self.kept_statistics = [tensor.clone() for tensor in self.ensemble.statistics()]
         if self.recipe.fresh_statistics:
             for norm in self.ensemble.network.ghost_norms():
                 norm.momentum = 0.0  # nothing reads what a step would leave there
@@ -297,19 +297,24 @@ class _Run:
                 virtual_batch_size=self.settings.virtual_batch_size,
             )
 
-    def _draw(self, rows: Tensor) -> Tensor:
-        """A random order of these rows, or draws with replacement where wrong answers weigh more."""
-        if self.recipe.wrong_weight == 1:
-            return rows[torch.randperm(len(rows), generator=self.generator)]
-        wrong = self.labels[rows.to(self.device)].cpu() == 0
-        weights = torch.where(wrong, self.recipe.wrong_weight, 1.0)
-        return rows[torch.multinomial(weights, len(rows), replacement=True, generator=self.generator)]
+    def _draw(self) -> list[Tensor]:
+        """Each network's training rows in random order, or drawn with replacement where wrong answers weigh more."""
+        drawn = []
+        for rows, generator in zip(self.rows, self.generators, strict=True):
+            if self.recipe.wrong_weight == 1:
+                order = torch.randperm(len(rows), generator=generator)
+            else:
+                wrong = self.labels[rows.to(self.device)].cpu() == 0
+                weights = torch.where(wrong, self.recipe.wrong_weight, 1.0)
+                order = torch.multinomial(weights, len(rows), replacement=True, generator=generator)
+            drawn.append(rows[order])
+        return drawn
 
     def train_epoch(self) -> NDArray[np.float64]:
         """One pass over the training rows; returns the mean loss of each network."""
         self.ensemble.network.train()
         num_rows = self.steps_per_epoch * self.settings.batch_size
-        drawn = torch.stack([_cycle(self._draw(rows), num_rows) for rows in self.rows]).to(self.device)
+        drawn = torch.stack([_cycle(rows, num_rows) for rows in self._draw()]).to(self.device)
         losses = torch.zeros(len(self.splits), device=self.device)
         for batch in torch.split(drawn, self.settings.batch_size, dim=1):
             losses += self._train_step(batch)
@@ -334,49 +339,51 @@ class _Run:
 
     @torch.no_grad()
     def evaluate(self, epoch: int, loss: NDArray[np.float64]) -> list[dict[str, Any]]:
-        """Score the validation rows, keep the best epoch of each network, and stop those out of patience."""
+        """Score the validation rows, keep each network's best epoch, or its last one, and stop those out of patience.
+
+        Where the learning rate has decayed to 0, the last epoch is the best but for chance.
+        """
         network = self.ensemble.bind(self.average)
         if self.recipe.fresh_statistics:
             _estimate_statistics(network, self.probs[self.statistics_rows.to(self.device)])
         network.eval()
         scores = network(self.probs[self.validation_rows.to(self.device)]).cpu().numpy()
         figures = []
-        statistics = self.ensemble.snapshot()
+        is_last = self.recipe.decay and epoch == self.num_epochs
         for index in np.flatnonzero(self.active).tolist():
             rows = self.splits[index].validation
             right = self.labels[torch.as_tensor(rows).to(self.device)].cpu().numpy()
             raw = scores[index, : len(rows)]
             mse = metrics.brier(raw, right)
+            auroc = metrics.auroc(raw, right)
             figures.append(
-                {"network": int(index) + 1, "epoch": epoch, "loss": float(loss[index]), "mse": mse}
-                | {"auroc": metrics.auroc(raw, right)}
+                {"network": index + 1, "epoch": epoch, "loss": float(loss[index]), "mse": mse, "auroc": auroc}
             )
+            if mse < self.best_mse[index] or is_last:
+                self._keep(index, {"mse": mse, "epoch": epoch})
             if mse < self.best_mse[index]:
                 self.best_mse[index], self.best_epoch[index] = mse, epoch
-                self._keep(index, statistics)
             elif epoch - self.best_epoch[index] >= self.settings.patience:
                 self.active[index] = False
         return figures
 
-    def _keep(self, index: int, statistics: list[Tensor]) -> None:
-        self.best_flat[index] = self.average[index]
-        for best, current in zip(self.best_statistics, statistics, strict=True):
-            best[index] = current[index]
+    def _keep(self, index: int, figures: dict[str, Any]) -> None:
+        self.kept_figures[index] = figures
+        self.kept_flat[index] = self.average[index]
+        for kept, current in zip(self.kept_statistics, self.ensemble.statistics(), strict=True):
+            kept[index] = current[index]
 
     @torch.no_grad()
     def finish(self) -> list[CLCNet]:
-        """The networks of the last epoch where the learning rate has decayed, else of their best epochs; calibrated."""
-        if self.recipe.decay and self.step == self.num_epochs * self.steps_per_epoch:
-            for index in np.flatnonzero(self.active).tolist():
-                self._keep(index, self.ensemble.snapshot())
+        """The networks of the epochs kept, calibrated."""
         for index, (model, split) in enumerate(zip(self.models, self.splits, strict=True)):
-            _unstack(model, self.best_flat[index], [tensor[index] for tensor in self.best_statistics])
+            _unstack(model, self.kept_flat[index], [tensor[index] for tensor in self.kept_statistics])
             model.eval()
             if self.recipe.calibrated:
                 model.calibration = self._calibration(model, split)
             model.metadata = {
                 "training_arguments": dataclasses.asdict(self.settings),
-                "validation": {"mse": float(self.best_mse[index]), "epoch": int(self.best_epoch[index])},
+                "validation": self.kept_figures[index],
             }
         return self.models
 

@@ -20,7 +20,7 @@ FIGURES = {"auroc": "AUROC", "aurc": "AURC", "mse": "MSE", "calibration_error": 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of both training scripts; the defaults are those of the released ones."""
-    add = parser.add_argument
+    add = parser.add_argument_group("input and output").add_argument
     add(
         "--cls-output",
         type=Path,
