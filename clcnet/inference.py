@@ -74,19 +74,22 @@ class Stopwatch:
         return alone / self.wall if self.wall else math.nan
 
 
-def known_targets(images: ImageSet, classifier: Classifier, by_position: bool) -> tuple[np.ndarray, str | None]:
+def known_targets(
+    images: ImageSet, classifier: Classifier, by_position: bool = False, must_fit: bool = False
+) -> tuple[np.ndarray, str | None]:
     """The classes of the images as the classifier numbers them; UNKNOWN for all where the folders are not its classes.
 
     Args:
         images: the images.
         classifier: the model.
         by_position: the data set's classes are numbered by a class map.
+        must_fit: the user said that these are the classes, so that it is an error if they are not.
 
     Returns:
         (N,) int64, and what to tell the user about folders that are not classes.
 
     Raises:
-        ValueError: a class map does not fit the model, or some folders are classes of the model and others are not.
+        ValueError: the classes do not fit and must, or some folders are classes of the model and others are not.
     """
     nothing = np.full(len(images), UNKNOWN)
     if not images.has_labels:
@@ -94,7 +97,7 @@ def known_targets(images: ImageSet, classifier: Classifier, by_position: bool) -
     try:
         return class_indices(images, classifier, by_position), None
     except ValueError as error:
-        if by_position or set(images.class_names) & set(classifier.label_names or ()):
+        if must_fit or set(images.class_names) & set(classifier.label_names or ()):
             raise
         return nothing, f"the folders are not taken for classes, so no accuracy is reported: {error}"
 
@@ -102,14 +105,16 @@ def known_targets(images: ImageSet, classifier: Classifier, by_position: bool) -
 def name_classes(
     images: ImageSet, targets: np.ndarray, classifier: Classifier, class_map: Sequence[str] | None = None
 ) -> list[str] | None:
-    """Name the classifier's classes: by the class map, else the model's own names, else the folders, else ImageNet; or
-    None.
+    """Name the classifier's classes by the class map, else by the model's own names, the folders, or ImageNet.
 
     Args:
         images: the images.
         targets: (N,) their classes as the classifier numbers them, UNKNOWN where not known.
         classifier: the model.
         class_map: names by class index.
+
+    Returns:
+        A name for every class, empty where none is known; None where none at all is.
     """
     names = [""] * classifier.num_classes
     subset = infer_imagenet_subset(classifier.model) if classifier.label_names_inferred else None
@@ -179,8 +184,7 @@ def answer_folder(
     workers: int | None = None,
     resume: bool = False,
 ) -> Summary:
-    """Run the cascade over all images and write the result. Every process of a torchrun calls this; the main one
-    writes.
+    """Run the cascade over all images and write the result; of the processes of a torchrun, the main one writes.
 
     Args:
         cascade: of two timm models.

@@ -1,11 +1,11 @@
 """The whole cascade on images: `Cascade`, for a service to hold, and its run over the images of a folder.
 
-from clcnet import CLCNet, Cascade
+from clcnet import Cascade, CLCNet
 from clcnet.classifiers import load_classifier
 
 shallow = load_classifier("tf_efficientnet_b0.aa_in1k")
 deep = load_classifier("tf_efficientnet_b4.aa_in1k")
-cascade = Cascade(shallow, deep, CLCNet.load("weights/CLCNet_custom.zip"), threshold=0.5)
+cascade = Cascade(shallow, deep, CLCNet.load("weights/CLCNet_custom_data.zip"), threshold=0.5)
 labels, confidences, answered_by = cascade(["cat.jpg", "dog.jpg"])  # paths or PIL images
 """
 
@@ -101,9 +101,15 @@ class Cascade:
     def __call__(self, images: Sequence[Picture]) -> Predictions:
         """Classify PIL images or image files.
 
+        Args:
+            images: a list of them, paths and pictures mixed as you like.
+
         Raises:
+            TypeError: a single image instead of a list.
             OSError, ValueError: a file is missing or is not a readable image; the message names it.
         """
+        if isinstance(images, Image.Image | str | os.PathLike):
+            raise TypeError(f"a cascade takes a list of images; give [{images!r}]")
         labels, confidences = self._ask(SHALLOW, images)
         deferred = np.flatnonzero(is_deferred(confidences, self.threshold))
         deep_labels, deep_confidences = np.zeros_like(labels), np.full_like(confidences, -np.inf)
@@ -144,6 +150,7 @@ class _PlainModel:
 
     num_classes = None
     label_names = None
+    label_names_inferred = False
     image_mode = "RGB"
 
     def __init__(self, model: nn.Module, transform: Callable[[Image.Image], torch.Tensor]) -> None:
@@ -178,6 +185,10 @@ def _match_classes(shallow: Classifier | _PlainModel, deep: Classifier | _PlainM
     if ours is None or theirs is None or ours == theirs:
         return None
     missing = sorted(set(theirs) - set(ours))
+    if missing and (shallow.label_names_inferred or deep.label_names_inferred):
+        return (
+            None  # ImageNet's names, which timm guesses from the number of classes, say nothing about a model of others
+        )
     if missing:
         raise ValueError(
             f"the deep model's class {missing[0]!r} is not among the shallow model's; "
@@ -197,7 +208,8 @@ def stream(
     """Run a cascade of two `Classifier`s over all images; every process of a torchrun calls this and gets all outcomes.
 
     One set of worker processes reads for both models, batch by batch in the order that `Schedule` sets, so images for
-    the deep model are decoded while the shallow model computes. Memory does not depend on the number of images.
+    the deep model are decoded while the shallow model computes. Only a few batches are in memory at a time, whatever
+    the number of images.
 
     Args:
         cascade: its threshold decides which images are deferred.

@@ -291,6 +291,9 @@ def test_a_file_of_labels_gives_a_flat_folder_its_accuracy(
     outcome = evaluate(flat, "--labels", str(tmp_path / "labels.csv"))
     assert outcome["accuracy"] == expected["accuracy"]
     assert read(output) == rows
+    (tmp_path / "labels.csv").write_text("".join(f"{path.name},{index}\n" for index, path in enumerate(images.paths)))
+    with pytest.raises(ValueError, match="the images have 15 classes"):
+        evaluate(flat, "--labels", str(tmp_path / "labels.csv"))
 
 
 # ---------------------------------------------------------------- images that cannot be read

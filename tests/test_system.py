@@ -126,6 +126,13 @@ def test_paths_and_pictures_of_any_mode_give_the_same(models, tmp_path: Path) ->
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_single_image_instead_of_a_list_is_refused(models) -> None:
+    cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)
+    for image in ("cat.jpg", Path("cat.jpg"), PICTURES[0]):
+        with pytest.raises(TypeError, match="takes a list of images"):
+            cascade(image)
+
+
 def test_no_image_gives_empty_answers(models) -> None:
     labels, confidences, answered_by = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)([])
     assert labels.shape == confidences.shape == answered_by.shape == (0,)
