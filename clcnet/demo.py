@@ -139,7 +139,7 @@ def make(folder: Path, settings: Settings) -> dict[str, Any]:
         model = new_classifier(architecture, settings.seed)
         smoothing = LABEL_SMOOTHING[stage]
         train_classifier(model, train_images, train_targets, settings.epochs, settings.seed, stage, smoothing)
-        save_for_hf(model, folder / stage, safe_serialization=True)
+        save_for_hf(model, str(folder / stage), safe_serialization=True)
         answers = classify(model, images)
         classifiers[stage] = {
             "architecture": architecture,

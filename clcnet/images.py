@@ -247,7 +247,7 @@ def _read_labels(path: Path, relative: list[Path]) -> tuple[list[str], list[str]
         rows = [row for row in csv.reader(file) if row]
     if rows and all(len(row) == 1 for row in rows):
         return _read_ground_truth(path, [row[0] for row in rows], relative)
-    label_of = {}
+    label_of: dict[str, str] = {}
     for number, row in enumerate(rows, start=1):
         if len(row) != 2:
             raise ValueError(f"{path}: row {number} has {len(row)} columns instead of 2 (file,label)")

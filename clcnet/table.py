@@ -7,7 +7,7 @@ gives the float32 numbers that were written, bit for bit.
 
 import csv
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -297,11 +297,12 @@ def _open_parquet(path: Path) -> pa.parquet.ParquetFile:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"table {path} is not a Parquet file ({error}); was it cut short?") from None
     types = {field.name: field.type for field in file.schema_arrow}
-    for name, is_right in (
-        ("file", lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind)),
-        ("sorted_probs", lambda kind: pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)),
-        ("correct", lambda kind: pa.types.is_integer(kind) or pa.types.is_boolean(kind)),
-    ):
+    expected: dict[str, Callable[[Any], bool]] = {
+        "file": lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
+        "sorted_probs": lambda kind: pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type),
+        "correct": lambda kind: pa.types.is_integer(kind) or pa.types.is_boolean(kind),
+    }
+    for name, is_right in expected.items():
         if name not in types or not is_right(types[name]):
             raise ValueError(
                 f"table {path} is not a Parquet table with file (text), sorted_probs (lists of n numbers) and correct "
