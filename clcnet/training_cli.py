@@ -62,10 +62,15 @@ def epoch_log(path: Path | None, tables: Sequence[Path] = ()) -> Iterator[Callab
     if path:
         check_output(path, inputs=tables)
     lines: list[str] = []
-    yield lambda figures: lines.append(json.dumps(figures))
+    yield lambda figures: lines.append(json.dumps({key: _or_null(value) for key, value in figures.items()}))
     if path:
         with atomic_path(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _or_null(value: float) -> float | None:
+    """JSON knows no nan."""
+    return None if np.isnan(value) else value
 
 
 def figures_of(confidence: NDArray[Any], correct: NDArray[np.bool_]) -> dict[str, float]:

@@ -1,0 +1,173 @@
+"""What each part of the recipe is worth: recipe x masks x calibration on CIFAR-10, with a plain MLP as the rival.
+
+    python -m benchmarks.ablation             # about ten minutes on two idle cores
+    python -m benchmarks.ablation --seeds 42
+
+Five folds of ../shared/cifar10/resnet20.csv; the networks, trained on it alone, score resnet20 and resnet56, and all
+out-of-fold scores are pooled. Each line is the mean of three seeds, +- half the range from the lowest to the highest.
+Results: benchmarks/results/ablation.json and ablation.md.
+"""
+
+import argparse
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+
+from clcnet import cli, metrics
+from clcnet.cascade import Stage, area_under_deferral, sweep
+from clcnet.confidence import SIMPLE_CONFIDENCES
+from clcnet.images import list_images
+from clcnet.model import CLCNet
+from clcnet.table import fold_of_rows, read_table
+from clcnet.training import RECIPES, Settings, Split, fold_splits, train_many
+
+DATA = cli.ROOT.parent / "shared" / "cifar10"
+RESULTS = cli.ROOT / "benchmarks" / "results"
+NAMES = ("resnet20", "resnet56")
+COLUMNS = ("AUROC", "AURC", "MSE", "calibration error", "cascade area", "AUROC on resnet56", "AURC on resnet56")
+Scorer = Callable[[np.ndarray], np.ndarray]
+Scores = dict[str, np.ndarray]
+
+
+def load() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Sorted probabilities, right or wrong, and fold, of both tables."""
+    images = list_images(DATA / "imagenet_splits_5")
+    tables = {name: read_table(DATA / f"{name}.csv") for name in NAMES}
+    return {
+        name: (table.sorted_probs, table.correct, fold_of_rows(table, images, name)) for name, table in tables.items()
+    }
+
+
+def pooled(data: dict[str, Any], scorers: list[Scorer]) -> Scores:
+    """Each row's score from the network that never saw its fold."""
+    scores = {}
+    for name, (probs, _, folds) in data.items():
+        scores[name] = np.empty(len(probs))
+        for fold, scorer in enumerate(scorers):
+            scores[name][folds == fold] = scorer(probs[folds == fold])
+    return scores
+
+
+def figures(data: dict[str, Any], scores: Scores) -> list[float]:
+    """The numbers under COLUMNS."""
+    (first, right, _), (second, right_56, _) = (
+        (scores[NAMES[0]], *data[NAMES[0]][1:]),
+        (scores[NAMES[1]], *data[NAMES[1]][1:]),
+    )
+    area = area_under_deferral(sweep([Stage(first, right, 1), Stage(second, right_56, 3)]), 0.5)
+    return [
+        metrics.auroc(first, right),
+        metrics.aurc(first, right),
+        metrics.brier(first, right) if np.abs(first).max() < 2 else float("nan"),
+        metrics.calibration_error(first, right),
+        area,
+        metrics.auroc(second, right_56),
+        metrics.aurc(second, right_56),
+    ]
+
+
+def clcnet_scorers(models: list[CLCNet], data: dict[str, Any], splits: list[Split]) -> dict[str, list[Scorer]]:
+    """The same networks without calibration, with a logistic one of the raw score alone, and with ours."""
+    probs, correct, _ = data[NAMES[0]]
+
+    def platt(model: CLCNet, split: Split) -> Scorer:
+        raw = model.predict(probs[split.validation], calibrated=False)[:, None]
+        fitted = LogisticRegression(C=100).fit(raw, correct[split.validation])
+        return lambda rows: fitted.predict_proba(model.predict(rows, calibrated=False)[:, None])[:, 1]
+
+    def raw_of(model: CLCNet) -> Scorer:
+        return lambda rows: model.predict(rows, calibrated=False)
+
+    scorers = {"none": [raw_of(model) for model in models]}
+    scorers["logistic on the raw score"] = [platt(model, split) for model, split in zip(models, splits, strict=True)]
+    if all(model.calibration for model in models):
+        scorers["ours"] = [model.predict for model in models]
+        without = [dataclasses.replace(model.calibration, network=0.0) for model in models if model.calibration]
+        scorers["ours without the network"] = [
+            lambda rows, calibration=calibration: calibration.apply(
+                torch.zeros(len(rows)), torch.from_numpy(rows)
+            ).numpy()
+            for calibration in without
+        ]
+    return scorers
+
+
+def mlp_scorers(data: dict[str, Any], splits: list[Split], seed: int) -> list[Scorer]:
+    """A plain MLP with two hidden layers on the sorted vector itself."""
+    probs, correct, _ = data[NAMES[0]]
+    scorers = []
+    for split in splits:
+        rows = np.concatenate([split.train, split.validation])
+        network = MLPClassifier((64, 64), batch_size=256, max_iter=40, early_stopping=True, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            network.fit(probs[rows], correct[rows])
+        scorers.append(lambda rows, network=network: network.predict_proba(rows)[:, 1])
+    return scorers
+
+
+def run_seed(data: dict[str, Any], seed: int) -> dict[str, list[float]]:
+    """All variants with one seed: figures by name."""
+    probs, correct, folds = data[NAMES[0]]
+    splits = fold_splits(folds, np.arange(len(folds)), seed)
+    rows = {"two-layer MLP on the sorted vector": figures(data, pooled(data, mlp_scorers(data, splits, seed)))}
+    for recipe, masked in (("default", False), ("default", True), ("released", False), ("released", True)):
+        RECIPES["ablation"] = dataclasses.replace(RECIPES[recipe], masked=masked, calibrated=True)
+        epochs = 200 if recipe == "default" else 30
+        models = train_many(probs, correct, splits, Settings(seed=seed, recipe="ablation", max_epochs=epochs))
+        masks = "mask * h" if masked else "masks as released"
+        for calibration, scorers in clcnet_scorers(models, data, splits).items():
+            if calibration == "ours without the network" and (recipe, masked) != ("default", False):
+                continue
+            name = f"{recipe} recipe, {masks}, calibration: {calibration}"
+            rows[name] = figures(data, pooled(data, scorers))
+    return rows
+
+
+def to_markdown(table: dict[str, list[list[float]]]) -> str:
+    """Mean and half the range over the seeds."""
+    lines = ["| confidence | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, runs in table.items():
+        values = np.array(runs)
+        cells = []
+        for column, title in zip(values.T, COLUMNS, strict=True):
+            digits = 2 if title == "cascade area" else 4
+            half = (column.max() - column.min()) / 2
+            spread = f" ± {half:.{digits}f}" if len(runs) > 1 else ""
+            cells.append("-" if np.isnan(column).any() else f"{column.mean():.{digits}f}{spread}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    data = load()
+    table: dict[str, list[list[float]]] = {}
+    for name, confidence in SIMPLE_CONFIDENCES.items():
+        table[name] = [figures(data, {key: confidence(probs) for key, (probs, _, _) in data.items()})]
+    for seed in args.seeds:
+        for name, values in run_seed(data, seed).items():
+            table.setdefault(name, []).append(values)
+        RESULTS.mkdir(exist_ok=True)
+        content = {"seeds": args.seeds, "columns": COLUMNS, "rows": table}
+        (RESULTS / "ablation.json").write_text(json.dumps(content, indent=1) + "\n")
+        (RESULTS / "ablation.md").write_text(to_markdown(table), encoding="utf-8")
+        print(to_markdown(table), flush=True)
+    print(f"results in {RESULTS / 'ablation.md'}")
+    return {"rows": table}
+
+
+def get_args_parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44], metavar="N", help="one run for each")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, get_args_parser())

@@ -1,0 +1,126 @@
+"""How fast are scoring and training, against the bare matrix product and the literal O(n^2) network?
+
+    python -m benchmarks.bench_network        # about one minute on two idle cores
+
+All times come from one run with two threads, best of several turns, since what else runs can only slow a turn down; the
+ratios are what counts. Needs about 5 GB of free memory: the literal network holds the (1024, 1000, 1000) attention that
+the released one holds. Results: benchmarks/results/network.json.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from clcnet import cli
+from clcnet.model import Calibration, CLCNet, _to_released_state
+from clcnet.training import Settings, Split, _Run
+
+sys.path.insert(0, str(cli.ROOT / "tests"))
+from literal_clcnet import LiteralCLCNet  # noqa: E402
+
+RESULTS = cli.ROOT / "benchmarks" / "results" / "network.json"
+NUM_ROWS, NUM_CLASSES, LITERAL_ROWS = 50_000, 1000, 1024
+
+
+def best_time(action: Callable[[], object], turns: int) -> float:
+    """Seconds of the quickest turn, after one to warm up."""
+    action()
+    times = []
+    for _ in range(turns):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def made_rows(num_rows: int) -> np.ndarray:
+    """Sorted softmax outputs, (num_rows, NUM_CLASSES) float32, made in place."""
+    generator = np.random.default_rng(0)
+    rows = generator.standard_normal((num_rows, NUM_CLASSES), dtype=np.float32)
+    rows *= 2
+    rows[:, 0] += generator.exponential(6, num_rows)
+    np.exp(rows, out=rows)
+    rows /= rows.sum(axis=1, keepdims=True)
+    rows *= -1
+    rows.sort(axis=1)
+    rows *= -1
+    return rows
+
+
+def measure_scoring(turns: int) -> dict[str, float]:
+    """Scoring all rows, with and without calibration, the bare product, and the literal network."""
+    rows = made_rows(NUM_ROWS)
+    model = CLCNet(NUM_CLASSES).eval()
+    matrix, tensor = torch.randn(NUM_CLASSES, 100), torch.from_numpy(rows)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model.predict(rows)
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    product = best_time(lambda: tensor @ matrix, turns)
+    raw = best_time(lambda: model.predict(rows), turns)
+    model.calibration = Calibration(0.0, (1.0, 0.1, 0.1, 0.1), 0.5)
+    calibrated = best_time(lambda: model.predict(rows), turns)
+    literal_network = LiteralCLCNet(_to_released_state(model))
+    with torch.inference_mode():
+        start = time.perf_counter()
+        literal_network(tensor[:LITERAL_ROWS])
+        literal = time.perf_counter() - start
+    return {
+        "product_seconds": product,
+        "raw_seconds": raw,
+        "calibrated_seconds": calibrated,
+        "raw_over_product": raw / product,
+        "calibrated_over_product": calibrated / product,
+        "extra_memory_mb": memory,
+        "literal_rows_a_second": LITERAL_ROWS / literal,
+        "rows_a_second": NUM_ROWS / raw,
+        "times_literal": (NUM_ROWS / raw) / (LITERAL_ROWS / literal),
+    }
+
+
+def measure_training(num_networks: int, turns: int) -> float:
+    """Seconds an epoch of 32,000 rows a network, batch 256, n = 1000, evaluation apart."""
+    rows = made_rows(4000)
+    correct = np.random.default_rng(1).random(len(rows)) < rows[:, 0]
+    split = Split(np.arange(3200), np.arange(3200, 4000), np.arange(0))
+    run = _Run(rows, correct, [split] * num_networks, Settings(), torch.device("cpu"))
+    return best_time(run.train_epoch, turns) * 32_000 / (run.steps_per_epoch * 256)
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    torch.set_num_threads(2)
+    results: dict[str, Any] = {"machine": f"{platform.machine()}, 2 threads, torch {torch.__version__}"}
+    results["scoring"] = measure_scoring(args.turns)
+    one, five = measure_training(1, args.turns), measure_training(5, args.turns)
+    results["training"] = {"epoch_seconds": one, "epoch_seconds_of_five": five, "five_over_one": five / one}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    scoring = results["scoring"]
+    print(
+        f"scoring {NUM_ROWS} x {NUM_CLASSES}: {scoring['raw_seconds']:.2f} s, "
+        f"{scoring['raw_over_product']:.2f} times the bare product "
+        f"({scoring['calibrated_over_product']:.2f} with calibration), {scoring['extra_memory_mb']:.0f} MB beside the "
+        f"input, {scoring['times_literal']:.0f} times as many rows a second as the literal network"
+    )
+    print(f"training 32,000 x {NUM_CLASSES}: {one:.2f} s an epoch, {five:.2f} s for five networks at once")
+    print(f"results in {RESULTS}")
+    return results
+
+
+def get_args_parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--turns", type=cli.positive_int, default=5, metavar="N", help="turns, of which the best counts"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, get_args_parser())

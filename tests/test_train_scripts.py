@@ -1,0 +1,214 @@
+"""The two training scripts as a user calls them: what they write, what they print, what they refuse."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_training import made_table
+
+import train_custom_data
+import train_imagenet_5fold_cv
+from clcnet import metrics
+from clcnet.model import CLCNet, find_fold_weights
+from clcnet.table import Table, write_table
+
+QUICK = ["--max-epochs", "2", "--batch-size", "32", "--virtual-batch-size", "16", "--device", "cpu"]
+
+
+def call(script: Any, *words: str | Path) -> dict[str, Any]:
+    return script.main(script.get_args_parser().parse_args([str(word) for word in words]))
+
+
+@pytest.fixture
+def fold_input(image_folder, tmp_path) -> tuple[Path, Path, Table]:
+    """An image folder in five parts and a table of its images."""
+    folder = image_folder(images_per_class=50, five_parts=True, size=4)
+    names = [f"{name}_{index:04d}.png" for name in ("ant", "bee", "cat") for index in range(50)]
+    probs, correct = made_table(150, num_classes=3)
+    table = Table(names, probs, correct, np.zeros(150, dtype=np.int64))
+    write_table(table, tmp_path / "table.csv")
+    return folder, tmp_path / "table.csv", table
+
+
+def custom_input(path: Path, num_rows: int, accuracy_shift: int = 0) -> Path:
+    probs, correct = made_table(num_rows, num_classes=4, seed=accuracy_shift)
+    correct[:: accuracy_shift + 10] |= True
+    names = [f"{index}.png" for index in range(num_rows)]
+    write_table(Table(names, probs, correct, np.zeros(num_rows, dtype=np.int64)), path)
+    return path
+
+
+def train_folds(fold_input: tuple[Path, Path, Table], weights: Path, *more: str | Path) -> dict[str, Any]:
+    folder, table, _ = fold_input
+    words = ("--imagenet-split", folder, "--cls-output", table, "--weight-save", weights, *QUICK, *more)
+    return call(train_imagenet_5fold_cv, *words)
+
+
+def test_five_weights_and_the_split_are_written_and_know_their_folds(fold_input, tmp_path, capsys):
+    result = train_folds(fold_input, tmp_path / "weights")
+    table = fold_input[2]
+    paths = find_fold_weights(tmp_path / "weights")
+    assert paths == result["weights"]
+    folds = np.array([int(name[4:8]) % 5 for name in table.names])  # as image_folder deals them out
+    scores = np.empty(len(table), dtype=np.float32)
+    for fold, path in enumerate(paths):
+        model = CLCNet.load(path)
+        assert model.metadata["fold"] == fold + 1
+        assert model.metadata["training_folds"] == [other for other in range(1, 6) if other != fold + 1]
+        assert model.metadata["training_arguments"]["seed"] == 42
+        scores[folds == fold] = model.predict(table.sorted_probs[folds == fold])
+        own = metrics.auroc(scores[folds == fold], table.correct[folds == fold])
+        assert model.metadata["test"]["auroc"] == pytest.approx(own)
+    np.testing.assert_array_equal(scores, result["scores"])
+    assert result["figures"]["all folds"]["auroc"] == pytest.approx(metrics.auroc(scores, table.correct))
+    printed = capsys.readouterr().out
+    assert f"AUROC {metrics.auroc(scores, table.correct):.4f} over all folds" in printed
+    assert all(word in printed for word in ("fold 5", "max softmax", "entropy", "calibration error", "device: cpu"))
+
+    with open(result["split"], newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == table.names
+    assert [int(row["fold"]) - 1 for row in rows] == list(folds)
+    for row in rows:
+        assert row["fold"] not in row["validates"].split()
+
+
+def test_the_same_command_gives_the_same_files_and_another_seed_others(fold_input, tmp_path):
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        train_folds(fold_input, tmp_path / name, "--seed", seed)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir() if not path.name.startswith("."))
+    assert len(names) == 6
+    for name in names:
+        same, other = ((tmp_path / folder / name).read_bytes() for folder in "bc")
+        assert (tmp_path / "a" / name).read_bytes() == same != other
+
+
+def test_test_images_of_a_fold_change_nothing_in_its_weights(fold_input, tmp_path):
+    folder, path, table = fold_input
+    train_folds(fold_input, tmp_path / "before")
+    held_out = np.array([int(name[4:8]) % 5 == 2 for name in table.names])  # split_part_3
+    changed = Table(table.names, table.sorted_probs.copy(), table.correct ^ held_out, table.source)
+    changed.sorted_probs[held_out] = changed.sorted_probs[held_out][::-1]
+    write_table(changed, path)
+    train_folds(fold_input, tmp_path / "after")
+    rows = table.sorted_probs
+    same = []
+    for fold in range(1, 6):
+        name = f"CLCNet_imagenet_split_{fold}.zip"
+        before, after = (CLCNet.load(tmp_path / when / name) for when in ("before", "after"))
+        same.append(np.array_equal(before.predict(rows), after.predict(rows)))
+        if fold == 3:
+            assert before.calibration == after.calibration
+            assert before.metadata["validation"] == after.metadata["validation"]
+    assert same == [False, False, True, False, False]
+
+
+def test_the_log_has_a_line_for_every_epoch_and_network(fold_input, tmp_path):
+    train_folds(fold_input, tmp_path / "weights", "--log", tmp_path / "log.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["network"]) for line in lines] == [(e, k) for e in (1, 2) for k in range(1, 6)]
+    assert all(0 < line["mse"] < 2 and line["loss"] > 0 for line in lines)
+    assert all(line["auroc"] is None or 0 <= line["auroc"] <= 1 for line in lines)  # null where a label is missing
+
+
+def test_a_progress_bar_shows_loss_mse_and_auroc(fold_input, tmp_path, capsys):
+    train_folds(fold_input, tmp_path / "weights")
+    shown = capsys.readouterr().err
+    assert "loss" in shown and "validation MSE" in shown and "AUROC" in shown
+
+
+def test_the_released_recipe_has_no_calibration(fold_input, tmp_path):
+    train_folds(fold_input, tmp_path / "weights", "--recipe", "released")
+    assert CLCNet.load(tmp_path / "weights" / "CLCNet_imagenet_split_1.zip").calibration is None
+
+
+def test_released_weights_in_the_folder_are_not_left_beside_new_ones(fold_input, tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "CLCNet_imagenet_split_2(MSE_0.1).zip").touch()
+    with pytest.raises(ValueError, match="split_2"):
+        train_folds(fold_input, tmp_path / "weights")
+
+
+def test_one_class_of_labels_is_refused_and_nothing_is_written(fold_input, tmp_path):
+    _, path, table = fold_input
+    write_table(Table(table.names, table.sorted_probs, np.ones(150, dtype=bool), table.source), path)
+    with pytest.raises(ValueError, match="label 1"):
+        train_folds(fold_input, tmp_path / "weights")
+    assert not list((tmp_path / "weights").glob("*.zip"))
+
+
+def test_a_table_of_other_images_is_refused(fold_input, tmp_path):
+    folder, path, table = fold_input
+    write_table(Table(["dog.png", *table.names[1:]], table.sorted_probs, table.correct, table.source), path)
+    with pytest.raises(ValueError, match="row 1 names 'dog.png'"):
+        train_folds(fold_input, tmp_path / "weights")
+
+
+# ------------------------------------------------------------------------------------------------------- custom data
+
+
+def test_custom_training_writes_one_weight_its_split_and_a_verdict(tmp_path, capsys):
+    table = custom_input(tmp_path / "table.csv", 200)
+    result = call(train_custom_data, "--cls-output", table, "--weight-save", tmp_path / "weights", *QUICK)
+    with open(tmp_path / "weights" / "CLCNet_custom_data_split.csv", newline="") as file:
+        parts = [row["part"] for row in csv.DictReader(file)]
+    assert {part: parts.count(part) for part in set(parts)} == {"train": 160, "validation": 20, "test": 20}
+    model = CLCNet.load(tmp_path / "weights" / "CLCNet_custom_data.zip")
+    held_out = np.array([part == "test" for part in parts])
+    probs, correct = made_table(200, num_classes=4)
+    correct[::10] |= True
+    auroc = metrics.auroc(model.predict(probs[held_out]), correct[held_out])
+    assert result["figures"]["CLCNet"]["auroc"] == pytest.approx(auroc)
+    gain = auroc - metrics.auroc(probs[held_out, 0], correct[held_out])
+    verdict = f"{'beats' if gain > 0 else 'does not beat'} max softmax ({gain:+.4f} AUROC)"
+    printed = capsys.readouterr().out
+    assert f"on the 20 held-out rows CLCNet {verdict}" in printed
+    assert result["threshold"] is None
+
+
+def test_two_tables_give_a_threshold_for_the_deep_models_accuracy(tmp_path, capsys):
+    tables = [custom_input(tmp_path / "shallow.csv", 300), custom_input(tmp_path / "deep.csv", 300, 1)]
+    call(train_custom_data, "--cls-output", *tables, "--weight-save", tmp_path / "weights", *QUICK)
+    printed = capsys.readouterr().out
+    assert "suggested threshold" in printed or "use the deep model alone" in printed
+    assert "30 held-out images" in printed or "deep model alone" in printed
+
+
+def test_suggested_threshold_by_hand():
+    # images a, b, c: the shallow model is wrong on a alone and least sure there, the deep one is right everywhere
+    names, source = ["a", "b", "c"] * 2, np.repeat([0, 1], 3)
+    table = Table(names, np.full((6, 2), 0.5, dtype=np.float32), np.array([0, 1, 1, 1, 1, 1], dtype=bool), source)
+    confidence = np.array([0.2, 0.6, 0.9, 0.7, 0.5, 0.5], dtype=np.float32)
+    threshold = train_custom_data.suggest_threshold(table, confidence)
+    assert threshold is not None and 0.2 < threshold <= np.float32(0.6)  # defers a, and no more
+
+
+def test_tables_without_a_common_image_suggest_nothing(capsys):
+    table = Table(["a", "b"], np.full((2, 2), 0.5, np.float32), np.array([True, False]), np.array([0, 1]))
+    assert train_custom_data.suggest_threshold(table, np.array([0.5, 0.5], np.float32)) is None
+    assert "no threshold suggested" in capsys.readouterr().out
+
+
+def test_tables_of_different_classes_and_tiny_tables_are_refused(tmp_path):
+    first = custom_input(tmp_path / "four.csv", 40)
+    probs, correct = made_table(40, num_classes=5)
+    write_table(
+        Table([f"{i}.png" for i in range(40)], probs, correct, np.zeros(40, dtype=np.int64)), tmp_path / "5.csv"
+    )
+    with pytest.raises(ValueError, match="5 classes .* has 4"):
+        call(train_custom_data, "--cls-output", first, tmp_path / "5.csv", "--weight-save", tmp_path / "w", *QUICK)
+    tiny = custom_input(tmp_path / "tiny.csv", 3)
+    with pytest.raises(ValueError, match="3 images cannot be cut"):
+        call(train_custom_data, "--cls-output", tiny, "--weight-save", tmp_path / "w", *QUICK)
+    assert not list((tmp_path / "w").glob("*.zip"))
+
+
+@pytest.mark.parametrize("script", [train_custom_data, train_imagenet_5fold_cv])
+def test_defaults_are_the_released_ones(script):
+    args = script.get_args_parser().parse_args([])
+    assert (args.max_epochs, args.batch_size, args.virtual_batch_size, args.patience) == (200, 256, 128, 50)
+    assert (args.seed, args.recipe, args.weight_save.name) == (42, "default", "weights")
+    assert [path.name for path in args.cls_output] == ["effb4_output_ds_for_CLCNet.csv"]
