@@ -432,8 +432,9 @@ def loaded_batches(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     while True:
         try:
             batch = next(batches, None)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # without the DataLoader's words where the process died while it handed a batch over
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise ChildProcessError(
                 "a process that decodes images died, perhaps for want of memory; try again with fewer --workers"

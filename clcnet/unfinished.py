@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from clcnet.files import atomic_path
+from clcnet.files import atomic_path, naming_full_disks
 from clcnet.streaming import Outcome, Task
 
 WRONG, RIGHT, LEFT_OUT = 0, 1, 2
@@ -221,7 +221,8 @@ class UnfinishedAnswers(UnfinishedRun):
             "confidence": outcome.confidence.tolist(),  # as float64, which JSON reads back as the same float32
             "unreadable": outcome.unreadable,
         }
-        with open(self._outcomes_file, "ab") as file:
+        full = naming_full_disks(self._outcomes_file, advice="make room and go on with --resume")
+        with full, open(self._outcomes_file, "ab") as file:
             file.write(json.dumps(fields).encode() + b"\n")
 
 

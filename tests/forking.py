@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["generate_data_for_CLCNet"])
+CONTEXT.set_forkserver_preload(["generate_data_for_CLCNet", "eval_imagenet_5fold_cv"])
 
 
 def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
@@ -60,3 +60,16 @@ def exchange(folder: Path) -> None:
         told = distributed.broadcast(f"from {distributed.rank()}")
         result = [distributed.world_size(), distributed.is_main(), gathered, told]
         (folder / str(distributed.rank())).write_text(repr(result))
+
+
+def run_script(script: str, words: list[str]) -> None:
+    """Run one of the five scripts from its command line to its exit code, silently."""
+    import importlib
+    import sys
+
+    from clcnet import cli
+
+    sys.stdout = sys.stderr = open(os.devnull, "w")
+    sys.argv = [f"{script}.py", *words]
+    module = importlib.import_module(script)
+    cli.run(module.main, module.get_args_parser())

@@ -1,0 +1,307 @@
+"""Full disks, folders that cannot be written to, signals, dying helpers, two runs at once: for each of the scripts."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import scripts
+from scripts import (
+    EVALUATE_CUSTOM,
+    EVALUATE_FOLDS,
+    GENERATE,
+    SCRIPTS,
+    TRAIN_CUSTOM,
+    TRAIN_FOLDS,
+    Workshop,
+    contents,
+    refusal,
+)
+
+from clcnet import classifiers
+from clcnet.classifiers import ImageDataset
+from clcnet.files import atomic_paths, check_output, output_lock
+from clcnet.streaming import Outcome
+from clcnet.unfinished import UnfinishedAnswers
+from clcnet.unfinished import UnfinishedAnswers, UnfinishedTable
+
+resource = pytest.importorskip("resource", reason="limits of a process are Unix's")
+ON_IMAGES = (GENERATE, EVALUATE_FOLDS, EVALUATE_CUSTOM)
+RESUMABLE = (GENERATE, EVALUATE_CUSTOM)
+OLD = b"from before"
+
+
+def lay_old(workshop: Workshop, script: str, folder: Path) -> dict[str, bytes]:
+    for path in workshop.outputs(script, folder):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(OLD)
+    return contents(folder)
+
+
+def outputs_in(before: dict[str, bytes], folder: Path) -> dict[str, bytes]:
+    after = contents(folder)
+    return {name: after[name] for name in before}
+
+
+@contextlib.contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """As `ulimit -f`: files cannot grow beyond this."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100, 900])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_disk_that_fills_up_is_said_with_the_files_name_and_no_output_is_touched(
+    workshop: Workshop, tmp_path: Path, script: str, num_bytes: int
+) -> None:
+    before = lay_old(workshop, script, tmp_path)
+    with largest_file(num_bytes):
+        line = refusal(scripts.run(script, *workshop.command(script, tmp_path)))
+    assert str(tmp_path) in line and "File too large" in line
+    assert outputs_in(before, tmp_path) == before
+    assert not [name for name in contents(tmp_path) if ".partial." in name], "litter"
+
+
+@pytest.mark.parametrize("script", RESUMABLE)
+def test_after_a_full_disk_the_run_goes_on_where_it_was(workshop: Workshop, tmp_path: Path, script: str) -> None:
+    words = workshop.command(script, tmp_path / "hurt")
+    with largest_file(600):
+        refusal(scripts.run(script, *words))
+    finished = scripts.run(script, *words, "--resume")
+    assert finished.code == 0 and "resuming after" in finished.out
+    assert scripts.run(script, *workshop.command(script, tmp_path / "whole")).code == 0
+    assert contents(tmp_path / "hurt") == contents(tmp_path / "whole")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a file system of its own, with the options given."""
+    folder = tmp_path / "disk"
+    mounted = []
+
+    def mount(options: str) -> Path:
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+        try:
+            if subprocess.run(command, capture_output=True).returncode:
+                pytest.skip("no file system can be mounted here")
+        except FileNotFoundError:
+            pytest.skip("there is no mount command")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_small_disk_that_is_really_full_is_one_line(
+    workshop: Workshop, small_disk: Callable[[str], Path], script: str
+) -> None:
+    disk = small_disk("size=40k")
+    with contextlib.suppress(OSError), open(disk / "filling", "wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    line = refusal(scripts.run(script, *workshop.command(script, disk)))
+    assert str(disk) in line and "No space left on device" in line
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_disk_that_is_read_only_is_refused_before_any_work(
+    workshop: Workshop, small_disk: Callable[[str], Path], script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk("ro,size=40k")
+    monkeypatch.setattr(ImageDataset, "read", lambda *_: pytest.fail("an image was read"))
+    line = refusal(scripts.run(script, *workshop.command(script, disk)))
+    assert f"{disk} is not writable; choose another output" in line
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_folder_without_permission_is_refused(workshop: Workshop, tmp_path: Path, script: str) -> None:
+    (tmp_path / "out").mkdir(mode=0o500)
+    line = refusal(scripts.run(script, *workshop.command(script, tmp_path / "out")))
+    assert "is not writable; choose another output" in line
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_output_that_is_a_folder_is_refused_before_any_work(
+    workshop: Workshop, tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for output in workshop.outputs(script, tmp_path):
+        output.mkdir(parents=True)
+        (output / "kept").write_bytes(OLD)
+        monkeypatch.setattr(ImageDataset, "read", lambda *_: pytest.fail("an image was read"))
+        assert f"output {output} is a folder" in refusal(scripts.run(script, *workshop.command(script, tmp_path)))
+        assert (output / "kept").read_bytes() == OLD
+        (output / "kept").unlink()
+        output.rmdir()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_output_below_a_file_is_refused(workshop: Workshop, tmp_path: Path, script: str) -> None:
+    (tmp_path / "file").write_bytes(OLD)
+    line = refusal(scripts.run(script, *workshop.command(script, tmp_path / "file")))
+    assert f"{tmp_path / 'file'} is a file, not a folder" in line
+    assert (tmp_path / "file").read_bytes() == OLD
+
+
+def test_a_name_that_leaves_no_room_for_its_companions_is_refused(tmp_path: Path) -> None:
+    check_output(tmp_path / f"{'n' * 200}.csv")
+    with pytest.raises(OSError, match="name too long"):
+        check_output(tmp_path / f"{'é' * 120}.csv")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_of_two_runs_with_one_output_the_second_is_refused(workshop: Workshop, tmp_path: Path, script: str) -> None:
+    before = lay_old(workshop, script, tmp_path)
+    lock_on = tmp_path / {TRAIN_FOLDS: "CLCNet_imagenet_split.csv"}.get(script, next(iter(before)))
+    if script == TRAIN_CUSTOM:
+        lock_on = tmp_path / "CLCNet_custom_data.zip"
+    if script == EVALUATE_FOLDS:
+        lock_on = tmp_path / "performance-result.csv"
+    with output_lock(lock_on):
+        line = refusal(scripts.run(script, *workshop.command(script, tmp_path)))
+    assert f"another run is writing {lock_on}; wait for it or choose another output" in line
+    assert outputs_in(before, tmp_path) == before
+    assert scripts.run(script, *workshop.command(script, tmp_path)).code == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_signal_ends_the_work_with_one_line_and_130(
+    workshop: Workshop, tmp_path: Path, script: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = lay_old(workshop, script, tmp_path)
+    place = "clcnet.classifiers.ImageDataset.read" if script in ON_IMAGES else "clcnet.training.metrics.brier"
+    module, _, name = place.rpartition(".")
+    original = getattr(ImageDataset if script in ON_IMAGES else __import__("clcnet.metrics").metrics, name)
+    calls = iter(range(10_000))
+
+    def send_then_go_on(*arguments: object) -> object:
+        if next(calls) == (20 if script in ON_IMAGES else 1):
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, send_then_go_on)
+        finished = scripts.run(script, *workshop.command(script, tmp_path))
+    assert finished.code == 130, finished
+    assert finished.last_error.startswith("interrupted: ") and "Traceback" not in finished.err
+    assert ("go on with --resume" in finished.last_error) == (script in RESUMABLE)
+    assert outputs_in(before, tmp_path) == before
+    again = ["--resume"] if script in RESUMABLE else []
+    assert scripts.run(script, *workshop.command(script, tmp_path), *again).code == 0
+
+
+@pytest.mark.parametrize("script", ON_IMAGES)
+def test_decoding_processes_that_die_end_the_run_with_advice(
+    workshop: Workshop, tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = lay_old(workshop, script, tmp_path)
+    here, read = os.getpid(), ImageDataset.read
+
+    def die(self: ImageDataset, position: int) -> object:
+        if os.getpid() != here and self.path(position).endswith("bee_0010.png"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, position)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(classifiers.ImageDataset, "read", die)
+        line = refusal(scripts.run(script, *workshop.command(script, tmp_path), "--workers", 1))
+    assert "a process that decodes images died" in line and "--workers" in line
+    assert outputs_in(before, tmp_path) == before
+    again = ["--resume"] if script in RESUMABLE else []
+    assert scripts.run(script, *workshop.command(script, tmp_path), *again).code == 0
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_machine_without_enough_memory_is_one_line(
+    workshop: Workshop, tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    place = "clcnet.classifiers.Classifier.probabilities" if script in ON_IMAGES else "clcnet.training._Run.train_epoch"
+    monkeypatch.setattr(place, run_out)
+    line = refusal(scripts.run(script, *workshop.command(script, tmp_path)))
+    assert "memory" in line
+
+
+@pytest.mark.parametrize("script", RESUMABLE)
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--batch-size", 9], "batch size"),
+        (["--img-size", 40], "weights and preprocessing"),
+        (["--amp"], "precision"),
+        (["--channels-last"], "channels last"),
+    ],
+)
+def test_resume_with_other_arguments_is_refused_by_name_and_loses_nothing(
+    workshop: Workshop, tmp_path: Path, script: str, flags: list[object], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = UnfinishedTable if script == GENERATE else UnfinishedAnswers
+    append, count = kind.append, iter(range(1000))
+
+    def stop(self: object, *arguments: object) -> None:
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        append(self, *arguments)  # type: ignore[arg-type]
+
+    words = workshop.command(script, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "append", stop)
+        assert scripts.run(script, *words).code == 130
+    before = contents(tmp_path)
+    line = refusal(scripts.run(script, *words, "--resume", *flags))
+    assert f"had {named} " in line and "give the same arguments, or leave out --resume" in line
+    assert contents(tmp_path) == before
+    finished = scripts.run(script, *words, "--resume")
+    assert finished.code == 0 and "resuming after" in finished.out
+
+
+@pytest.mark.parametrize(("flags", "named"), [(["--batch-size", 9], "batch size"), (["--threshold", 0.1], "threshold")])
+def test_a_cascade_resumed_with_other_arguments_is_refused_by_name_and_loses_nothing(
+    workshop: Workshop, tmp_path: Path, flags: list[object], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, count = UnfinishedAnswers.append, iter(range(1000))
+
+    def stop(self: UnfinishedAnswers, outcome: Outcome) -> None:
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        append(self, outcome)
+
+    words = workshop.command(EVALUATE_CUSTOM, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(UnfinishedAnswers, "append", stop)
+        assert scripts.run(EVALUATE_CUSTOM, *words).code == 130
+    before = contents(tmp_path)
+    line = refusal(scripts.run(EVALUATE_CUSTOM, *words, "--resume", *flags))
+    assert f"had {named} " in line and "give the same arguments, or leave out --resume" in line
+    assert contents(tmp_path) == before
+
+
+def test_files_that_belong_together_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:
+    paths = [tmp_path / "1.zip", tmp_path / "2.zip"]
+    for path in paths:
+        path.write_bytes(OLD)
+    with pytest.raises(RuntimeError), atomic_paths(paths) as (first, _):
+        first.write_bytes(b"new")
+        raise RuntimeError
+    with pytest.raises(FileNotFoundError), atomic_paths(paths) as (first, _):
+        first.write_bytes(b"new")  # and the second is forgotten
+    assert contents(tmp_path) == {"1.zip": OLD, "2.zip": OLD}
+    with atomic_paths(paths) as temporaries:
+        for temporary in temporaries:
+            temporary.write_bytes(b"new")
+    assert contents(tmp_path) == {"1.zip": b"new", "2.zip": b"new"}
