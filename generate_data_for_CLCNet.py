@@ -35,7 +35,8 @@ from clcnet.runs import errors_file, partial_folder
 
 def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
-    add = parser.add_argument
+    group = parser.add_argument_group("images, model and output")
+    add = group.add_argument
     add("--data-path", type=Path, default=cli.IMAGENET_SPLITS, metavar="FOLDER", help="the images")
     add("--labels", type=Path, metavar="FILE", help="for a flat folder: CSV file,label; or ILSVRC2012's ground truth")
     add("--class-map", type=Path, metavar="FILE", help="class folders in the model's order, one a line, as in timm")

@@ -40,7 +40,7 @@ from clcnet.training_cli import (
 
 def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument(
+    parser.add_argument_group("images").add_argument(
         "--imagenet-split", type=Path, default=cli.IMAGENET_SPLITS, metavar="FOLDER", help="images, cut in five parts"
     )
     add_training_arguments(parser)

@@ -22,7 +22,8 @@ EXIT_UNREADABLE_IMAGES = 3
 EXIT_INTERRUPTED = 130
 
 _INTERRUPTED = "no file is half-written; give the same command to start again"
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # torch has no type of its own for it
+# RuntimeErrors that are not ours: torch has no types of its own for them, and raises the last one anywhere, by a signal
+_OF_THE_MACHINE = ("can't allocate memory", "not enough memory", "out of memory", "DataLoader worker")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -30,13 +31,19 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        quiet = action.default in (None, False, argparse.SUPPRESS, []) or "default" in text
-        if quiet or not action.option_strings:
+        if action.default == argparse.SUPPRESS or "default" in text or not action.option_strings:
             return text
-        default = action.default
-        if isinstance(default, Path) and default.is_relative_to(ROOT):
-            default = default.relative_to(ROOT)
-        return f"{text} (default: {default})".replace("%", "%%") if "%(" not in text else text
+        if action.required:
+            return f"{text} (required)"
+        return f"{text} (default: {_in_words(action.default)})".replace("%", "%%") if "%(" not in text else text
+
+
+def _in_words(default: object) -> object:
+    if default is None or default == []:
+        return "none"
+    if default is False:
+        return "off"
+    return default.relative_to(ROOT) if isinstance(default, Path) and default.is_relative_to(ROOT) else default
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -160,20 +167,29 @@ def add_seed_argument(parser: Any) -> None:
 
 def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that override a model's own preprocessing, named as in timm."""
-    group = parser.add_argument_group("preprocessing (default: the model's own, from timm)")
-    group.add_argument("--img-size", type=image_size, metavar="PIXELS", help="side of the square that the model sees")
+    group = parser.add_argument_group("preprocessing")
     group.add_argument(
-        "--crop-pct", type=crop_share, metavar="SHARE", help="share of the resized image that is kept, 0.05 to 1"
+        "--img-size",
+        type=image_size,
+        metavar="PIXELS",
+        help="side of the square that the model sees (default: the model's)",
+    )
+    group.add_argument(
+        "--crop-pct",
+        type=crop_share,
+        metavar="SHARE",
+        help="share of the resized image that is kept, 0.05 to 1 (default: the model's)",
     )
     group.add_argument(
         "--crop-mode",
         choices=("center", "border", "squash"),
-        help="how to make it square; squash resizes both sides without regard to their ratio, as the paper's code did",
+        help="how to make it square; squash resizes both sides without regard to their ratio, as the paper's code did "
+        "(default: the model's)",
     )
     group.add_argument(
         "--interpolation",
         choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
-        help="resampling filter",
+        help="resampling filter (default: the model's)",
     )
 
 
@@ -214,8 +230,8 @@ def _on_interrupt(handler: Callable[..., Any]) -> None:
 
 
 def _is_the_users_to_mend(error: Exception) -> bool:
-    no_memory = any(phrase in str(error) for phrase in _OUT_OF_MEMORY)
-    return isinstance(error, ValueError | OSError | MemoryError) or (isinstance(error, RuntimeError) and no_memory)
+    of_the_machine = isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _OF_THE_MACHINE)
+    return of_the_machine or isinstance(error, ValueError | OSError | MemoryError)
 
 
 def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) -> NoReturn:

@@ -1,0 +1,46 @@
+"""`--help` of every script: an example that the parser takes, flags in groups, each with its default."""
+
+import argparse
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+
+
+def parser_of(script: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = importlib.import_module(script).get_args_parser()
+    return parser
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_example_is_a_command_that_the_script_takes(script: str) -> None:
+    text = parser_of(script).format_help().replace("\\\n", " ")
+    examples = re.findall(rf"^    python {script}\.py (.*)$", text, flags=re.MULTILINE)
+    assert examples
+    for example in examples:
+        parser_of(script).parse_args(shlex.split(example))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_is_in_a_group_and_says_its_default_or_that_it_is_required(script: str) -> None:
+    parser = parser_of(script)
+    formatter = parser._get_formatter()
+    for group in parser._action_groups:
+        for action in group._group_actions:
+            if isinstance(action, argparse._HelpAction):
+                continue
+            flag = action.option_strings[0]
+            assert group.title not in ("options", "positional arguments"), f"{flag} is in no group"
+            text = f"{group.title} {formatter._expand_help(action)}"
+            assert "default" in text or (action.required and "required" in text), f"{flag}: {text}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_fits_a_screen_of_120_columns(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert all(len(line) <= 120 for line in parser_of(script).format_help().splitlines())
