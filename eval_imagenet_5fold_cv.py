@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from clcnet import distributed, plots, report
 from clcnet.baselines import compare, confidences
-from clcnet.cascade import Curve, oracle, sweep
+from clcnet.cascade import Bools, Curve, Floats, oracle, sweep
 from clcnet.evaluation import Pair, flops_of, load_fold_networks, pair_from_tables
 from clcnet.files import check_output, output_lock
 from clcnet.images import ImageSet, list_images
@@ -203,6 +203,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if pair is None:  # not the main process
             return {}
         curve = sweep(pair.stages, grid if searching else [args.threshold])
+        recommendation = recommend(pair.stages, pair.folds, goal, args.seed) if searching else None
         report.write_csv(report.performance_frame(curve, pair.milliseconds), args.performance_result)
         outcome = {
             "performance_result": args.performance_result,
@@ -211,11 +212,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "num_unreadable": len(pair.unreadable),
             "curve": curve,
             "confidence": pair.stages[0].confidence,
+            "recommendation": recommendation,
         }
-        if searching:
+        if recommendation is not None:
             references = [reference for group in args.reference for reference in group]
-            outcome |= write_report(pair, goal, references, joined, folder, args.seed)
-            print(describe_recommendation(outcome["recommendation"], pair))
+            outcome |= write_report(pair, references, joined, folder, args.seed)
+            print(describe_recommendation(recommendation, pair))
         else:
             print(describe_threshold(curve, pair))
         if pair.unreadable:
@@ -280,14 +282,15 @@ def run_models(args: argparse.Namespace, images: ImageSet) -> Pair | None:
 
 
 def write_report(
-    pair: Pair, goal: Goal, references: list[Reference], joined: list[list[Row]], folder: Path, seed: int
+    pair: Pair, references: list[Reference], joined: list[list[Row]], folder: Path, seed: int
 ) -> dict[str, Any]:
     """Write tables and plots, print the tables, and return their figures."""
     assert pair.outputs is not None
     probs = [outputs.sorted_probs for outputs in pair.outputs]
     correct = [stage.correct for stage in pair.stages]
     names = [display_name(model) for model in pair.models]
-    rules = compare(pair.stages, probs, pair.folds, pair.average_correct())
+    average_correct = pair.average_correct()
+    rules = compare(pair.stages, probs, pair.folds, average_correct)
     scores = {"CLCNet": [stage.confidence for stage in pair.stages], **confidences(probs, correct, pair.folds)}
     comparison = report.comparison_frame(rules, pair.stages[-1], seed)
     figures = report.confidence_frame(names, scores, pair.stages)
@@ -300,26 +303,23 @@ def write_report(
     for name, (frame, text) in tables.items():
         report.write_csv(frame, folder / f"{name}.csv")
         report.write_text(text, folder / f"{name}.md")
-    shallow_scores = {name: by_model[0] for name, by_model in scores.items()}
-    probabilities = {name: shallow_scores[name] for name in ("CLCNet", "max softmax", "temperature-scaled softmax")}
-    for name, figure in {
-        "accuracy-FLOPs": plots.plot_accuracy_and_cost(rules, pair.stages, names, references, pair.milliseconds),
-        "risk-coverage": plots.plot_risk_coverage(shallow_scores, correct[0], names[0]),
-        "reliability": plots.plot_reliability(probabilities, correct[0], names[0]),
-        "confidence-histogram": plots.plot_histogram(shallow_scores["CLCNet"], correct[0], names[0]),
-    }.items():
-        plots.save(figure, folder, name)
+    cost = plots.plot_accuracy_and_cost(rules, pair.stages, names, references, pair.milliseconds)
+    plots.save(cost, folder, "accuracy-FLOPs")
+    draw_confidences({name: by_model[0] for name, by_model in scores.items()}, correct[0], names[0], folder)
     print(f"How well each confidence tells right from wrong:\n\n{tables['confidences'][1]}\n")
     print(f"Accuracy (%) when a share of the images goes on to {names[-1]}:\n\n{tables['comparison'][1]}\n")
-    if pair.average_correct() is None:
+    if average_correct is None:
         print("GEM, the average of both models, needs their outputs class by class, which tables do not hold.\n")
     print(f"Results, with 95% intervals:\n\n{tables['results-table'][1]}\n")
-    return {
-        "rules": rules,
-        "confidences": figures,
-        "rows": rows,
-        "recommendation": recommend(pair.stages, pair.folds, goal, seed),
-    }
+    return {"rules": rules, "confidences": figures, "rows": rows}
+
+
+def draw_confidences(scores: dict[str, Floats], correct: Bools, model: str, folder: Path) -> None:
+    """Draw how the confidences in the shallow model's answers tell right from wrong."""
+    probabilities = {name: scores[name] for name in ("CLCNet", "max softmax", "temperature-scaled softmax")}
+    plots.save(plots.plot_risk_coverage(scores, correct, model), folder, "risk-coverage")
+    plots.save(plots.plot_reliability(probabilities, correct, model), folder, "reliability")
+    plots.save(plots.plot_histogram(scores["CLCNet"], correct, model), folder, "confidence-histogram")
 
 
 def describe_threshold(curve: Curve, pair: Pair) -> str:

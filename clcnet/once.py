@@ -96,7 +96,7 @@ class CachedModel:
 
     def outputs(self, indices: NDArray[np.int64]) -> Outputs:
         """What the model said about images that it has seen."""
-        return Outputs.from_probs(np.array(self.cache.probs[indices]), self.targets[indices])
+        return Outputs.from_probs(np.asarray(self.cache.probs[indices]), self.targets[indices])
 
     def flops(self) -> float:
         """Multiply-adds in billions, counted once in the life of the cache."""
@@ -143,7 +143,9 @@ def pair_from_images(
         deferred = confidence < (np.inf if threshold is None else threshold)
         deep = None
         if deferred.any():
-            deep = stack.enter_context(_cached_model("deep model", load_model(1), images, options))
+            classifier, deep = load_model(1), shallow
+            if classifier.key != shallow.classifier.key:  # else an entry of the cache would be opened twice
+                deep = stack.enter_context(_cached_model("deep model", classifier, images, options))
             deep.classify(answered[deferred])
         if not distributed.is_main():
             return None
@@ -169,9 +171,7 @@ def _cached_model(label: str, classifier: Classifier, images: ImageSet, options:
         yield model
 
 
-def _judge(
-    shallow: CachedModel, networks: Sequence[CLCNet] | None
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _judge(shallow: CachedModel, networks: Sequence[CLCNet] | None) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The images that could be read, and how sure CLCNet is of the shallow answers: two (N,) arrays."""
     answered = np.flatnonzero(shallow.cache.done)
     if not len(answered):
@@ -185,9 +185,7 @@ def _judge(
     return answered, fold_confidence(networks, shallow.outputs(answered), shallow.images.folds[answered])
 
 
-def _shallow_alone(
-    shallow: CachedModel, answered: NDArray[np.int64], given_flops: Sequence[float | None]
-) -> Pair:
+def _shallow_alone(shallow: CachedModel, answered: NDArray[np.int64], given_flops: Sequence[float | None]) -> Pair:
     flops = given_flops[0] or shallow.flops()
     correct = shallow.outputs(answered).correct
     surest = np.full(len(answered), np.inf)

@@ -108,6 +108,8 @@ def cross_fit(
     stages: Sequence[Stage], folds: NDArray[np.int64], choose_threshold: Callable[[list[Stage]], float]
 ) -> Floats:
     """The threshold for each image, chosen on the images of the other folds alone: (N,)."""
+    if len(np.unique(folds)) < 2:
+        raise ValueError("all images lie in one fold; a threshold is chosen on some folds and scored on another")
     thresholds = np.empty(len(folds))
     for fold in np.unique(folds):
         inside = folds == fold

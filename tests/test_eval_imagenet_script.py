@@ -360,10 +360,20 @@ def test_flops_and_times_are_measured_once_in_the_life_of_the_cache(run, models,
     assert (times[0] > 0).all() and (times[0] == times[1]).all()
 
 
-def test_targets_are_chosen_for_and_printed(run, table_flags, capsys):
+def test_one_model_in_both_places_is_run_once(run, models, seen):
+    outcome = run("--shallow-model", models[1], "--deep-model", models[1], "--thresholds", "all")
+    assert seen == [(models[1], 30)]
+    assert len(set(outcome["curve"].accuracy.round(9))) == 1
+
+
+def test_targets_are_chosen_for_and_printed(run, table_flags, tmp_path, capsys):
     outcome = run(*table_flags, "--target-FLOPs", 3)
     assert outcome["recommendation"].scored.flops <= 3
     assert "For no more than 3B FLOPs an image, take threshold" in capsys.readouterr().out
+    assert (tmp_path / "out" / "performance-result.csv").exists()
+    with pytest.raises(ValueError, match="the goal of 0.5B FLOPs is below the shallow model's 1B"):
+        run(*table_flags, "--target-FLOPs", 0.5, "--performance-result", tmp_path / "never.csv")
+    assert not (tmp_path / "never.csv").exists()
     outcome = run(*table_flags, "--target-accuracy", 101)
     assert not outcome["recommendation"].reached
     with pytest.raises(SystemExit):
@@ -397,7 +407,7 @@ def test_bad_input_is_one_line_and_exit_code_2_and_overwrites_nothing(words, tab
 
 def in_a_process(words):
     """The whole script but its report, in a process that was told its rank as by torchrun."""
-    script.write_report = lambda *_: {"recommendation": None}
+    script.write_report = lambda *_: {}
     script.describe_recommendation = lambda *_: ""
     once.measure_milliseconds = lambda *_: 1.0
     script.main(script.get_args_parser().parse_args(words))

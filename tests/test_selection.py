@@ -88,6 +88,11 @@ def test_cross_fitting_equals_choosing_on_the_other_folds_one_by_one():
         assert set(thresholds[folds == fold]) == {curve.thresholds[best]}
 
 
+def test_cross_fitting_within_one_fold_is_refused():
+    with pytest.raises(ValueError, match="all images lie in one fold"):
+        cross_fit(SMALL, np.zeros(4, dtype=np.int64), lambda others: 0.5)
+
+
 def test_score_of_the_small_cascade_by_hand():
     scored = score(SMALL, 0.5)
     assert (scored.accuracy, scored.flops) == (75, 3.5)
