@@ -25,7 +25,7 @@ from clcnet.files import atomic_path, naming_full_disks
 from clcnet.streaming import Outcome, Task
 
 WRONG, RIGHT, LEFT_OUT = 0, 1, 2
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 1024
 
 
 class UnfinishedRun:
@@ -176,7 +176,7 @@ class UnfinishedTable(UnfinishedRun):
         return answered, right
 
     def chunks(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """All records in order, a few thousand at a time: the first index, the status, the sorted probabilities."""
+        """All records in order, a thousand at a time: the first index, the status, the sorted probabilities."""
         with open(self._rows_file, "rb") as file:
             for start in range(0, self.num_images, _ROWS_AT_ONCE):
                 records = np.fromfile(file, self.record, count=min(_ROWS_AT_ONCE, self.num_images - start))
