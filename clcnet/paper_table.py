@@ -129,9 +129,7 @@ def merge_rows(tables: Sequence[Sequence[Row]]) -> list[Row]:
     return merged
 
 
-def _comparisons(
-    curve: Curve, reference: Reference, stages: Sequence[Stage]
-) -> list[tuple[tuple[str, ...], Chooser]]:
+def _comparisons(curve: Curve, reference: Reference, stages: Sequence[Stage]) -> list[tuple[tuple[str, ...], Chooser]]:
     """The rows that a reference gets: none where the cascade is the shallow model alone or cannot come so far."""
 
     def at_flops(curve: Curve, _: Sequence[Stage]) -> int | None:

@@ -143,7 +143,7 @@ def test_real_outputs_give_the_known_figures(resnet20):
 
 
 def test_aurc_of_real_outputs_with_a_thousand_ties_lies_between_their_best_and_worst_order(resnet20):
-    """1,016 images have top probability 1.0; taken in file order the area is 0.04958, which is not the table's merit."""
+    """1,016 images have top probability 1.0; taken in file order the area is 0.04958, no merit of the table."""
     probs, correct = resnet20
     top = probs[:, 0]
     by_order = {
