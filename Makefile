@@ -34,7 +34,7 @@ help: ## list the commands
 define steps
 $(call run,python generate_data_for_CLCNet.py --data-path $(2)/$(FIVE_PARTS) --model local-dir:$(2)/shallow --output $(1)/shallow.csv)
 $(call run,python generate_data_for_CLCNet.py --data-path $(2)/$(FIVE_PARTS) --model local-dir:$(2)/deep --output $(1)/deep.csv)
-$(call run,python train_imagenet_5fold_cv.py --imagenet-split $(2)/$(FIVE_PARTS) --cls-output $(1)/shallow.csv $(1)/deep.csv --weight-save $(1)/weights)
+$(call run,python train_imagenet_5fold_cv.py --imagenet-split $(2)/$(FIVE_PARTS) --cls-output $(1)/shallow.csv --weight-save $(1)/weights)
 $(call run,python eval_imagenet_5fold_cv.py --threshold-searching --imagenet-split $(2)/$(FIVE_PARTS) --shallow-model local-dir:$(2)/shallow --deep-model local-dir:$(2)/deep --weight-save $(1)/weights --cache $(1)/cache --performance-result $(1)/performance-result.csv > $(1)/evaluation.txt)
 @cat $(1)/evaluation.txt
 $(call run,python train_custom_data.py --cls-output $(1)/shallow.csv $(1)/deep.csv --weight-save $(1)/weights)
