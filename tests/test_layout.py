@@ -50,14 +50,17 @@ def test_the_array_modules_load_without_torch() -> None:
     assert loaded.stdout == "False\n"
 
 
+def is_guard(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.If) and ast.unparse(statement.test) == "__name__ == '__main__'"
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_does_nothing_before_its_guard(script: str) -> None:
-    statements = ast.parse((ROOT / script).read_text(encoding="utf-8")).body
-    assert isinstance(statements[0], ast.Expr)  # the docstring
-    *definitions, guard = statements[1:]
-    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
-    assert all(isinstance(statement, allowed) for statement in definitions), script
-    assert isinstance(guard, ast.If) and ast.unparse(guard.test) == "__name__ == '__main__'"
+def test_a_script_does_nothing_outside_its_guards(script: str) -> None:
+    docstring, *statements = ast.parse((ROOT / script).read_text(encoding="utf-8")).body
+    assert isinstance(docstring, ast.Expr)
+    definitions = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    assert all(isinstance(statement, definitions) or is_guard(statement) for statement in statements), script
+    assert is_guard(statements[-1])
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
