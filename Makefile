@@ -69,8 +69,9 @@ bench: .venv/installed-dev ## measure speed, as ratios, into benchmarks/results
 		echo "$(PY) -m $$module"; $(PY) -m $$module || exit 1; \
 	done
 
-figures: .venv/installed ## draw the pictures of the README again
+figures: .venv/installed ## draw the pictures again and copy measured figures into the documents
 	$(PY) images/idea.py
+	$(PY) benchmarks/front_page.py
 
 clean: ## remove what the demo and the tests made, not the environment
 	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,7 +10,8 @@ What stands between two marks is replaced:
                                                               a log where commands stand behind `$ `; its last 3 lines
     <!--=results/speed.json scoring.ratio .0f-->...<!--/-->   one number of a JSON file, by its keys, in a Python format
 
-Paths are relative to benchmarks/.
+Paths are relative to benchmarks/. Where a file or a number is not there yet, the document says so.
+results/demo.txt and results/cifar10.txt are what `make demo` and `make cifar10` print on stdout.
 """
 
 import argparse
@@ -18,14 +19,21 @@ import difflib
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).resolve().parent
 DOCUMENTS = (BENCHMARKS.parent / "README.md", BENCHMARKS / "README.md")
 
+COLLECTED = {  # tables that the runs of the Makefile leave under data/, kept in results/
+    "demo-table.md": "data/demo/results/results-table.md",
+    "cifar10-table.md": "data/cifar10/results/results-table.md",
+    "resnet-table.md": "data/cifar10/tables/results/results-table.md",
+}
+NOT_MEASURED = "not measured yet"
 _BLOCK = re.compile(r"(<!-- from (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-_NUMBER = re.compile(r"(<!--=(\S+) (\S+) (\S+)-->)(.*?)(<!--/-->)", re.DOTALL)
+_NUMBER = re.compile(r"(<!--=(\S+) (\S+) (\S+?)-->)(.*?)(<!--/-->)", re.DOTALL)
 
 
 def fill(text: str) -> str:
@@ -36,9 +44,11 @@ def fill(text: str) -> str:
 
 def block(file: str, command: str | None = None, last: str = "0") -> str:
     """A Markdown file as it is; of anything else all lines, or the last lines that one command printed, as code."""
+    if not (BENCHMARKS / file).exists():
+        return f"*{NOT_MEASURED}: no benchmarks/{file}*\n"
     content = (BENCHMARKS / file).read_text(encoding="utf-8").strip("\n")
     if file.endswith(".md"):
-        return content + "\n"
+        return re.sub("^# ", "## ", content) + "\n"
     lines = content.splitlines() if command is None else output_of(command, content)
     return "\n".join(["```", *lines[-int(last) :], "```"]) + "\n"
 
@@ -53,14 +63,26 @@ def output_of(command: str, log: str) -> list[str]:
 
 def number(file: str, keys: str, style: str) -> str:
     """One number of a JSON file, formatted."""
-    value = json.loads((BENCHMARKS / file).read_text(encoding="utf-8"))
-    for key in keys.split("."):
-        value = value[int(key) if isinstance(value, list) else key]
+    try:
+        value = json.loads((BENCHMARKS / file).read_text(encoding="utf-8"))
+        for key in keys.split("."):
+            value = value[int(key) if isinstance(value, list) else key]
+    except (FileNotFoundError, KeyError):
+        return NOT_MEASURED
     return format(value, style)
+
+
+def collect() -> None:
+    """Keep the results tables of finished runs of `make demo` and `make cifar10`."""
+    for name, made in COLLECTED.items():
+        if (BENCHMARKS.parent / made).exists():
+            shutil.copyfile(BENCHMARKS.parent / made, BENCHMARKS / "results" / name)
 
 
 def main(args: argparse.Namespace) -> int:
     """Fill or check the documents; 1 if a checked one differs."""
+    if not args.check:
+        collect()
     differs = 0
     for path in DOCUMENTS:
         before = path.read_text(encoding="utf-8")

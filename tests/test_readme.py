@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import eval_custom_data
+from benchmarks import front_page
 from clcnet import CLCNet, cli, plots
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,3 +167,25 @@ def test_contributing_lists_every_module_above_those_that_it_imports() -> None:
         found = re.findall(r"^\s*from clcnet(?:\.(\w+) import|.* import (.*)$)", source, flags=re.MULTILINE)
         for imported in {part.strip() for pair in found for part in ",".join(pair).split(",")} & height.keys():
             assert height[imported] <= height[name], f"{name} imports {imported}"
+
+
+def test_every_figure_in_the_documents_is_the_one_in_its_file() -> None:
+    for document in front_page.DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        assert front_page.fill(text) == text, f"{document} differs from benchmarks/: run make figures"
+
+
+def test_figures_are_taken_from_logs_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_page, "BENCHMARKS", tmp_path)
+    (tmp_path / "log.txt").write_text("$ python a.py --x\none\ntwo\n\n$ python b.py\nthree\n")
+    (tmp_path / "page.md").write_text("# Title\ntext\n")
+    (tmp_path / "speed.json").write_text('{"runs": [{"ratio": 2.345}]}')
+    before = (
+        '<!-- from log.txt "python a.py" 1 -->\nold\n<!-- end -->\n<!-- from page.md -->\n<!-- end -->\n'
+        "<!--=speed.json runs.0.ratio .1f-->old<!--/--> and <!--=speed.json runs.0.none .1f--><!--/-->"
+    )
+    assert front_page.fill(before) == (
+        '<!-- from log.txt "python a.py" 1 -->\n```\ntwo\n```\n<!-- end -->\n<!-- from page.md -->\n## Title\ntext\n'
+        "<!-- end -->\n<!--=speed.json runs.0.ratio .1f-->2.3<!--/--> and "
+        "<!--=speed.json runs.0.none .1f-->not measured yet<!--/-->"
+    )
