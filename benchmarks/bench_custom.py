@@ -3,7 +3,7 @@
     python -m benchmarks.bench_custom                # about six minutes on two cores
     python -m benchmarks.bench_custom --pairs demo
 
-Per pair of models, in one process and through the same loader, five times in turn: the shallow model on all N images,
+Per pair of models, in one process and through the same loader, a few times in turn: the shallow model on all N images,
 the deep model on all N images, and the cascade at a threshold that defers 30% of them. Of each the quickest turn
 counts: what else runs on the machine can only slow a turn down. The bound for the cascade's time is N times the shallow
 model's time an image plus the number deferred times the deep model's. Results go to benchmarks/results/custom.json and,
@@ -39,7 +39,6 @@ SHARED = cli.ROOT.parent / "shared"
 RESULTS = cli.ROOT / "benchmarks" / "results" / "custom.json"
 TEXT = cli.ROOT / "benchmarks" / "custom.md"
 DEFERRED = 0.3
-TURNS = 5
 
 
 def demo_pair() -> tuple[Classifier, Classifier, ImageSet]:
@@ -92,7 +91,7 @@ def run(cascade: Cascade, images: ImageSet, batch_size: int) -> tuple[float, np.
     return time.perf_counter() - start, confidence, stopwatch
 
 
-def measure_pair(name: str) -> dict[str, Any]:
+def measure_pair(name: str, num_turns: int) -> dict[str, Any]:
     """Time a pair of models alone and as a cascade, in turn."""
     load, batch_size = PAIRS[name]
     shallow, deep, images = load()
@@ -104,7 +103,7 @@ def measure_pair(name: str) -> dict[str, Any]:
     threshold = float(np.partition(confidence, int(DEFERRED * len(images)))[int(DEFERRED * len(images))])
     cascade = Cascade(shallow, deep, clcnet, threshold)
     turns = []
-    for _ in range(TURNS):
+    for _ in range(num_turns):
         seconds = [run(one, images, batch_size)[0] for one in alone]
         wall, confidence, stopwatch = run(cascade, images, batch_size)
         turns.append([*(1000 * total / len(images) for total in (*seconds, wall)), stopwatch.time_saving])
@@ -146,8 +145,10 @@ def _peak_memory(num_images: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def write_text(results: dict[str, Any]) -> None:
-    """Write the section of the benchmark report."""
+def save(results: dict[str, Any]) -> None:
+    """Write the figures and the section of the benchmark report."""
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     header = [
         "models",
         "images",
@@ -176,7 +177,8 @@ def write_text(results: dict[str, Any]) -> None:
 
 {markdown(header, rows)}
 
-Times are an image's, the quickest of {TURNS} turns in one process through the same loader, on {results["machine"]}.
+Times are an image's, the quickest of a few turns in one process through the same loader, on
+{results["machine"]}.
 "Over the bound" is the cascade's time over N times the shallow model's plus the deferred times the deep model's (to
 stay under 1.08). "Time saved" and "FLOPs saved" are against the deep model on every image. Peak memory of the main
 process, CIFAR-10 models: {memory}. Made by `python -m benchmarks.bench_custom`.
@@ -188,6 +190,7 @@ process, CIFAR-10 models: {memory}. Made by `python -m benchmarks.bench_custom`.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", choices=[*PAIRS, "none"], default=list(PAIRS), help="which to measure")
+    parser.add_argument("--turns", type=cli.positive_int, default=5, help="how often (default: 5)")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure memory too")
     args = parser.parse_args()
     torch.set_num_threads(2)
@@ -195,12 +198,13 @@ def main() -> None:
     results["machine"] = (
         f"{torch.get_num_threads()} cores of {platform.machine()}, torch {torch.__version__}, timm {timm.__version__}"
     )
-    results["pairs"] |= {name: measure_pair(name) for name in args.pairs if name != "none"}
+    for name in args.pairs:
+        if name != "none":
+            results["pairs"][name] = measure_pair(name, args.turns)
+            save(results)
     if args.memory:
         results["peak_mib"] = {str(num_images): peak_memory(num_images) for num_images in (2_000, 20_000)}
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    write_text(results)
+    save(results)
 
 
 if __name__ == "__main__":
