@@ -177,7 +177,8 @@ def squares() -> tuple[np.ndarray, np.ndarray]:
     return images, targets
 
 
-def test_training_learns() -> None:
+def test_training_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_BATCH_SIZE", 16)  # more steps for the same time
     images, targets = squares()
     model = demo.new_classifier("test_resnet", seed=0)
     demo.train_classifier(model, images, targets, epochs=4, seed=0, description="test")
