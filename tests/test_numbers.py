@@ -13,8 +13,8 @@ from clcnet import CLCNet
 from clcnet.cascade import Stage, run_cascade, sweep
 from clcnet.classifiers import load_classifier
 from clcnet.confidence import SIMPLE_CONFIDENCES
-from clcnet.table import check_sorted_probs, read_table, sort_probs, write_table
 from clcnet.table import Table as Rows
+from clcnet.table import check_sorted_probs, read_table, sort_probs, write_table
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
