@@ -5,7 +5,7 @@
 
 Five folds of ../shared/cifar10/resnet20.csv; the networks, trained on it alone, score resnet20 and resnet56, and all
 out-of-fold scores are pooled. Each line is the mean of three seeds, +- half the range from the lowest to the highest.
-Results: benchmarks/results/ablation.json and ablation.md.
+Results: benchmarks/results/ablation.json and ablation.md, and the section in benchmarks/network.md.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
+from benchmarks.bench_network import write_page
 from clcnet import cli, metrics
 from clcnet.cascade import Stage, area_under_deferral, sweep
 from clcnet.confidence import SIMPLE_CONFIDENCES
@@ -158,6 +159,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         content = {"seeds": args.seeds, "columns": COLUMNS, "rows": table}
         (RESULTS / "ablation.json").write_text(json.dumps(content, indent=1) + "\n")
         (RESULTS / "ablation.md").write_text(to_markdown(table), encoding="utf-8")
+        write_page()
         print(to_markdown(table), flush=True)
     print(f"results in {RESULTS / 'ablation.md'}")
     return {"rows": table}

@@ -4,7 +4,7 @@
 
 All times come from one run with two threads, best of several turns, since what else runs can only slow a turn down; the
 ratios are what counts. Needs about 5 GB of free memory: the literal network holds the (1024, 1000, 1000) attention that
-the released one holds. Results: benchmarks/results/network.json.
+the released one holds. Results: benchmarks/results/network.json and, as text, benchmarks/network.md.
 """
 
 import argparse
@@ -27,6 +27,8 @@ sys.path.insert(0, str(cli.ROOT / "tests"))
 from literal_clcnet import LiteralCLCNet  # noqa: E402
 
 RESULTS = cli.ROOT / "benchmarks" / "results" / "network.json"
+ABLATION = cli.ROOT / "benchmarks" / "results" / "ablation.md"
+TEXT = cli.ROOT / "benchmarks" / "network.md"
 NUM_ROWS, NUM_CLASSES, LITERAL_ROWS = 50_000, 1000, 1024
 
 
@@ -94,6 +96,30 @@ def measure_training(num_networks: int, turns: int) -> float:
     return best_time(run.train_epoch, turns) * 32_000 / (run.steps_per_epoch * 256)
 
 
+def write_page() -> None:
+    """Write benchmarks/network.md from the results that there are of this benchmark and of the ablation."""
+    parts = ["# The network"]
+    if RESULTS.exists():
+        parts.append(_speed_page(json.loads(RESULTS.read_text(encoding="utf-8"))))
+    if ABLATION.exists():
+        parts.append("## What each part of the recipe is worth\n\n" + ABLATION.read_text(encoding="utf-8").strip())
+    TEXT.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _speed_page(results: dict[str, Any]) -> str:
+    scoring, training = results["scoring"], results["training"]
+    return f"""Made by `python -m benchmarks.bench_network` on {results["machine"]}.
+
+| {NUM_ROWS:,} rows, n = {NUM_CLASSES:,} | measured | wanted |
+|---|---|---|
+| scoring, over the product with a {NUM_CLASSES} x 100 matrix | {scoring["raw_over_product"]:.2f} | at most 3 |
+| the same with calibration | {scoring["calibrated_over_product"]:.2f} | |
+| rows a second, over the literal network's (batch {LITERAL_ROWS}) | {scoring["times_literal"]:,.0f} | at least 1,000 |
+| peak memory beside the input, MB | {scoring["extra_memory_mb"]:.0f} | at most 200 |
+| seconds a training epoch of 32,000 rows | {training["epoch_seconds"]:.2f} | at most 1.0 |
+| seconds the same of five networks at once | {training["epoch_seconds_of_five"]:.2f} | |"""
+
+
 def main(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(2)
     results: dict[str, Any] = {"machine": f"{platform.machine()}, 2 threads, torch {torch.__version__}"}
@@ -110,7 +136,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         f"input, {scoring['times_literal']:.0f} times as many rows a second as the literal network"
     )
     print(f"training 32,000 x {NUM_CLASSES}: {one:.2f} s an epoch, {five:.2f} s for five networks at once")
-    print(f"results in {RESULTS}")
+    write_page()
+    print(f"results in {RESULTS} and {TEXT}")
     return results
 
 
