@@ -3,7 +3,7 @@
     python -m benchmarks.bench_network        # about one minute on two idle cores
 
 All times come from one run with two threads, best of several turns, since what else runs can only slow a turn down; the
-ratios are what counts. Needs about 5 GB of free memory: the literal network holds the (1024, 1000, 1000) attention that
+ratios are what counts. Needs about 9 GB of free memory: the literal network holds the (1024, 1000, 1000) attention that
 the released one holds. Results: benchmarks/results/network.json and, as text, benchmarks/network.md.
 """
 

@@ -39,7 +39,7 @@ class LiteralCLCNet:
         n = x.shape[1]
         queries = self.linear("res_att.query", x[:, :, None]) + self["res_att.query.bias"]  # (B, n, 10)
         keys = self.linear("res_att.key", x[:, :, None]) + self["res_att.key.bias"]
-        weights = torch.softmax(queries @ keys.transpose(1, 2) / math.sqrt(100), dim=2)  # (B, n, n)
+        weights = torch.softmax(queries / math.sqrt(100) @ keys.transpose(1, 2), dim=2)  # (B, n, n)
         positions = torch.arange(n, dtype=torch.float64) / n
         centres = torch.linspace(0, 1, 100, dtype=torch.float64)
         gaussian = torch.exp(-((centres - positions[:, None]) ** 2) / (2 * 0.01**2)).to(x.dtype)
