@@ -49,7 +49,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     print(f"device: {device}")
     path, split_path = (check_output(args.weight_save / f"CLCNet_custom_data{end}") for end in (".zip", "_split.csv"))
     table = read_tables(args.cls_output)
-    split = split_rows(np.array(table.names), settings.seed)
+    with naming(args.cls_output):
+        split = split_rows(np.array(table.names), settings.seed)
     with output_lock(path):
         with naming(args.cls_output), epoch_log(args.log, args.cls_output) as on_epoch:
             model = train_clcnet(table.sorted_probs, table.correct, split, settings, device=device, on_epoch=on_epoch)
