@@ -216,8 +216,8 @@ def as_text(results: dict[str, Any]) -> str:
         columns = ["bare, wall", "ours, wall", "ratio, wall", "ratio, processor"]
         rows = [[r["case"], *(f"{r[name]:.{3 * ('ratio' in name)}f}" for name in columns)] for r in results["ratio"]]
         sections.append(
-            f"{markdown(header, rows)}\n\nMedians of {len(results['ratio'][0]['turns'])} turns, batches of 64, 2 workers, "
-            "everything included from listing the folder to the finished CSV file. To stay at 0.97 or above.\n"
+            f"{markdown(header, rows)}\n\nMedians of {len(results['ratio'][0]['turns'])} turns, batches of 64, 2 "
+            "workers, everything included from listing the folder to the finished CSV file. To stay at 0.97 or above.\n"
         )
     if "options" in results:
         first = {r["model"]: r["milliseconds"] for r in reversed(results["options"])}
