@@ -94,7 +94,7 @@ def main() -> None:
             "",
             "A case survives when it ends in the right result or in one line that names what is wrong, and nothing",
             "is lost. A kill (SIGKILL and SIGTERM in turn) survives when every output is the old file or the finished",
-            "one; its last column counts outputs that differ, once the stage was run to its end, from a run never killed.",
+            "one; its last column counts outputs that differ in the end from those of a run that was never killed.",
             f"Damaged files: {details}.",
         ]
     )
