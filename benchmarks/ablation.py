@@ -66,7 +66,7 @@ def figures(data: dict[str, Any], scores: Scores) -> list[float]:
     return [
         metrics.auroc(first, right),
         metrics.aurc(first, right),
-        metrics.brier(first, right) if np.abs(first).max() < 2 else float("nan"),
+        metrics.brier(first, right) if first.min() > -0.5 and first.max() < 2 else float("nan"),
         metrics.calibration_error(first, right),
         area,
         metrics.auroc(second, right_56),
