@@ -1,4 +1,4 @@
-"""Copy every figure that the documents quote from benchmarks/ into README.md and benchmarks/README.md.
+r"""Copy every figure that the documents quote from benchmarks/ into README.md and benchmarks/README.md.
 
     python benchmarks/front_page.py            # or: make figures
     python benchmarks/front_page.py --check    # change nothing; exit code 1 and the lines that differ, if any
@@ -9,6 +9,7 @@ What stands between two marks is replaced:
     <!-- from results/demo.txt "python train" 3 -->...<!-- end -->   the output of the first command that begins so, in
                                                               a log where commands stand behind `$ `; its last 3 lines
     <!--=results/speed.json scoring.ratio .0f-->...<!--/-->   one number of a JSON file, by its keys, in a Python format
+    <!--=results/demo.txt top-1\s([\d.]+)% .1f-->...<!--/-->      the first number in a log that a pattern finds
 
 Paths are relative to benchmarks/. Where a file or a number is not there yet, the document says so.
 results/demo.txt and results/cifar10.txt are what `make demo` and `make cifar10` print on stdout.
@@ -30,6 +31,8 @@ COLLECTED = {  # tables that the runs of the Makefile leave under data/, kept in
     "demo-table.md": "data/demo/results/results-table.md",
     "cifar10-table.md": "data/cifar10/results/results-table.md",
     "resnet-table.md": "data/cifar10/tables/results/results-table.md",
+    "resnet-comparison.md": "data/cifar10/tables/results/comparison.md",
+    "resnet-confidences.md": "data/cifar10/tables/results/confidences.md",
 }
 NOT_MEASURED = "not measured yet"
 _BLOCK = re.compile(r"(<!-- from (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -55,14 +58,18 @@ def block(file: str, command: str | None = None, last: str = "0") -> str:
 
 def output_of(command: str, log: str) -> list[str]:
     """What the first command of the log that begins like this printed."""
-    for entry in re.split(r"^\$ ", log, flags=re.MULTILINE)[1:]:
+    for entry in re.split(r"^(?:\$ |Step 4 once more)", log, flags=re.MULTILINE)[1:]:
         if entry.startswith(command):
             return [line.rstrip() for line in entry.strip("\n").splitlines()[1:]]
     raise ValueError(f"no command in the log begins with {command!r}")
 
 
 def number(file: str, keys: str, style: str) -> str:
-    """One number of a JSON file, formatted."""
+    """One number, formatted: of a JSON file by its keys, of anything else by a regular expression."""
+    if not file.endswith(".json"):
+        found = re.search(keys, (BENCHMARKS / file).read_text(encoding="utf-8"))
+        assert found, f"{keys} is not in {file}"
+        return format(float(found[1]), style)
     try:
         value = json.loads((BENCHMARKS / file).read_text(encoding="utf-8"))
         for key in keys.split("."):
