@@ -1,5 +1,6 @@
 """What the tests share: small image folders, tiny timm classifiers saved as a user would, the real data if present."""
 
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from scripts import Workshop, build_workshop
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+
+# A shell starts background jobs with Ctrl-C ignored, and their children inherit that; tests send it on purpose.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
