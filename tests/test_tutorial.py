@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_the_tutorial_runs_top_to_bottom_and_says_what_to_use() -> None:
     notebook = nbformat.read(ROOT / "examples" / "tutorial.ipynb", as_version=4)
     nbformat.validate(notebook)
-    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": ROOT}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": ROOT}}).execute()
     printed = "".join(
         output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
     )
