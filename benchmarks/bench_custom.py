@@ -19,6 +19,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,8 @@ def measure_pair(name: str, num_turns: int) -> dict[str, Any]:
 def peak_memory(num_images: int) -> float:
     """Peak memory in MiB of a process that runs the cascade over so many images, some of them many times."""
     context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return float(pool.apply(_peak_memory, (num_images,)))
+    with ProcessPoolExecutor(1, mp_context=context) as pool:  # unlike those of a Pool, it may have decoding processes
+        return float(pool.submit(_peak_memory, num_images).result())
 
 
 def _peak_memory(num_images: int) -> float:
