@@ -245,8 +245,8 @@ def load_tables(args: argparse.Namespace, images: ImageSet) -> Pair:
 def run_models(args: argparse.Namespace, images: ImageSet) -> Pair | None:
     """Classify with both models, each image at most once; None in processes other than the main one."""
     # timm takes seconds to import, and tables need none of it
+    from clcnet.cached_inference import SHALLOW_ALONE, Options, pair_from_images
     from clcnet.classifiers import Classifier, load_classifier, resolve_device
-    from clcnet.once import SHALLOW_ALONE, Options, pair_from_images
     from clcnet.runs import errors_file, write_errors
 
     if not images.has_labels:

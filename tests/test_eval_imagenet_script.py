@@ -12,7 +12,7 @@ import torch
 from forking import run_together
 
 import eval_imagenet_5fold_cv as script
-from clcnet import baselines, once, selection
+from clcnet import baselines, cached_inference, selection
 from clcnet.cascade import Stage, sweep
 from clcnet.classifiers import class_indices, classify, load_classifier
 from clcnet.images import list_images
@@ -73,7 +73,7 @@ def run(images, weights, tmp_path, monkeypatch):
     def call(*words, split=images, weight_save=weights, draw=False):
         if not draw:
             monkeypatch.setattr(script.plots, "save", lambda *_: [])
-            monkeypatch.setattr(once, "measure_milliseconds", lambda *_: 1.0)
+            monkeypatch.setattr(cached_inference, "measure_milliseconds", lambda *_: 1.0)
         flags = ["--imagenet-split", split, "--weight-save", weight_save, "--cache", tmp_path / "cache"]
         flags += ["--performance-result", tmp_path / "out" / "performance-result.csv", "--device", "cpu", "-j", "0"]
         return script.main(script.get_args_parser().parse_args([str(word) for word in [*flags, *words]]))
@@ -272,7 +272,7 @@ def seen(monkeypatch):
         calls.append((classifier.name, len(indices)))
         return classify(classifier, images, indices, *rest, **options)
 
-    monkeypatch.setattr(once, "classify", recording)
+    monkeypatch.setattr(cached_inference, "classify", recording)
     return calls
 
 
@@ -352,7 +352,7 @@ def test_unreadable_images_are_left_out_and_counted(run, models, images, weights
 
 def test_flops_and_times_are_measured_once_in_the_life_of_the_cache(run, models, monkeypatch):
     first = run(*models, "--threshold-searching", draw=True)
-    monkeypatch.setattr(once, "measure_milliseconds", None)
+    monkeypatch.setattr(cached_inference, "measure_milliseconds", None)
     monkeypatch.setattr("clcnet.classifiers.count_flops", None)
     second = run(*models, "--threshold-searching", draw=True)
     assert (second["curve"].stage_flops == first["curve"].stage_flops).all()
@@ -409,7 +409,7 @@ def in_a_process(words):
     """The whole script but its report, in a process that was told its rank as by torchrun."""
     script.write_report = lambda *_: {}
     script.describe_recommendation = lambda *_: ""
-    once.measure_milliseconds = lambda *_: 1.0
+    cached_inference.measure_milliseconds = lambda *_: 1.0
     script.main(script.get_args_parser().parse_args(words))
 
 
