@@ -35,7 +35,7 @@ from clcnet.files import check_output
 from clcnet.images import list_images
 from clcnet.inference import Summary, answer_folder, known_targets, name_classes
 from clcnet.runs import errors_file, partial_folder
-from clcnet.streaming import DEEP
+from clcnet.schedule import DEEP
 
 SHALLOW_ALONE = -999.0  # the specification's way to say that no image is deferred, whatever the scores
 DEFAULT_WEIGHT = cli.WEIGHTS_DIR / "CLCNet_custom_data.zip"

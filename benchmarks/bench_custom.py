@@ -33,7 +33,7 @@ from clcnet.images import ImageSet, list_images
 from clcnet.inference import Stopwatch
 from clcnet.model import CLCNet
 from clcnet.report import markdown
-from clcnet.streaming import SHALLOW
+from clcnet.schedule import SHALLOW
 from clcnet.system import Cascade, stream
 
 SHARED = cli.ROOT.parent / "shared"

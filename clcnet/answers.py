@@ -11,7 +11,7 @@ import numpy as np
 
 from clcnet.cascade import Stage, percent, run_cascade
 from clcnet.files import atomic_path
-from clcnet.streaming import DEEP, NOTHING, SHALLOW, Outcome
+from clcnet.schedule import DEEP, NOTHING, SHALLOW, Outcome
 
 COLUMNS = (
     "file",

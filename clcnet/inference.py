@@ -26,7 +26,7 @@ from clcnet.runs import (
     run_arguments,
     write_errors,
 )
-from clcnet.streaming import DEEP, NOTHING, SHALLOW, Outcome
+from clcnet.schedule import DEEP, NOTHING, SHALLOW, Outcome
 from clcnet.system import Cascade, stream
 from clcnet.unfinished import UnfinishedAnswers
 

@@ -35,7 +35,7 @@ from clcnet.classifiers import (
     loaded_batches,
 )
 from clcnet.images import ImageSet
-from clcnet.streaming import DEEP, NOTHING, SHALLOW, Outcome, Schedule, Task, is_deferred
+from clcnet.schedule import DEEP, NOTHING, SHALLOW, Outcome, Schedule, Task, is_deferred
 from clcnet.table import sort_probs
 
 Picture = Image.Image | str | os.PathLike[str]

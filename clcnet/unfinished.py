@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from clcnet.files import atomic_path, naming_full_disks
-from clcnet.streaming import Outcome, Task
+from clcnet.schedule import Outcome, Task
 
 WRONG, RIGHT, LEFT_OUT = 0, 1, 2
 _ROWS_AT_ONCE = 1024

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clcnet.answers import COLUMNS, UNKNOWN, Answers, Verdicts, decide, write_result
-from clcnet.streaming import DEEP, NOTHING, SHALLOW, Outcome, Task
+from clcnet.schedule import DEEP, NOTHING, SHALLOW, Outcome, Task
 
 NAMES = ["a.png", "b.png", "c.png", "d.png", "e.png"]
 

@@ -24,7 +24,7 @@ from scripts import (
 from clcnet import classifiers
 from clcnet.classifiers import ImageDataset
 from clcnet.files import atomic_paths, check_output, output_lock
-from clcnet.streaming import Outcome
+from clcnet.schedule import Outcome
 from clcnet.unfinished import UnfinishedAnswers
 
 resource = pytest.importorskip("resource", reason="limits of a process are Unix's")

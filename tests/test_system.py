@@ -18,7 +18,7 @@ from clcnet import Cascade, CLCNet
 from clcnet.answers import Answers
 from clcnet.classifiers import Classifier, classify, load_classifier
 from clcnet.images import ImageSet, list_images
-from clcnet.streaming import DEEP, SHALLOW, Outcome
+from clcnet.schedule import DEEP, SHALLOW, Outcome
 from clcnet.system import Predictions, stream
 
 Factory = Callable[..., Path]
@@ -310,7 +310,7 @@ def test_batches_done_by_an_earlier_run_are_not_run_again(cascade: Cascade, imag
 
 
 def test_the_array_modules_need_no_torch() -> None:
-    code = "import clcnet.cascade, clcnet.metrics, clcnet.streaming, sys; assert 'torch' not in sys.modules"
+    code = "import clcnet.cascade, clcnet.metrics, clcnet.schedule, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
 
 
