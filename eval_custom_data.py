@@ -29,11 +29,11 @@ if __name__ == "__main__":
 import torch
 
 from clcnet import Cascade, CLCNet, distributed, report
-from clcnet.answers import STAGE_NAMES
 from clcnet.classifiers import Classifier, load_classifier, resolve_device
 from clcnet.files import check_output
 from clcnet.images import list_images
 from clcnet.inference import Summary, answer_folder, known_targets, name_classes
+from clcnet.predictions import STAGE_NAMES
 from clcnet.runs import errors_file, partial_folder
 from clcnet.schedule import DEEP
 

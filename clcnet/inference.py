@@ -14,10 +14,10 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from tqdm import tqdm
 
 from clcnet import distributed
-from clcnet.answers import UNKNOWN, Answers, Verdicts, write_result
 from clcnet.classifiers import Classifier, class_indices
 from clcnet.files import output_lock
 from clcnet.images import ImageSet
+from clcnet.predictions import UNKNOWN, Answers, Verdicts, write_result
 from clcnet.runs import (
     Arguments,
     check_processes_agree,

@@ -25,7 +25,6 @@ from timm.data.loader import adapt_to_chs, fast_collate
 from torch import nn
 
 from clcnet import distributed
-from clcnet.answers import STAGE_NAMES, decide
 from clcnet.classifiers import (
     Classifier,
     HalvingForward,
@@ -35,6 +34,7 @@ from clcnet.classifiers import (
     loaded_batches,
 )
 from clcnet.images import ImageSet
+from clcnet.predictions import STAGE_NAMES, decide
 from clcnet.schedule import DEEP, NOTHING, SHALLOW, Outcome, Schedule, Task, is_deferred
 from clcnet.table import sort_probs
 

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import nn
 
 from clcnet import Cascade, CLCNet
-from clcnet.answers import Answers
 from clcnet.classifiers import Classifier, classify, load_classifier
 from clcnet.images import ImageSet, list_images
+from clcnet.predictions import Answers
 from clcnet.schedule import DEEP, SHALLOW, Outcome
 from clcnet.system import Predictions, stream
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clcnet.answers import COLUMNS, UNKNOWN, Answers, Verdicts, decide, write_result
+from clcnet.predictions import COLUMNS, UNKNOWN, Answers, Verdicts, decide, write_result
 from clcnet.schedule import DEEP, NOTHING, SHALLOW, Outcome, Task
 
 NAMES = ["a.png", "b.png", "c.png", "d.png", "e.png"]
