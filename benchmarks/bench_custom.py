@@ -29,12 +29,12 @@ import torch
 
 from clcnet import cli
 from clcnet.classifiers import Classifier, load_classifier
+from clcnet.image_cascade import Cascade, stream
 from clcnet.images import ImageSet, list_images
 from clcnet.inference import Stopwatch
 from clcnet.model import CLCNet
 from clcnet.report import markdown
 from clcnet.schedule import SHALLOW
-from clcnet.system import Cascade, stream
 
 SHARED = cli.ROOT.parent / "shared"
 RESULTS = cli.ROOT / "benchmarks" / "results" / "custom.json"

@@ -12,12 +12,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clcnet.image_cascade import Cascade
     from clcnet.model import CLCNet
-    from clcnet.system import Cascade
 
 __all__ = ["CLCNet", "Cascade"]
 
-_HOME = {"CLCNet": "clcnet.model", "Cascade": "clcnet.system"}
+_HOME = {"CLCNet": "clcnet.model", "Cascade": "clcnet.image_cascade"}
 
 
 def __getattr__(name: str) -> Any:

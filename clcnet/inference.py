@@ -16,6 +16,7 @@ from tqdm import tqdm
 from clcnet import distributed
 from clcnet.classifiers import Classifier, class_indices
 from clcnet.files import output_lock
+from clcnet.image_cascade import Cascade, stream
 from clcnet.images import ImageSet
 from clcnet.predictions import UNKNOWN, Answers, Verdicts, write_result
 from clcnet.runs import (
@@ -27,7 +28,6 @@ from clcnet.runs import (
     write_errors,
 )
 from clcnet.schedule import DEEP, NOTHING, SHALLOW, Outcome
-from clcnet.system import Cascade, stream
 from clcnet.unfinished import UnfinishedAnswers
 
 

@@ -16,10 +16,10 @@ from torch import nn
 
 from clcnet import Cascade, CLCNet
 from clcnet.classifiers import Classifier, classify, load_classifier
+from clcnet.image_cascade import Predictions, stream
 from clcnet.images import ImageSet, list_images
 from clcnet.predictions import Answers
 from clcnet.schedule import DEEP, SHALLOW, Outcome
-from clcnet.system import Predictions, stream
 
 Factory = Callable[..., Path]
 
