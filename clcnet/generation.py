@@ -20,9 +20,9 @@ from clcnet import distributed
 from clcnet.classifiers import Classifier, classify, default_batch_size
 from clcnet.files import atomic_path, check_output, output_lock
 from clcnet.images import ImageSet
+from clcnet.resume import LEFT_OUT, UnfinishedTable
 from clcnet.runs import check_processes_agree, errors_file, partial_folder, run_arguments, write_errors
 from clcnet.table import TableWriter, sort_probs
-from clcnet.unfinished import LEFT_OUT, UnfinishedTable
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Consecutive images: (B,) status as in `unfinished`, (B, n) sorted probabilities, reasons of those left out."""
+    """Consecutive images: (B,) status as in `resume`, (B, n) sorted probabilities, reasons of those left out."""
 
     status: np.ndarray
     sorted_probs: np.ndarray

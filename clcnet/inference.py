@@ -19,6 +19,7 @@ from clcnet.files import output_lock
 from clcnet.image_cascade import Cascade, stream
 from clcnet.images import ImageSet
 from clcnet.predictions import UNKNOWN, Answers, Verdicts, write_result
+from clcnet.resume import UnfinishedAnswers
 from clcnet.runs import (
     Arguments,
     check_processes_agree,
@@ -28,7 +29,6 @@ from clcnet.runs import (
     write_errors,
 )
 from clcnet.schedule import DEEP, NOTHING, SHALLOW, Outcome
-from clcnet.unfinished import UnfinishedAnswers
 
 
 class Stopwatch:

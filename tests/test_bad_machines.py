@@ -24,8 +24,8 @@ from scripts import (
 from clcnet import classifiers
 from clcnet.classifiers import ImageDataset
 from clcnet.files import atomic_paths, check_output, output_lock
+from clcnet.resume import UnfinishedAnswers
 from clcnet.schedule import Outcome
-from clcnet.unfinished import UnfinishedAnswers
 
 resource = pytest.importorskip("resource", reason="limits of a process are Unix's")
 ON_IMAGES = (GENERATE, EVALUATE_FOLDS, EVALUATE_CUSTOM)

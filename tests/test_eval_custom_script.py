@@ -20,7 +20,7 @@ import eval_custom_data as script
 from clcnet import CLCNet
 from clcnet.classifiers import classify, load_classifier
 from clcnet.images import list_images
-from clcnet.unfinished import UnfinishedAnswers
+from clcnet.resume import UnfinishedAnswers
 
 Factory = Callable[..., Path]
 Evaluate = Callable[..., dict[str, Any]]
