@@ -31,10 +31,10 @@ import torch
 from clcnet import Cascade, CLCNet, distributed, report
 from clcnet.classifiers import Classifier, load_classifier, resolve_device
 from clcnet.files import check_output
-from clcnet.images import list_images
+from clcnet.images import errors_file, list_images
 from clcnet.inference import Summary, answer_folder, known_targets, name_classes
 from clcnet.predictions import STAGE_NAMES
-from clcnet.runs import errors_file, partial_folder
+from clcnet.resume import partial_folder
 from clcnet.schedule import DEEP
 
 SHALLOW_ALONE = -999.0  # the specification's way to say that no image is deferred, whatever the scores

@@ -247,7 +247,7 @@ def run_models(args: argparse.Namespace, images: ImageSet) -> Pair | None:
     # timm takes seconds to import, and tables need none of it
     from clcnet.cached_inference import SHALLOW_ALONE, Options, pair_from_images
     from clcnet.classifiers import Classifier, load_classifier, resolve_device
-    from clcnet.runs import errors_file, write_errors
+    from clcnet.images import errors_file, write_errors
 
     if not images.has_labels:
         raise ValueError(f"image folder {args.imagenet_split} has no class folders; make them, accuracy needs them")

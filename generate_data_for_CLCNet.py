@@ -29,8 +29,8 @@ from clcnet import distributed
 from clcnet.classifiers import class_indices, load_classifier, resolve_device
 from clcnet.files import check_output
 from clcnet.generation import generate_table
-from clcnet.images import list_images
-from clcnet.runs import errors_file, partial_folder
+from clcnet.images import errors_file, list_images
+from clcnet.resume import partial_folder
 
 
 def get_args_parser() -> cli.ArgumentParser:

@@ -19,9 +19,8 @@ from tqdm import tqdm
 from clcnet import distributed
 from clcnet.classifiers import Classifier, classify, default_batch_size
 from clcnet.files import atomic_path, check_output, output_lock
-from clcnet.images import ImageSet
-from clcnet.resume import LEFT_OUT, UnfinishedTable
-from clcnet.runs import check_processes_agree, errors_file, partial_folder, run_arguments, write_errors
+from clcnet.images import ImageSet, errors_file, write_errors
+from clcnet.resume import LEFT_OUT, UnfinishedTable, check_processes_agree, partial_folder, run_arguments
 from clcnet.table import TableWriter, sort_probs
 
 

@@ -1,7 +1,8 @@
 """Listing an image folder: which images there are, in which order, of which class, in which fold.
 
 Three layouts are understood: class folders, the five-part layout `split_part_1..5/<class>/<file>`, and a flat folder,
-with or without a file of labels. Nothing here opens an image.
+with or without a file of labels. Nothing here opens an image; those that a run could not open are named in a file
+beside its output.
 """
 
 import csv
@@ -10,10 +11,12 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from clcnet.files import atomic_path
 
 NUM_FOLDS = 5
 PART_NAMES = tuple(f"split_part_{part}" for part in range(1, NUM_FOLDS + 1))
@@ -295,3 +298,20 @@ def _read_ground_truth(path: Path, ids: list[str], relative: list[Path]) -> tupl
             raise ValueError(f"{path}: row {int(number[1])} is {truth!r}, not an ILSVRC2012 id that meta.mat knows")
         classes.append(wnid_of[int(truth)])
     return classes, sorted(wnid_of.values(), key=natural_key)
+
+
+def errors_file(output: Path | str) -> Path:
+    """Where the images left out are named, with their reasons."""
+    return Path(f"{output}.errors.csv")
+
+
+def write_errors(path: Path, images: ImageSet, reasons: Mapping[int, str]) -> None:
+    """Name the images left out, by index, with their reasons; without any, remove the file that an earlier run left."""
+    if not reasons:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary:
+        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["file", "reason"])
+            writer.writerows([images.names[index], reason] for index, reason in reasons.items())

@@ -17,17 +17,9 @@ from clcnet import distributed
 from clcnet.classifiers import Classifier, class_indices
 from clcnet.files import output_lock
 from clcnet.image_cascade import Cascade, stream
-from clcnet.images import ImageSet
+from clcnet.images import ImageSet, errors_file, write_errors
 from clcnet.predictions import UNKNOWN, Answers, Verdicts, write_result
-from clcnet.resume import UnfinishedAnswers
-from clcnet.runs import (
-    Arguments,
-    check_processes_agree,
-    errors_file,
-    partial_folder,
-    run_arguments,
-    write_errors,
-)
+from clcnet.resume import Arguments, UnfinishedAnswers, check_processes_agree, partial_folder, run_arguments
 from clcnet.schedule import DEEP, NOTHING, SHALLOW, Outcome
 
 

@@ -10,22 +10,74 @@ arguments must not go on with these), and, for a table,
 or, for the answers of a cascade,
 
 - `outcomes.jsonl`: what came of each batch, one line each, in the order of the schedule; a line cut short does not
-count.
+count. What determines the rows is listed by `run_arguments`; the processes of one torchrun must agree in it too.
 """
 
+import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
+import torch
 
+from clcnet import distributed
+from clcnet.classifiers import Classifier
 from clcnet.files import atomic_path, naming_full_disks
+from clcnet.images import ImageSet
 from clcnet.schedule import Outcome, Task
 
 WRONG, RIGHT, LEFT_OUT = 0, 1, 2
 _ROWS_AT_ONCE = 1024
+
+Arguments = dict[str, str | int | bool]
+
+
+def partial_folder(output: Path | str) -> Path:
+    """Where an interrupted run keeps its rows."""
+    return Path(f"{output}.partial")
+
+
+def run_arguments(
+    classifiers: Sequence[Classifier], images: ImageSet, targets: np.ndarray, batch_size: int
+) -> Arguments:
+    """All that a model's answer to an image may depend on, down to its last bit."""
+    listing = hashlib.blake2b(targets.tobytes(), digest_size=16)
+    for name in images.names:
+        listing.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    first = classifiers[0]
+    return {
+        "model": " and ".join(classifier.name for classifier in classifiers),
+        "precision": str(first.amp or torch.float32).removeprefix("torch."),
+        "weights and preprocessing": " and ".join(classifier.key for classifier in classifiers),
+        "number of images": len(images),
+        "images and labels": listing.hexdigest(),
+        "batch size": batch_size,
+        "device": first.device.type,
+        "channels last": first.channels_last,
+        "compile": first.compile,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
+
+
+def check_processes_agree(arguments: Arguments) -> None:
+    """Refuse to share work among processes of one torchrun that were given different work.
+
+    Raises:
+        ValueError: in the main process, naming the first difference.
+    """
+    gathered = distributed.gather(arguments) or []
+    for rank, theirs in enumerate(gathered):
+        for name, value in arguments.items():
+            if theirs[name] != value:
+                raise ValueError(
+                    f"process {rank} has {name} {theirs[name]} and process 0 has {value}; give every machine the same "
+                    "images and model"
+                )
 
 
 class UnfinishedRun:

@@ -15,8 +15,7 @@ from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, GENERATE, Workshop, refusal
 
 from clcnet import classifiers
 from clcnet.classifiers import ImageDataset
-from clcnet.images import list_images
-from clcnet.runs import errors_file
+from clcnet.images import errors_file, list_images
 from clcnet.table import read_table
 
 READERS = (GENERATE, EVALUATE_FOLDS, EVALUATE_CUSTOM)
