@@ -24,7 +24,6 @@ import numpy as np
 from clcnet.classifiers import resolve_device
 from clcnet.files import atomic_paths, check_output, output_lock
 from clcnet.images import NUM_FOLDS, list_images
-from clcnet.model import check_no_other_fold_weights
 from clcnet.table import Table, match_rows, read_tables
 from clcnet.training import Split, fold_splits, train_many
 from clcnet.training_cli import (
@@ -36,6 +35,7 @@ from clcnet.training_cli import (
     settings_of,
     simple_figures,
 )
+from clcnet.weights_file import check_no_other_fold_weights
 
 
 def get_args_parser() -> cli.ArgumentParser:

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from clcnet import cli
-from clcnet.model import Calibration, CLCNet, _to_released_state
+from clcnet.calibration import Calibration
+from clcnet.model import CLCNet, to_released_state
 from clcnet.training import Settings, Split, _Run
 
 sys.path.insert(0, str(cli.ROOT / "tests"))
@@ -69,7 +70,7 @@ def measure_scoring(turns: int) -> dict[str, float]:
     raw = best_time(lambda: model.predict(rows), turns)
     model.calibration = Calibration(0.0, (1.0, 0.1, 0.1, 0.1), 0.5)
     calibrated = best_time(lambda: model.predict(rows), turns)
-    literal_network = LiteralCLCNet(_to_released_state(model))
+    literal_network = LiteralCLCNet(to_released_state(model))
     with torch.inference_mode():
         start = time.perf_counter()
         literal_network(tensor[:LITERAL_ROWS])

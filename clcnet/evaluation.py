@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from clcnet.baselines import average_is_correct
 from clcnet.cascade import Bools, Stage
 from clcnet.images import NUM_FOLDS, ImageSet
-from clcnet.model import CLCNet, find_fold_weights
+from clcnet.model import CLCNet
 from clcnet.table import match_rows, read_table, sort_probs
+from clcnet.weights_file import find_fold_weights
 
 SPLIT_FILE = "CLCNet_imagenet_split.csv"  # beside the weights: which fold each image was in when they were trained
 

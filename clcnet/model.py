@@ -1,19 +1,10 @@
 """CLCNet (arXiv:2205.09612): how likely is the top-1 answer behind a row of sorted probabilities right?
 
-This file holds the network, its calibration, and its weights file: a zip with `model_params.json` and `network.pt`, as
-the released implementation writes and reads it. What is needed beyond that format lies under further top-level keys of
-`model_params.json`, which that implementation ignores.
+This file holds the network, its scoring of many rows, and what the released implementation calls its tensors.
 """
 
-import io
-import json
-import math
-import re
 import warnings
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clcnet.files import atomic_path
+from clcnet.calibration import Calibration
 from clcnet.layers import (
     QUERY_WIDTH,
     RESIDUAL_SCALE,
@@ -35,12 +26,15 @@ from clcnet.layers import (
     sparsemax,
     times_gaussian,
 )
+from clcnet.weights_file import (
+    STATE_MEMBER,
+    constructor_arguments,
+    metadata_of,
+    read_weights,
+    to_params,
+    write_weights,
+)
 
-FORMAT_VERSION = 1
-LARGEST_MEMBER = 64 * 2**20  # bytes; a network for 1,000 classes takes 150 kB
-PARAMS_MEMBER, STATE_MEMBER = "model_params.json", "network.pt"
-ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same network gives the same file
-NUM_FOLDS = 5
 SUM_TOLERANCE = 1e-3  # how far a row of probabilities may be from summing to 1
 
 
@@ -205,15 +199,8 @@ class CLCNet(nn.Module):
             metadata: JSON values to keep beside the weights, added to `self.metadata`.
         """
         self.metadata = self.metadata | (metadata or {})
-        params = _params_to_json(self)
-        buffer = io.BytesIO()
-        torch.save(_to_released_state(self), buffer)
-        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-            for name, content in (
-                (PARAMS_MEMBER, json.dumps(params, indent=1, sort_keys=True).encode()),
-                (STATE_MEMBER, buffer.getvalue()),
-            ):
-                archive.writestr(zipfile.ZipInfo(name, ZIP_TIME), content, zipfile.ZIP_DEFLATED)
+        calibration = None if self.calibration is None else self.calibration.to_json()
+        write_weights(path, to_params(vars(self), calibration, self.metadata), to_released_state(self))
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "CLCNet":
@@ -230,14 +217,14 @@ class CLCNet(nn.Module):
             FileNotFoundError: there is no such file.
             ValueError: the file is not a CLCNet weights file; the message says what is wrong with it.
         """
-        params, state = _read_zip(Path(path))
         try:
-            model = cls(**_constructor_arguments(params))
-            _load_released_state(model, state, params["init_params"]["input_dim"])
+            params, state = read_weights(path)
+            model = cls(**constructor_arguments(params))
+            load_released_state(model, state, params["init_params"]["input_dim"])
             model.calibration = Calibration.from_json(params.get("calibration"))
-        except _BrokenFile as problem:
+        except ValueError as problem:
             raise ValueError(f"{path}: {problem}") from None
-        model.metadata = {key: value for key, value in params.items() if key not in _RESERVED_KEYS}
+        model.metadata = metadata_of(params)
         return model.to(device).eval()
 
 
@@ -332,197 +319,10 @@ def _describe_bad_row(row: Tensor) -> str:
     return f"sums to {row.sum():g}; probabilities sum to 1 within {SUM_TOLERANCE}"
 
 
-# ------------------------------------------------------------------------------------------------------ calibration
+# --------------------------------------------------------------------------------------------------- released names
 
 
-LOWEST_PROBABILITY = 1e-12  # what a probability of 0 counts as in a logarithm
-_NETWORK_PRECISION = 1.0  # of the normal prior on the network's weight, centred at 0: noise alone gets no say
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Turns a raw score into a probability, together with what the probabilities themselves say.
-
-    `base` is a logistic regression on four numbers of the row, `simple_scores`; being logarithms they also resolve the
-    rows whose top probability rounds to 1. The network then moves it by its disagreement:
-
-        P(correct) = sigmoid(base + network * (raw - sigmoid(base)))
-
-    Attributes:
-        intercept: of `base`.
-        weights: of `base`, for `simple_scores`.
-        network: weight of the network, 0 or more.
-    """
-
-    intercept: float
-    weights: tuple[float, float, float, float]
-    network: float
-
-    def apply(self, raw: Tensor, probs: Tensor) -> Tensor:
-        """P(correct), (B,), from raw scores (B,) and the rows they belong to (B, n)."""
-        scores = simple_scores(probs)
-        base = scores @ torch.tensor(self.weights, dtype=scores.dtype, device=scores.device) + self.intercept
-        return torch.sigmoid(base + self.network * (raw - torch.sigmoid(base)))
-
-    def to_json(self) -> dict[str, Any]:
-        return {"intercept": self.intercept, "weights": list(self.weights), "network": self.network}
-
-    @classmethod
-    def from_json(cls, content: Any) -> "Calibration | None":
-        if content is None:
-            return None
-        try:
-            numbers = [float(value) for value in (content["intercept"], *content["weights"], content["network"])]
-            intercept, first, second, third, fourth, network = numbers
-        except (KeyError, TypeError, ValueError):
-            raise _BrokenFile(f"{PARAMS_MEMBER} holds an unknown calibration: {str(content)[:80]}") from None
-        if not all(map(math.isfinite, numbers)):
-            raise _BrokenFile(f"{PARAMS_MEMBER} holds a calibration with numbers that are not finite")
-        return cls(intercept, (first, second, third, fourth), network)
-
-
-def simple_scores(probs: Tensor) -> Tensor:
-    """Log-odds of the top probability, logarithms of the second, the third and the entropy: (B, n) to (B, 4).
-
-    The odds come from the sum of the others, not from 1 - p, which float32 rounds to 0. With n = 2, the second stands
-    in for the third.
-    """
-    rest = probs[:, 1:].sum(dim=1)
-    third = probs[:, min(2, probs.shape[1] - 1)]
-    entropy = -probs.clamp(LOWEST_PROBABILITY).log_().mul_(probs).sum(dim=1)
-    scores = torch.stack([probs[:, 0], rest, probs[:, 1], third, entropy]).clamp_(LOWEST_PROBABILITY).log_()
-    return torch.stack([scores[0] - scores[1], *scores[2:]], dim=1)
-
-
-def fit_calibration(raw: Tensor, probs: Tensor, correct: Tensor, held_back: Tensor) -> Calibration:
-    """Fit a calibration.
-
-    Args:
-        raw: (N,) raw scores.
-        probs: (N, n), the rows that they belong to.
-        correct: (N,) bool, whether the top-1 answer is right.
-        held_back: (N,) bool, rows that the network did not learn from. Only they set the network's weight: on the
-            others it would seem better than it is. The regression, with its five numbers, uses all rows.
-    """
-    scores, labels = torch.cat([simple_scores(block) for block in torch.split(probs, 4096)]).double(), correct.double()
-    mean, spread = scores.mean(dim=0), scores.std(dim=0) + 1e-6
-    inputs = torch.cat([torch.ones_like(labels)[:, None], (scores - mean) / spread], dim=1)
-    precision = torch.tensor([1e-6, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
-    fitted = _logistic_regression(inputs, labels, precision, torch.zeros_like(labels))
-    weights = fitted[1:] / spread
-    first, second, third, fourth = weights.tolist()
-
-    base = (inputs @ fitted)[held_back]
-    disagreement = (raw[held_back].double() - torch.sigmoid(base))[:, None]
-    prior = torch.tensor([_NETWORK_PRECISION], dtype=torch.float64)
-    (network,) = _logistic_regression(disagreement, labels[held_back], prior, base)
-    intercept = float(fitted[0] - weights @ mean)
-    return Calibration(intercept, (first, second, third, fourth), max(0.0, float(network)))
-
-
-def _logistic_regression(inputs: Tensor, labels: Tensor, precision: Tensor, offset: Tensor) -> Tensor:
-    """Weights (F,) that fit labels (N,) with `sigmoid(offset + inputs @ weights)`, by damped Newton steps.
-
-    Args:
-        inputs: (N, F).
-        labels: (N,) 0 and 1.
-        precision: (F,) of a normal prior around 0 on each weight.
-        offset: (N,).
-    """
-    weights = torch.zeros_like(precision)
-
-    def loss(candidate: Tensor) -> Tensor:
-        logits = offset + inputs @ candidate
-        return (
-            nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-            + (precision * candidate.square()).sum() / 2
-        )
-
-    for _ in range(100):
-        probability = torch.sigmoid(offset + inputs @ weights)
-        gradient = inputs.T @ (probability - labels) + precision * weights
-        curvature = (inputs * (probability * (1 - probability))[:, None]).T @ inputs + torch.diag(precision)
-        step, size = torch.linalg.solve(curvature, gradient), 1.0
-        while size > 1e-6 and loss(weights - size * step) > loss(weights):
-            size /= 2
-        weights = weights - size * step
-        if size * step.abs().max() < 1e-9:
-            break
-    return weights
-
-
-# ----------------------------------------------------------------------------------------------------- weights file
-
-_RESERVED_KEYS = {"init_params", "class_attrs", "format_version", "masked", "calibration"}
-_SIZES = ("n_d", "n_a", "n_steps", "mapping_dim", "n_shared", "n_independent")
-_NUMBERS = ("gamma", "momentum", "epsilon")
-
-
-class _BrokenFile(Exception):
-    """What is wrong with a weights file; `CLCNet.load` adds its path."""
-
-
-def _params_to_json(model: CLCNet) -> dict[str, Any]:
-    """Content of `model_params.json`: the released keys first in meaning, then ours."""
-    clash = _RESERVED_KEYS & model.metadata.keys()
-    if clash:
-        raise ValueError(f"metadata may not use the key(s) {', '.join(sorted(clash))}: the weights file needs them")
-    init_params = {key: getattr(model, key) for key in (*_SIZES, *_NUMBERS)}
-    init_params |= {"input_dim": model.num_classes, "output_dim": 1, "mask_type": "sparsemax", "lambda_sparse": 1e-3}
-    init_params |= {"cat_dims": [], "cat_emb_dim": 1, "cat_idxs": [], "clip_value": 1, "device_name": "auto"}
-    init_params |= {"optimizer_params": {"lr": 0.02}, "scheduler_fn": None, "scheduler_params": {}}
-    init_params |= {"seed": 0, "verbose": 1}
-    return {
-        "init_params": init_params,
-        "class_attrs": {"preds_mapper": None},
-        "format_version": FORMAT_VERSION,
-        "masked": model.masked,
-        "calibration": None if model.calibration is None else model.calibration.to_json(),
-        **model.metadata,
-    }
-
-
-def _constructor_arguments(params: dict[str, Any]) -> dict[str, Any]:
-    """Check `model_params.json` and turn it into the arguments of `CLCNet`."""
-    init_params = params.get("init_params")
-    if not isinstance(init_params, dict):
-        raise _BrokenFile(f"{PARAMS_MEMBER} has no init_params")
-    version = params.get("format_version", FORMAT_VERSION)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise _BrokenFile(f"format version {version!r}, this code reads up to {FORMAT_VERSION}; update the code")
-    if init_params.get("mask_type", "sparsemax") != "sparsemax":
-        raise _BrokenFile(f"mask_type {init_params['mask_type']!r}; only sparsemax is known")
-    arguments: dict[str, Any] = {"num_classes": _size(init_params, "input_dim"), "masked": params.get("masked") is True}
-    arguments |= {name: _size(init_params, name) for name in _SIZES}
-    for name in _NUMBERS:
-        value = init_params.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
-            raise _BrokenFile(f"{name} in {PARAMS_MEMBER} is {value!r}, not a number")
-        arguments[name] = float(value)
-    _check_room(arguments)
-    return arguments
-
-
-def _check_room(arguments: dict[str, Any]) -> None:
-    """Refuse sizes that are fine one by one and together ask for more memory than a weights file can fill."""
-    width = arguments["n_d"] + arguments["n_a"]
-    num_layers = arguments["n_shared"] + (arguments["n_steps"] + 1) * arguments["n_independent"]
-    num_bytes = 4 * num_layers * 2 * width * max(width, arguments["mapping_dim"])
-    if num_bytes > LARGEST_MEMBER:
-        raise _BrokenFile(
-            f"{PARAMS_MEMBER} describes a network of {num_bytes:,} bytes, more than the {LARGEST_MEMBER:,} allowed"
-        )
-
-
-def _size(init_params: dict[str, Any], name: str) -> int:
-    value = init_params.get(name)
-    largest = 2**20 if name == "input_dim" else 1024
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-        raise _BrokenFile(f"{name} in {PARAMS_MEMBER} is {value!r}, not a whole number from 1 to {largest}")
-    return value
-
-
-def _released_names(model: CLCNet) -> Iterator[tuple[str, Tensor]]:
+def released_names(model: CLCNet) -> Iterator[tuple[str, Tensor]]:
     """All that our network holds, under its released names; a shared layer has several."""
     prefix = "tabnet.encoder."
     attention = model.attention
@@ -576,8 +376,8 @@ def _unread_state(model: CLCNet, input_dim: int) -> dict[str, Tensor]:
     return state
 
 
-def _to_released_state(model: CLCNet) -> dict[str, Tensor]:
-    named = list(_released_names(model))
+def to_released_state(model: CLCNet) -> dict[str, Tensor]:
+    named = list(released_names(model))
     # one copy a tensor: shared layers stay shared in the file, and nothing else of a larger storage gets in
     copies = {id(tensor): tensor.detach().cpu().clone() for _, tensor in named}
     state = {name: copies[id(tensor)] for name, tensor in named}
@@ -586,17 +386,17 @@ def _to_released_state(model: CLCNet) -> dict[str, Tensor]:
     return state | {name: torch.tensor(0) for name in counters}
 
 
-def _load_released_state(model: CLCNet, state: dict[str, Any], input_dim: int) -> None:
+def load_released_state(model: CLCNet, state: dict[str, Any], input_dim: int) -> None:
     """Copy a released state dict into the model, after checking every name and shape."""
-    ours = dict(_released_names(model))
+    ours = dict(released_names(model))
     unread = _unread_state(model, input_dim)
     missing = sorted(ours.keys() - state.keys())
     if missing:
-        raise _BrokenFile(f"{STATE_MEMBER} lacks {_some(missing)}")
+        raise ValueError(f"{STATE_MEMBER} lacks {_some(missing)}")
     others = map(str, state.keys() - ours.keys() - unread.keys())
     extra = sorted(name for name in others if not name.endswith(".num_batches_tracked"))
     if extra:
-        raise _BrokenFile(f"{STATE_MEMBER} holds unknown {_some(extra)}")
+        raise ValueError(f"{STATE_MEMBER} holds unknown {_some(extra)}")
     for name, tensor in (unread | ours).items():
         if name in state:
             _check_tensor(name, state[name], tensor.shape)
@@ -607,110 +407,13 @@ def _load_released_state(model: CLCNet, state: dict[str, Any], input_dim: int) -
 
 def _check_tensor(name: str, value: Any, shape: torch.Size) -> None:
     if not isinstance(value, Tensor):
-        raise _BrokenFile(f"{name} in {STATE_MEMBER} is a {type(value).__name__}, not a tensor")
+        raise ValueError(f"{name} in {STATE_MEMBER} is a {type(value).__name__}, not a tensor")
     if value.shape != shape:
-        raise _BrokenFile(f"{name} in {STATE_MEMBER} has shape {tuple(value.shape)}, expected {tuple(shape)}")
+        raise ValueError(f"{name} in {STATE_MEMBER} has shape {tuple(value.shape)}, expected {tuple(shape)}")
     plain = value.layout == torch.strided and value.is_floating_point() and value.device.type == "cpu"
     if not plain or not value.isfinite().all():
-        raise _BrokenFile(f"{name} in {STATE_MEMBER} holds values that are not finite numbers")
+        raise ValueError(f"{name} in {STATE_MEMBER} holds values that are not finite numbers")
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _read_zip(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The two members of a weights file: the JSON object and the state dict. Sizes are checked before reading."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            params_bytes, state_bytes = (_read_member(archive, name) for name in (PARAMS_MEMBER, STATE_MEMBER))
-        params = json.loads(params_bytes)
-        if not isinstance(params, dict):
-            raise _BrokenFile(f"{PARAMS_MEMBER} is not a JSON object")
-        return params, _read_state(state_bytes)
-    except _BrokenFile as problem:
-        raise ValueError(f"{path}: {problem}") from None
-    except zipfile.BadZipFile as problem:
-        raise ValueError(f"{path}: not a readable zip file ({problem}); download or train it again") from None
-    except (ValueError, RecursionError) as problem:
-        raise ValueError(f"{path}: {PARAMS_MEMBER} is not JSON ({problem})") from None
-
-
-def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    try:
-        info = archive.getinfo(name)
-    except KeyError:
-        raise _BrokenFile(f"not a CLCNet weights file: it has no member {name}") from None
-    if info.file_size > LARGEST_MEMBER:
-        raise _BrokenFile(f"{name} declares {info.file_size:,} bytes, more than the {LARGEST_MEMBER:,} allowed")
-    try:
-        return archive.read(info)
-    except (NotImplementedError, RuntimeError, EOFError, OSError, ValueError, zlib.error) as problem:
-        raise _BrokenFile(f"{name} cannot be unpacked ({problem})") from None
-
-
-def _read_state(content: bytes) -> dict[str, Any]:
-    """Unpickle tensors alone; anything else in the file is refused by torch."""
-    buffer = io.BytesIO(content)
-    declared = 0
-    try:
-        if zipfile.is_zipfile(buffer):
-            with zipfile.ZipFile(buffer) as archive:
-                declared = sum(info.file_size for info in archive.infolist())
-        if declared <= LARGEST_MEMBER:
-            buffer.seek(0)
-            with warnings.catch_warnings(action="ignore"):  # of what is odd about the file: the error below says more
-                state = torch.load(buffer, map_location="cpu", weights_only=True)
-    except Exception as problem:  # on damaged bytes torch's unpickler raises nearly anything, IndexError included
-        reason = str(problem).splitlines()[0][:120] if str(problem) else type(problem).__name__
-        raise _BrokenFile(f"{STATE_MEMBER} is not a plain torch state dict ({reason})") from None
-    if declared > LARGEST_MEMBER:
-        raise _BrokenFile(f"{STATE_MEMBER} declares {declared:,} bytes, more than the {LARGEST_MEMBER:,} allowed")
-    if not isinstance(state, dict):
-        raise _BrokenFile(f"{STATE_MEMBER} holds a {type(state).__name__}, not a state dict")
-    return state
-
-
-def find_fold_weights(folder: str | Path) -> list[Path]:
-    """The five fold weights in a folder, in order of the fold that each was not trained on.
-
-    Accepts our names, `CLCNet_imagenet_split_K.zip`, and the released ones, `CLCNet_imagenet_split_K(MSE_0.1097).zip`.
-
-    Raises:
-        FileNotFoundError: a fold has no weights; the message says which.
-        ValueError: a fold has two.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of fold weights; run train_imagenet_5fold_cv.py")
-    candidates = _fold_candidates(folder)
-    for fold, paths in candidates.items():
-        if not paths:
-            raise FileNotFoundError(
-                f"found 0 weights for fold {fold} in {folder}, expected 1 (CLCNet_imagenet_split_{fold}.zip); "
-                "run train_imagenet_5fold_cv.py"
-            )
-        if len(paths) > 1:
-            names = " and ".join(path.name for path in paths)
-            raise ValueError(f"found {len(paths)} weights for fold {fold} in {folder}, expected 1: {names}; remove one")
-    return [paths[0] for paths in candidates.values()]
-
-
-def check_no_other_fold_weights(folder: str | Path) -> None:
-    """Raise ValueError if weights under a released name lie where ours would go: a fold would then have two."""
-    folder = Path(folder)
-    for paths in _fold_candidates(folder).values() if folder.is_dir() else ():
-        for path in paths:
-            if "(" in path.name:
-                raise ValueError(f"{path} would stand beside new weights for its fold; move it or use another folder")
-
-
-def _fold_candidates(folder: Path) -> dict[int, list[Path]]:
-    candidates: dict[int, list[Path]] = {fold: [] for fold in range(1, NUM_FOLDS + 1)}
-    for path in sorted(folder.iterdir()):
-        match = re.fullmatch(rf"CLCNet_imagenet_split_([1-{NUM_FOLDS}])(\(MSE_[^()]*\))?\.zip", path.name)
-        if match:
-            candidates[int(match[1])].append(path)
-    return candidates

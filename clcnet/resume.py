@@ -10,7 +10,9 @@ arguments must not go on with these), and, for a table,
 or, for the answers of a cascade,
 
 - `outcomes.jsonl`: what came of each batch, one line each, in the order of the schedule; a line cut short does not
-count. What determines the rows is listed by `run_arguments`; the processes of one torchrun must agree in it too.
+  count.
+
+What determines the rows is listed by `run_arguments`; the processes of one torchrun must agree in it too.
 """
 
 import hashlib

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from clcnet import metrics
-from clcnet.model import NUM_FOLDS, Calibration, CLCNet, fit_calibration
+from clcnet.calibration import Calibration, fit_calibration
+from clcnet.images import NUM_FOLDS
+from clcnet.model import CLCNet
 from clcnet.table import check_sorted_probs
 
 VALIDATION_SHARE = TEST_SHARE = 0.1

@@ -1,0 +1,47 @@
+"""Networks and rows for the tests: random ones, and the released network of the reference file."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clcnet.model import CLCNet, load_released_state
+
+REFERENCE = Path(__file__).parent / "data" / "clcnet_reference.npz"
+
+
+def read_reference() -> dict[str, np.ndarray]:
+    """What the released implementation computed: `state/`, the network of n = 50, and its figures."""
+    with np.load(REFERENCE) as arrays:
+        return dict(arrays)
+
+
+def part_of(reference: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): torch.from_numpy(value) for name, value in reference.items() if prefix in name}
+
+
+def released_network() -> CLCNet:
+    """The network of the reference file."""
+    model = CLCNet(num_classes=50)
+    load_released_state(model, part_of(read_reference(), "state/"), 50)
+    return model.eval()
+
+
+def sorted_rows(num_rows: int, num_classes: int, seed: int = 0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(0, 3, (num_rows, num_classes))
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return -np.sort(-probs, axis=1).astype(np.float32)
+
+
+def trained_looking(masked: bool = False, num_classes: int = 10, seed: int = 3) -> CLCNet:
+    """A network whose batch norms have other parameters and statistics than a new one's."""
+    torch.manual_seed(seed)
+    model = CLCNet(num_classes, masked=masked)
+    with torch.no_grad():
+        for norm in model.ghost_norms():
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.normal_(0, 0.1)
+            norm.running_mean.normal_(0, 0.1)
+            norm.running_var.uniform_(0.5, 2)
+    return model.eval()

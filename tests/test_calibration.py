@@ -1,0 +1,58 @@
+"""The calibration: its formula, its fit against scikit-learn's, and what it makes of a network that knows nothing."""
+
+import numpy as np
+import pytest
+import torch
+from networks import sorted_rows
+
+from clcnet.calibration import Calibration, fit_calibration, simple_scores
+
+
+def test_simple_scores_of_a_known_row():
+    rows = torch.tensor([[0.5, 0.25, 0.125, 0.125], [1.0, 0.0, 0.0, 0.0]])
+    floor = float(np.log(1e-12))
+    entropy = 0.5 * np.log(2) + 0.25 * np.log(4) + 2 * 0.125 * np.log(8)
+    expected = torch.tensor([[0.0, np.log(0.25), np.log(0.125), np.log(entropy)], [-floor, floor, floor, floor]])
+    torch.testing.assert_close(simple_scores(rows), expected.float())
+
+
+def test_calibration_follows_its_formula():
+    calibration = Calibration(0.5, (1.0, 0.0, 0.0, 0.0), 2.0)
+    rows = torch.tensor([[0.5, 0.25, 0.25]])  # log-odds 0: base 0.5
+    base = 1 / (1 + np.exp(-0.5))
+    expected = 1 / (1 + np.exp(-(0.5 + 2 * (0.9 - base))))
+    assert float(calibration.apply(torch.tensor([0.9]), rows)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_fitted_regression_equals_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+
+    rows = torch.from_numpy(sorted_rows(500, 6, seed=1))
+    correct = torch.rand(500, generator=torch.Generator().manual_seed(0)) < rows[:, 0]
+    calibration = fit_calibration(torch.zeros(500), rows, correct, torch.arange(500) < 50)
+    scores = simple_scores(rows).double()
+    standard = (scores - scores.mean(0)) / (scores.std(0) + 1e-6)
+    reference = LogisticRegression(C=1.0, tol=1e-10, max_iter=1000).fit(standard, correct)
+    ours = scores @ torch.tensor(calibration.weights, dtype=torch.float64) + calibration.intercept
+    np.testing.assert_allclose(ours, reference.decision_function(standard), rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_that_knows_more_gets_weight_and_noise_gets_none_to_speak_of():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.from_numpy(sorted_rows(2000, 6, seed=2))
+    correct = torch.rand(2000, generator=generator) < 0.5
+    held_back = torch.arange(2000) % 2 == 0
+    oracle = torch.where(correct, 0.9, 0.1)
+    noise = torch.rand(2000, generator=generator)
+    assert fit_calibration(oracle, rows, correct, held_back).network > 3
+    assert fit_calibration(noise, rows, correct, held_back).network < 0.5
+    assert fit_calibration(1 - oracle, rows, correct, held_back).network == 0  # never turned around
+
+
+def test_the_networks_weight_comes_from_the_rows_held_back():
+    rows = torch.from_numpy(sorted_rows(400, 6, seed=2))
+    correct = torch.rand(400, generator=torch.Generator().manual_seed(1)) < 0.5
+    held_back = torch.arange(400) >= 300
+    raw = torch.full((400,), 0.5)
+    raw[:300] = correct[:300].float()  # knows what it learnt by heart, and nothing else
+    assert fit_calibration(raw, rows, correct, held_back).network < 0.5

@@ -1,0 +1,261 @@
+"""The weights file: the released format both ways, refusals, and finding the five of a folder."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from networks import part_of, read_reference, released_network, sorted_rows, trained_looking
+
+from clcnet.calibration import Calibration
+from clcnet.model import CLCNet
+from clcnet.weights_file import check_no_other_fold_weights, find_fold_weights
+
+
+def test_saved_networks_load_with_the_same_scores_calibration_and_metadata(tmp_path):
+    model = trained_looking()
+    model.calibration = Calibration(0.25, (1.5, 0.125, -0.5, 0.1), 0.75)
+    path = tmp_path / "folder" / "net.zip"
+    model.save(path, {"fold": 3, "training_folds": [1, 2, 4, 5]})
+    again = CLCNet.load(path)
+    rows = sorted_rows(20, 10)
+    np.testing.assert_array_equal(again.predict(rows), model.predict(rows))
+    np.testing.assert_array_equal(again.predict(rows, calibrated=False), model.predict(rows, calibrated=False))
+    assert again.calibration == model.calibration
+    assert again.metadata == {"fold": 3, "training_folds": [1, 2, 4, 5]}
+    assert (again.num_classes, again.training) == (10, False)
+
+
+def test_masked_networks_stay_masked(tmp_path):
+    trained_looking(masked=True).save(tmp_path / "net.zip")
+    assert CLCNet.load(tmp_path / "net.zip").masked
+
+
+def test_the_same_network_gives_the_same_file(tmp_path):
+    for name in "ab":
+        trained_looking().save(tmp_path / f"{name}.zip", {"fold": 1})
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+def test_saved_files_hold_the_released_names_shapes_and_sharing(tmp_path):
+    released_network().save(tmp_path / "net.zip")
+    with zipfile.ZipFile(tmp_path / "net.zip") as archive:
+        assert archive.namelist() == ["model_params.json", "network.pt"]
+        params = json.loads(archive.read("model_params.json"))
+        state = torch.load(io.BytesIO(archive.read("network.pt")), weights_only=True)
+    expected = part_of(read_reference(), "state/")
+    assert {name: value.shape for name, value in state.items()} == {k: v.shape for k, v in expected.items()}
+    assert {name: value.dtype for name, value in state.items()} == {k: v.dtype for k, v in expected.items()}
+    assert state["tabnet.encoder.initial_bn.running_var"].eq(1).all()  # what nothing reads is neutral
+    assert state["tabnet.encoder.nor_att.value.weight"].eq(0).all()
+    shared = [value for name, value in state.items() if "shared" in name and "layers.1.fc" in name]
+    assert len({value.data_ptr() for value in shared}) == 1
+    assert params["init_params"]["input_dim"] == 50 and params["class_attrs"] == {"preds_mapper": None}
+    assert params["format_version"] == 1
+
+
+def test_released_weights_saved_again_hold_the_same_parameters(shared, tmp_path):
+    (path,) = (shared / "reference").glob("CLCNet_imagenet_split_1(*).zip")
+    model = CLCNet.load(path)
+    assert model.calibration is None and model.num_classes == 1000
+    model.save(tmp_path / "again.zip")
+    with zipfile.ZipFile(path) as first, zipfile.ZipFile(tmp_path / "again.zip") as second:
+        states = [torch.load(io.BytesIO(z.read("network.pt")), "cpu", weights_only=True) for z in (first, second)]
+        params = [json.loads(z.read("model_params.json"))["init_params"] for z in (first, second)]
+    assert states[0].keys() == states[1].keys()
+    assert params[0].keys() == params[1].keys()
+    unread = ("initial_bn", "nor_att", "res_att.key.bias", "num_batches_tracked")
+    for name, value in states[0].items():
+        assert value.shape == states[1][name].shape
+        if not any(word in name for word in unread):
+            assert torch.equal(value, states[1][name]), name
+
+
+def test_metadata_may_not_hide_what_the_file_needs(tmp_path):
+    with pytest.raises(ValueError, match="calibration"):
+        CLCNet(10).save(tmp_path / "net.zip", {"calibration": 1})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def parts(tmp_path) -> tuple[Path, dict[str, bytes]]:
+    """A place for a broken weights file, and the members of a good one."""
+    trained_looking().save(tmp_path / "good.zip")
+    with zipfile.ZipFile(tmp_path / "good.zip") as archive:
+        return tmp_path / "broken.zip", {name: archive.read(name) for name in archive.namelist()}
+
+
+def write_zip(path: Path, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def edited(members: dict[str, bytes], **init_params: object) -> dict[str, bytes]:
+    params = json.loads(members["model_params.json"])
+    params["init_params"] |= init_params
+    return members | {"model_params.json": json.dumps(params).encode()}
+
+
+def saved(state: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        CLCNet.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.zip"):
+        CLCNet.load(tmp_path / "nowhere.zip")
+
+
+def test_a_file_that_is_no_zip_is_refused(parts):
+    parts[0].write_bytes(b"not a zip")
+    refused(parts[0], "not a readable zip")
+
+
+def test_a_truncated_zip_is_refused(parts):
+    path, members = parts
+    write_zip(path, members)
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(path, "not a readable zip")
+
+
+@pytest.mark.parametrize("name", ["model_params.json", "network.pt"])
+def test_a_missing_member_is_named(parts, name):
+    path, members = parts
+    write_zip(path, {key: value for key, value in members.items() if key != name})
+    refused(path, f"no member {name}")
+
+
+def test_parameters_that_are_no_json_are_refused(parts):
+    path, members = parts
+    write_zip(path, members | {"model_params.json": b"{"})
+    refused(path, "not JSON")
+
+
+@pytest.mark.parametrize(
+    ("params", "message"), [(b"[]", "not a JSON object"), (b"{}", "no init_params"), (b'{"init_params": 3}', "no init")]
+)
+def test_parameters_of_another_kind_are_refused(parts, params, message):
+    path, members = parts
+    write_zip(path, members | {"model_params.json": params})
+    refused(path, message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_d": "8"}, "n_d"),
+        ({"n_steps": 10**9}, "n_steps"),
+        ({"input_dim": 0}, "input_dim"),
+        ({"mapping_dim": True}, "mapping_dim"),
+        ({"gamma": None}, "gamma"),
+        ({"mask_type": "entmax"}, "entmax"),
+        ({"n_d": 9}, "shape"),
+    ],
+)
+def test_impossible_parameters_are_named(parts, change, message):
+    path, members = parts
+    write_zip(path, edited(members, **change))
+    refused(path, message)
+
+
+def test_a_later_format_version_is_refused(parts):
+    path, members = parts
+    params = json.loads(members["model_params.json"]) | {"format_version": 2}
+    write_zip(path, members | {"model_params.json": json.dumps(params).encode()})
+    refused(path, "format version 2")
+
+
+@pytest.mark.parametrize("calibration", [{}, {"intercept": 1, "weights": [1], "network": 0}, "none", [1]])
+def test_an_unknown_calibration_is_refused(parts, calibration):
+    path, members = parts
+    params = json.loads(members["model_params.json"]) | {"calibration": calibration}
+    write_zip(path, members | {"model_params.json": json.dumps(params).encode()})
+    refused(path, "calibration")
+
+
+def test_missing_extra_misshapen_and_infinite_tensors_are_named(parts):
+    path, members = parts
+    state = torch.load(io.BytesIO(members["network.pt"]), weights_only=True)
+    name = "tabnet.final_mapping.weight"
+    for change, message in (
+        ({key: value for key, value in state.items() if key != name}, f"lacks {name}"),
+        (state | {"tabnet.more": torch.zeros(1)}, "unknown tabnet.more"),
+        (state | {name: torch.zeros(1, 9)}, r"shape \(1, 9\), expected \(1, 8\)"),
+        (state | {name: torch.full((1, 8), float("nan"))}, "not finite"),
+        (state | {name: [1.0]}, "is a list"),
+        ([1, 2], "holds a list"),
+    ):
+        write_zip(path, members | {"network.pt": saved(change)})
+        refused(path, message)
+
+
+def test_pickled_code_is_never_run(parts, tmp_path):
+    path, members = parts
+    write_zip(path, members | {"network.pt": saved({"tabnet.final_mapping.weight": Trap(tmp_path / "sprung")})})
+    refused(path, "not a plain torch state dict")
+    assert not (tmp_path / "sprung").exists()
+
+
+class Trap:
+    """Makes a file when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_member_that_unpacks_to_too_much_is_refused_unread(parts):
+    path, members = parts
+    write_zip(path, members | {"network.pt": bytes(65 * 2**20)})
+    assert path.stat().st_size < 2**20
+    refused(path, "declares")
+
+
+# ------------------------------------------------------------------------------------------------------ fold weights
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).touch()
+
+
+def test_fold_weights_are_found_under_our_and_the_released_names_in_order(tmp_path):
+    touch(tmp_path, *(f"CLCNet_imagenet_split_{fold}.zip" for fold in (5, 3, 1, 2)))
+    touch(tmp_path, "CLCNet_imagenet_split_4(MSE_0.1097).zip", "CLCNet_custom_data.zip", "CLCNet_imagenet_split.csv")
+    names = [path.name for path in find_fold_weights(tmp_path)]
+    assert names[2:4] == ["CLCNet_imagenet_split_3.zip", "CLCNet_imagenet_split_4(MSE_0.1097).zip"]
+    assert len(names) == 5
+
+
+def test_a_fold_without_weights_and_one_with_two_are_named(tmp_path):
+    touch(tmp_path, *(f"CLCNet_imagenet_split_{fold}.zip" for fold in (1, 2, 4, 5)))
+    with pytest.raises(FileNotFoundError, match="0 weights for fold 3"):
+        find_fold_weights(tmp_path)
+    touch(tmp_path, "CLCNet_imagenet_split_3.zip", "CLCNet_imagenet_split_3(MSE_0.1).zip")
+    with pytest.raises(ValueError, match="2 weights for fold 3"):
+        find_fold_weights(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        find_fold_weights(tmp_path / "nowhere")
+
+
+def test_released_weights_in_the_way_of_new_ones_are_named(tmp_path):
+    touch(tmp_path, "CLCNet_imagenet_split_1.zip")
+    check_no_other_fold_weights(tmp_path)
+    check_no_other_fold_weights(tmp_path / "nowhere")
+    touch(tmp_path, "CLCNet_imagenet_split_3(MSE_0.1).zip")
+    with pytest.raises(ValueError, match="split_3"):
+        check_no_other_fold_weights(tmp_path)
