@@ -1,9 +1,9 @@
 """The house: imports run one way, array modules need numpy alone, and importing a script does nothing."""
 
 import ast
+import re
 import subprocess
 import sys
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -25,11 +25,19 @@ def imported_modules(path: Path) -> set[str]:
     return names
 
 
-def test_imports_inside_the_package_never_turn_back() -> None:
-    modules = {f"clcnet.{path.stem}": path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
-    graph = {name: imported_modules(path) & modules.keys() for name, path in modules.items()}
-    order = list(TopologicalSorter(graph).static_order())  # CycleError names the circle
-    assert len(order) == len(modules) > 10
+def listed_modules() -> list[str]:
+    """The modules in the order in which CONTRIBUTING.md lists them."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("(a test checks this list)")[1]
+    lines = text.split("```")[1].strip().splitlines()
+    return [name for line in lines for name in re.split(r"\s{2,}", line)[0].split(", ")]
+
+
+def test_every_module_is_listed_once_and_imports_only_from_modules_listed_after_it() -> None:
+    listed = listed_modules()
+    assert sorted(listed) == sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+    for place, name in enumerate(listed):
+        imported = imported_modules(PACKAGE / f"{name}.py")
+        assert not [other for other in listed[: place + 1] if f"clcnet.{other}" in imported], name
 
 
 def test_the_package_never_imports_a_script() -> None:
