@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 
 from clcnet import distributed, plots, report
 from clcnet.baselines import compare, confidences
-from clcnet.cascade import Bools, Curve, Floats, oracle, sweep
+from clcnet.cascade import Bools, Curve, Floats, Stage, oracle, sweep
+from clcnet.deep_offset import are_probabilities, cross_fitted_offsets, fit_deep_offset, with_deep_offset
 from clcnet.evaluation import Pair, flops_of, load_fold_networks, pair_from_tables
 from clcnet.files import check_output, output_lock
 from clcnet.images import ImageSet, list_images
@@ -95,6 +96,14 @@ def get_args_parser() -> cli.ArgumentParser:
         nargs="+",
         metavar="T",
         help="those listed in performance-result.csv: numbers, START:STOP:STEP, or all (default: 0.05:1.01:0.02)",
+    )
+    add(
+        "--deep-offset",
+        type=deep_offset,
+        default=0.0,
+        metavar="H|fit",
+        help="head start of the deep model in log-odds when the surer answer is kept; fit: measured, on the other folds "
+        "(default: 0, the paper's rule)",
     )
     goal = group.add_mutually_exclusive_group()
     add = goal.add_argument
@@ -175,6 +184,19 @@ def parse_thresholds(words: list[str] | None) -> NDArray[np.float64] | None:
     return np.unique(grid)
 
 
+def deep_offset(text: str) -> float:
+    """A number of log-odds, or nan for `fit`."""
+    if text == "fit":
+        return math.nan
+    try:
+        offset = float(text)
+    except ValueError:
+        offset = math.nan
+    if not math.isfinite(offset):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a finite number nor fit")
+    return offset
+
+
 def parse_goal(args: argparse.Namespace) -> Goal:
     """What the threshold is to be chosen for; the deep model's accuracy unless told otherwise."""
     if args.target_accuracy is not None:
@@ -184,7 +206,8 @@ def parse_goal(args: argparse.Namespace) -> Goal:
 
 def is_searching(args: argparse.Namespace) -> bool:
     """Whether more than one threshold is asked for, so that the deep model must see every image."""
-    return args.threshold_searching or any((args.thresholds, args.match, args.target_accuracy, args.target_FLOPs))
+    asked = (args.thresholds, args.match, args.target_accuracy, args.target_FLOPs, math.isnan(args.deep_offset))
+    return args.threshold_searching or any(asked)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -202,8 +225,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         pair = load_tables(args, images) if args.shallow_output or args.deep_output else run_models(args, images)
         if pair is None:  # not the main process
             return {}
-        curve = sweep(pair.stages, grid if searching else [args.threshold])
-        recommendation = recommend(pair.stages, pair.folds, goal, args.seed) if searching else None
+        stages = keep_answers(pair, args.deep_offset)
+        curve = sweep(stages, grid if searching else [args.threshold])
+        recommendation = recommend(stages, pair.folds, goal, args.seed) if searching else None
         report.write_csv(report.performance_frame(curve, pair.milliseconds), args.performance_result)
         outcome = {
             "performance_result": args.performance_result,
@@ -216,8 +240,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         }
         if recommendation is not None:
             references = [reference for group in args.reference for reference in group]
-            outcome |= write_report(pair, references, joined, folder, args.seed)
+            outcome |= write_report(pair, stages, references, joined, folder, args.seed)
             print(describe_recommendation(recommendation, pair))
+            outcome |= report_offset(recommendation, pair, args.deep_offset, args.seed)
         else:
             print(describe_threshold(curve, pair))
         if pair.unreadable:
@@ -225,6 +250,15 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         files = f"{len(curve)} threshold{'s' * (len(curve) > 1)} in {args.performance_result}"
         print(files + (f"; tables and plots in {folder}" if searching else ""))
     return outcome
+
+
+def keep_answers(pair: Pair, offset: float) -> list[Stage]:
+    """The stages under a deep offset, nan for one fitted on the other folds of each image."""
+    if offset == 0:
+        return pair.stages
+    return with_deep_offset(
+        pair.stages, cross_fitted_offsets(pair.stages, pair.folds) if math.isnan(offset) else offset
+    )
 
 
 def load_tables(args: argparse.Namespace, images: ImageSet) -> Pair:
@@ -282,9 +316,18 @@ def run_models(args: argparse.Namespace, images: ImageSet) -> Pair | None:
 
 
 def write_report(
-    pair: Pair, references: list[Reference], joined: list[list[Row]], folder: Path, seed: int
+    pair: Pair,
+    stages: list[Stage],
+    references: list[Reference],
+    joined: list[list[Row]],
+    folder: Path,
+    seed: int,
 ) -> dict[str, Any]:
-    """Write tables and plots, print the tables, and return their figures."""
+    """Write tables and plots, print the tables, and return their figures.
+
+    The comparison of confidences and rules is over the pair's own stages; the results are those of `stages`, which may
+    hold a deep offset.
+    """
     assert pair.outputs is not None
     probs = [outputs.sorted_probs for outputs in pair.outputs]
     correct = [stage.correct for stage in pair.stages]
@@ -294,7 +337,7 @@ def write_report(
     scores = {"CLCNet": [stage.confidence for stage in pair.stages], **confidences(probs, correct, pair.folds)}
     comparison = report.comparison_frame(rules, pair.stages[-1], seed)
     figures = report.confidence_frame(names, scores, pair.stages)
-    rows = merge_rows([*joined, results_rows(pair.stages, pair.models, pair.folds, references, seed)])
+    rows = merge_rows([*joined, results_rows(stages, pair.models, pair.folds, references, seed)])
     tables = {
         "confidences": (figures, report.confidence_markdown(figures)),
         "comparison": (comparison, report.comparison_markdown(comparison)),
@@ -343,9 +386,6 @@ def describe_recommendation(recommendation: Recommendation, pair: Pair) -> str:
     ceiling = sweep(oracle(pair.stages), [0.1])  # sends on exactly the images that a later model gets right
     ceiling_interval = accuracy_interval(ceiling.accuracy[0], ceiling.num_images)
     nearest = "" if recommendation.reached else " No threshold gets there; this one comes nearest."
-    verdict: str = recommendation.choice
-    if verdict != "cascade":
-        verdict += f" model ({display_name(pair.models[0 if verdict == 'shallow' else -1])})"
     lines = [
         f"For {recommendation.goal.describe()}, take threshold {recommendation.threshold:g}: accuracy "
         f"{scored.accuracy:.2f}%{report.format_interval(scored.accuracy_interval)}, "
@@ -365,7 +405,36 @@ def describe_recommendation(recommendation: Recommendation, pair: Pair) -> str:
             f"In time: {cost:.3g} ms an image against {deep:.3g} ms for {display_name(pair.models[-1])}, "
             f"{deep / cost:.2f}x less ({shallow:.3g} ms for {display_name(pair.models[0])})."
         )
-    return "\n".join([*lines, f"Verdict: use the {verdict}: {recommendation.reason}."])
+    return "\n".join([*lines, f"Verdict: use the {describe_choice(recommendation, pair)}: {recommendation.reason}."])
+
+
+def describe_choice(recommendation: Recommendation, pair: Pair) -> str:
+    """`cascade`, or which of the models alone."""
+    if recommendation.choice == "cascade":
+        return "cascade"
+    return (
+        f"{recommendation.choice} model ({display_name(pair.models[0 if recommendation.choice == 'shallow' else -1])})"
+    )
+
+
+def report_offset(recommendation: Recommendation, pair: Pair, offset: float, seed: int) -> dict[str, Any]:
+    """Print and return the fitted deep offset: the one used, or one that would do better than the paper's rule."""
+    if not (math.isnan(offset) or (offset == 0 and are_probabilities(pair.stages))):
+        return {}
+    by_fold = cross_fitted_offsets(pair.stages, pair.folds)
+    fitted = fit_deep_offset(pair.stages)
+    spread = f"{fitted:.2f} (from {by_fold.min():.2f} to {by_fold.max():.2f} without one of the folds)"
+    if math.isnan(offset):
+        print(f"Deep offset: {spread}; in step 5, --threshold {recommendation.threshold:g} --deep-offset {fitted:.2f}.")
+        return {"deep_offset": fitted}
+    other = recommend(with_deep_offset(pair.stages, by_fold), pair.folds, recommendation.goal, seed)
+    if not other.is_better_than(recommendation):
+        return {}
+    print(
+        f"Better with --deep-offset fit, which gives {spread}: threshold {other.threshold:g}, "
+        f"use the {describe_choice(other, pair)}: {other.reason}."
+    )
+    return {"deep_offset": fitted}
 
 
 if __name__ == "__main__":

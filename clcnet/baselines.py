@@ -24,10 +24,12 @@ from clcnet.cascade import (
     sweep,
 )
 from clcnet.confidence import SIMPLE_CONFIDENCES
+from clcnet.deep_offset import are_probabilities, cross_fitted_offsets, with_deep_offset
 from clcnet.selection import cheapest_at_accuracy
 
 DEFERRAL_SHARES = (0.1, 0.2, 0.3, 0.5)
 NUM_RULE_RESAMPLES = 400  # of every rule's curve; enough for an interval printed with two digits
+_OFFSET_RIVALS = ("max softmax", "temperature-scaled softmax")  # what CLCNet may do, its nearest rivals may too
 _TEMPERATURES = np.geomspace(0.2, 5, 21)  # neighbours differ by 17%, between which a parabola finds the best
 _FIT_ROWS = 10_000  # spread over the table; one number needs no more
 _CHUNK_NUMBERS = 1 << 20  # probabilities handled at once; bounds the memory
@@ -87,14 +89,16 @@ def compare(
     Args:
         stages: the cascade with CLCNet's confidences, two models.
         sorted_probs: two (N, n) arrays.
-        folds: (N,); temperatures are fitted on the other folds.
+        folds: (N,); temperatures and deep offsets are fitted on the other folds.
         average_correct: (N,) whether the average of both models' probabilities is right; where it is not known, the
             rules that use the average are left out.
     """
     shallow, deep = stages
-    rules = [Rule("CLCNet", stages), Rule("CLCNet, deep answer always kept", stages, "last")]
+    rules = [Rule("CLCNet", stages), *_offset_rules("CLCNet", stages, folds)]
+    rules.append(Rule("CLCNet, deep answer always kept", stages, "last"))
     for name, scores in confidences(sorted_probs, [stage.correct for stage in stages], folds).items():
-        rules.append(Rule(name, [_with(stage, scores[k]) for k, stage in enumerate(stages)]))
+        rule = Rule(name, [_with(stage, scores[k]) for k, stage in enumerate(stages)])
+        rules += [rule, *(_offset_rules(name, rule.stages, folds) if name in _OFFSET_RIVALS else [])]
     nothing_known = _with(shallow, np.zeros(len(shallow)))
     rules.append(Rule("random deferral", [nothing_known, deep], "last"))
     if average_correct is not None:
@@ -103,6 +107,13 @@ def compare(
         rules.append(Rule("GEM, average answers random images", [nothing_known, average], "last"))
     rules.append(Rule("oracle", oracle(stages)))
     return rules
+
+
+def _offset_rules(name: str, stages: Sequence[Stage], folds: NDArray[np.int64]) -> list[Rule]:
+    """The same with a deep offset, where the confidences are probabilities."""
+    if not are_probabilities(stages):
+        return []
+    return [Rule(f"{name}, deep offset", with_deep_offset(stages, cross_fitted_offsets(stages, folds)))]
 
 
 def resample(rules: Sequence[Rule], deep: Stage, seed: int) -> list[RuleSamples]:

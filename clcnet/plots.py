@@ -23,13 +23,16 @@ BLACK, BLUE, ORANGE, GREEN, PINK, GREY = "#000000", "#0072B2", "#D55E00", "#009E
 SKY = "#56B4E9"
 _STYLES = {  # name of a rule or confidence -> colour, dashes, width
     "CLCNet": (BLACK, "-", 2.2),
+    "CLCNet, deep offset": (ORANGE, "-", 1.8),
     "CLCNet, deep answer always kept": (GREY, (0, (6, 2)), 1.2),
     "CLCNet, average answers": (PINK, (0, (8, 2, 2, 2)), 1.6),
     "max softmax": (BLUE, (0, (5, 1.5)), 1.4),
+    "max softmax, deep offset": (BLUE, "-", 1.0),
     "margin": (ORANGE, (0, (1, 1)), 1.6),
     "entropy": (GREEN, (0, (4, 1, 1, 1)), 1.4),
     "sum of squares (DOCTOR)": (PINK, (0, (3, 1, 1, 1, 1, 1)), 1.4),
     "temperature-scaled softmax": (SKY, (0, (7, 1, 1, 1)), 1.6),
+    "temperature-scaled softmax, deep offset": (SKY, "-", 1.0),
     "random deferral": (GREY, (0, (2, 3)), 1.2),
     "GEM, average answers random images": (PINK, (0, (2, 3)), 1.2),
     "oracle": (GREY, "-", 1.0),

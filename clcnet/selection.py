@@ -159,6 +159,18 @@ class Recommendation:
     scored: Scored
     cross_fitted: Scored
 
+    def is_better_than(self, other: "Recommendation") -> bool:
+        """Whether this cascade, for the same goal, is worth using where the other is not, or surpasses it by far.
+
+        On the images that no threshold was chosen on: by more than a hundredth of its FLOPs or, where the goal is a
+        cost, of a point of accuracy.
+        """
+        if "cascade" not in (self.choice, other.choice) or self.choice != other.choice:
+            return self.choice == "cascade"
+        if self.goal.kind == "flops":
+            return self.cross_fitted.accuracy > other.cross_fitted.accuracy + 0.01
+        return self.cross_fitted.saving > 1.01 * other.cross_fitted.saving
+
 
 def recommend(stages: Sequence[Stage], folds: NDArray[np.int64], goal: Goal, seed: int = 42) -> Recommendation:
     """Choose the threshold for a goal and say whether the cascade, or one of the models alone, should be used.

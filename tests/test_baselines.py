@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from scipy.special import softmax
+from scipy.special import logit, softmax
 
 from clcnet.baselines import (
     Rule,
@@ -15,6 +15,7 @@ from clcnet.baselines import (
     tempered_top,
 )
 from clcnet.cascade import Stage, sweep
+from clcnet.deep_offset import fit_deep_offset
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(0, 1.5, (600, 6)).astype(np.float32)
@@ -73,10 +74,27 @@ def rules():
 
 def test_every_rule_starts_at_the_shallow_model_alone(rules):
     shallow, _, _, by_name = rules
-    assert len(by_name) == 11
+    assert len(by_name) == 14
     for rule in by_name.values():
         assert rule.at(0) == pytest.approx(shallow.accuracy)
         assert rule.curve.flops[0] == 1.0 and rule.curve.flops[-1] == 5.0
+
+
+def test_a_deep_offset_is_fitted_on_the_other_folds_and_moves_the_deep_confidence_alone(rules):
+    shallow, deep, _, by_name = rules
+    moved_shallow, moved_deep = by_name["CLCNet, deep offset"].stages
+    np.testing.assert_array_equal(moved_shallow.confidence, shallow.confidence)
+    inside = FOLDS == 1
+    offset = fit_deep_offset([shallow.subset(~inside), deep.subset(~inside)])
+    moved = logit(moved_deep.confidence[inside]) - logit(deep.confidence[inside])
+    np.testing.assert_allclose(moved, offset, atol=1e-6)
+    assert {"max softmax, deep offset", "temperature-scaled softmax, deep offset"} < by_name.keys()
+
+
+def test_scores_that_are_no_probabilities_are_compared_without_an_offset():
+    scores = RANDOM.normal(0, 3, 600)  # as those of the released weights
+    names = [rule.name for rule in compare([Stage(scores, CORRECT, 1.0)] * 2, [SORTED, SORTED], FOLDS)]
+    assert "CLCNet, deep offset" not in names and "max softmax, deep offset" in names
 
 
 def test_ends_of_the_rules_are_what_their_definition_says(rules):
@@ -94,7 +112,7 @@ def test_ends_of_the_rules_are_what_their_definition_says(rules):
 def test_without_the_models_outputs_the_average_is_left_out():
     stage = Stage(SORTED[:, 0], CORRECT, 1.0)
     names = [rule.name for rule in compare([stage, stage], [SORTED, SORTED], FOLDS)]
-    assert not any("average" in name for name in names) and len(names) == 9
+    assert not any("average" in name for name in names) and len(names) == 12
 
 
 def test_confidences_are_swept_on_both_models():

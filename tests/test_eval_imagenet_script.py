@@ -10,14 +10,18 @@ import pandas as pd
 import pytest
 import torch
 from forking import run_together
+from scipy.special import expit
 
 import eval_imagenet_5fold_cv as script
 from clcnet import baselines, cached_inference, selection
+from clcnet.calibration import Calibration
 from clcnet.cascade import Stage, sweep
 from clcnet.classifiers import class_indices, classify, load_classifier
+from clcnet.deep_offset import fit_deep_offset
+from clcnet.evaluation import Pair
 from clcnet.images import list_images
 from clcnet.model import CLCNet
-from clcnet.selection import Reference
+from clcnet.selection import Goal, Reference
 from clcnet.table import Table, sort_probs, write_table
 
 ROOT = script.cli.ROOT
@@ -380,6 +384,61 @@ def test_targets_are_chosen_for_and_printed(run, table_flags, tmp_path, capsys):
         run(*table_flags, "--target-accuracy", 70, "--target-FLOPs", 3)
 
 
+@pytest.fixture
+def calibrated(weights):
+    """The same networks with a calibration that reads the top probability alone."""
+    for path in weights.glob("*.zip"):
+        network = CLCNet.load(path)
+        network.calibration = Calibration(0.0, (1.0, 0.0, 0.0, 0.0), 0.0)
+        network.save(path)
+    return weights
+
+
+def test_a_large_deep_offset_always_keeps_the_deep_answer_and_defers_the_same(run, table_flags, calibrated, tmp_path):
+    result = tmp_path / "out" / "performance-result.csv"
+    run(*table_flags, "--thresholds", "all")
+    surest = pd.read_csv(result)
+    outcome = run(*table_flags, "--thresholds", "all", "--deep-offset", 100)
+    kept = pd.read_csv(result)
+    assert kept.num_deferred.tolist() == surest.num_deferred.tolist()
+    assert kept.accuracy.iloc[-1] == pytest.approx(100 * np.mean(outcome["rules"][0].stages[1].correct))
+    assert (kept.accuracy != surest.accuracy).any()
+
+
+def test_a_fitted_deep_offset_is_printed_with_the_flags_for_step_5(run, table_flags, calibrated, capsys):
+    outcome = run(*table_flags, "--deep-offset", "fit")
+    assert outcome["deep_offset"] == fit_deep_offset(outcome["rules"][0].stages)
+    assert f"--deep-offset {outcome['deep_offset']:.2f}." in capsys.readouterr().out
+
+
+def test_a_deep_offset_needs_calibrated_confidences(run, table_flags, weights):
+    with pytest.raises(ValueError, match="a deep offset needs confidences from 0 to 1"):
+        run(*table_flags, "--deep-offset", 1)
+
+
+@pytest.mark.parametrize("text", ["much", "nan", "inf"])
+def test_bad_deep_offsets_are_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        script.get_args_parser().parse_args(["--deep-offset", text])
+    assert "neither a finite number nor fit" in capsys.readouterr().err
+
+
+def test_an_offset_that_would_help_is_pointed_out_and_one_that_would_not_is_not(monkeypatch, capsys):
+    monkeypatch.setattr(selection, "NUM_SWEEP_RESAMPLES", 20)
+    random = np.random.default_rng(0)
+    low, high = random.normal(0, 2, 2000), random.normal(0, 2, 2000)
+    deep_is_right = random.random(2000) < expit(high + 2 - low)  # the other model is right where this one is wrong
+
+    def report(bias):
+        stages = [Stage(expit(low), ~deep_is_right, 1.0), Stage(expit(high + bias), deep_is_right, 10.0)]
+        pair = Pair(["small", "large"], stages, None, np.arange(2000) % 5)
+        return script.report_offset(selection.recommend(stages, pair.folds, Goal("match")), pair, 0.0, 42)
+
+    assert report(0.0)["deep_offset"] == pytest.approx(2, abs=0.3)
+    assert "Better with --deep-offset fit" in capsys.readouterr().out
+    assert report(2.0) == {} and not capsys.readouterr().out
+
+
 def test_references_are_read():
     assert len(script.parse_references("paper")) == 8
     assert script.parse_references("net:70.5:1.5") == [Reference("net", 70.5, 1.5)]
@@ -409,6 +468,7 @@ def in_a_process(words):
     """The whole script but its report, in a process that was told its rank as by torchrun."""
     script.write_report = lambda *_: {}
     script.describe_recommendation = lambda *_: ""
+    script.report_offset = lambda *_: {}
     cached_inference.measure_milliseconds = lambda *_: 1.0
     script.main(script.get_args_parser().parse_args(words))
 

@@ -1,5 +1,7 @@
 """Choosing thresholds: small cases by hand, the rule that nothing is scored on what chose it, and every verdict."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -181,6 +183,19 @@ def test_flops_goal_stays_within_and_compares_with_what_one_could_afford():
 def test_flops_below_the_shallow_models_are_refused():
     with pytest.raises(ValueError, match=r"0\.5B FLOPs is below the shallow model's 1B"):
         recommend(*simulated_pair(), Goal("flops", 0.5))
+
+
+def test_a_recommendation_is_better_by_its_verdict_then_by_what_it_saves_on_images_it_was_not_chosen_on():
+    stages, folds = simulated_pair()
+    cascade = recommend(stages, folds, Goal("match"))
+    single = replace(cascade, choice="deep")
+    assert cascade.is_better_than(single) and not single.is_better_than(cascade)
+    assert not single.is_better_than(single) and not cascade.is_better_than(cascade)
+    cheaper = replace(cascade, cross_fitted=replace(cascade.cross_fitted, saving=cascade.cross_fitted.saving * 1.02))
+    assert cheaper.is_better_than(cascade) and not cascade.is_better_than(cheaper)
+    within = replace(cascade, goal=Goal("flops", 3.0))
+    righter = replace(within, cross_fitted=replace(within.cross_fitted, accuracy=within.cross_fitted.accuracy + 0.02))
+    assert righter.is_better_than(within) and not within.is_better_than(righter)
 
 
 def test_goals_are_described_in_words():
