@@ -241,9 +241,9 @@ def _label_names(model: nn.Module) -> tuple[list[str] | None, bool]:
 def class_indices(images: ImageSet, classifier: Classifier, by_position: bool = False) -> np.ndarray:
     """The images' classes as the classifier numbers them.
 
-    Class names are looked up among the classifier's own, or among the WordNet ids of ImageNet. Where the classifier has
-    no names, or none like these, names that are numbers are class indices, and others are counted in natural order, as
-    timm does.
+    Class names are looked up among the classifier's own, or among the WordNet ids of ImageNet. Other names that are
+    numbers are class indices. What else there is counts in natural order, as in timm, unless the classifier brought
+    names of its own.
 
     Args:
         images: a data set; its classes are those of the whole data set, also in a subset.
@@ -254,7 +254,7 @@ def class_indices(images: ImageSet, classifier: Classifier, by_position: bool = 
         (N,) int64, -1 for an image without a label.
 
     Raises:
-        ValueError: the classes cannot be the classifier's: too many, too few, or only some of the names are known.
+        ValueError: the classes cannot be the classifier's: too many, too few, or not its names.
     """
     mapping = _positions(images.class_names, classifier, by_position)
     # the last entry serves the images without a label, whose target is -1
@@ -268,14 +268,16 @@ def _positions(names: list[str], classifier: Classifier, by_position: bool) -> l
     if not by_position:
         if not unknown:
             return [known[name] for name in names]
-        if len(unknown) < len(names) and not classifier.label_names_inferred:
+        if unknown == names and all(name.isascii() and name.isdigit() for name in names):
+            numbers = [int(name) for name in names]
+            if len(set(numbers)) == len(names) and max(numbers) < classifier.num_classes:
+                return numbers
+        elif known and not classifier.label_names_inferred:
             raise ValueError(
                 f"class {unknown[0]!r} of the images is not among the classes of {classifier.name} "
-                f"({', '.join(list(known)[:3])}, ...), though others are; rename it or give a --class-map"
+                f"({', '.join(list(known)[:3])}, ...){', though others are' if unknown != names else ''}; rename it or "
+                "give a --class-map"
             )
-        numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
-        if len(set(numbers)) == len(names) and max(numbers) < classifier.num_classes:
-            return numbers
     if len(names) != classifier.num_classes and not (by_position and len(names) < classifier.num_classes):
         raise ValueError(
             f"the images have {len(names)} classes but {classifier.name} has {classifier.num_classes}; give the model "
