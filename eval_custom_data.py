@@ -160,7 +160,7 @@ def file_digest(path: Path) -> str:
 
 def summarise(summary: Summary, flops: list[float]) -> dict[str, Any]:
     """All figures of the last lines: accuracies in percent, shares as fractions, FLOPs in billions of multiply-adds."""
-    verdicts = summary.verdicts
+    verdicts, stopwatch = summary.verdicts, summary.stopwatch
     cascade_flops = flops[0] + (summary.deferral * flops[1] if summary.deferral else 0)
     outcome = {
         "num_images": len(verdicts),
@@ -169,22 +169,24 @@ def summarise(summary: Summary, flops: list[float]) -> dict[str, Any]:
         "num_answered_by_deep": int((verdicts.answered_by == DEEP).sum()),
         "deferral": summary.deferral,
         "flops": cascade_flops,
+        "deep_flops": flops[1],
         "flops_saving": flops[1] / cascade_flops,
-        "time_saving": summary.stopwatch.time_saving,
-        "seconds": summary.stopwatch.wall,
-        "images_per_second": summary.stopwatch.images_per_second,
+        "seconds": stopwatch.wall,
+        "deep_seconds": stopwatch.wall * stopwatch.time_saving,
+        "time_saving": stopwatch.time_saving,
+        "images_per_second": stopwatch.images_per_second,
         "most_deferred": summary.most_deferred(),
     }
     return outcome | (verdicts.accuracies(summary.targets) if summary.has_labels else {})
 
 
 def print_summary(outcome: dict[str, Any], output: Path) -> None:
-    """Print accuracy where known, deferral, cost, and where the result is."""
+    """Print accuracy where known, deferral, cost and time against the deep model's, and where the result is."""
     if "accuracy" in outcome:
         print(f"accuracy {outcome['accuracy']:.2f}% (the shallow model alone {outcome['shallow_accuracy']:.2f}%)")
     print(
-        f"deferred {outcome['deferral']:.1%} of the images ({outcome['num_deferred']}); "
-        f"the deep model's answer stands for {outcome['num_answered_by_deep']}"
+        f"deferred to the deep model: {outcome['deferral']:.1%} of the images ({outcome['num_deferred']}); "
+        f"its answer stands for {outcome['num_answered_by_deep']}"
     )
     if "accuracy" in outcome and outcome["num_deferred"]:
         print(
@@ -192,30 +194,39 @@ def print_summary(outcome: dict[str, Any], output: Path) -> None:
             f"the deep one {outcome['deep_accuracy_on_deferred']:.2f}%"
         )
     if outcome["most_deferred"]:
-        shares = (
-            f"{name} {deferred / total:.0%} ({deferred} of {total})"
-            for name, deferred, total in outcome["most_deferred"]
-        )
-        print(f"most deferred: {', '.join(shares)}")
-    print(
-        f"cost: {report.format_flops(outcome['flops'])} FLOPs an image; the deep model on every image would take "
-        + _savings(outcome)
-    )
+        by = "" if "accuracy" in outcome else ", by the shallow model's answers"
+        shares = (f"{name}: {part / total:.0%} ({part} of {total})" for name, part, total in outcome["most_deferred"])
+        print(f"classes that defer most{by}: {', '.join(shares)}")
+    print(_describe_flops(outcome))
+    print(_describe_time(outcome))
     left_out = (
         f", {outcome['num_unreadable']} unreadable left out ({errors_file(output)})"
         if outcome["num_unreadable"]
         else ""
     )
-    print(f"{outcome['num_images']} images{left_out}; {outcome['images_per_second']:.1f} images/s; result in {output}")
+    print(f"{outcome['num_images']} images{left_out}; result in {output}")
 
 
-def _savings(outcome: dict[str, Any]) -> str:
-    parts = [
-        f"{outcome[key]:.2f} times the {unit}"
-        for key, unit in (("flops_saving", "FLOPs"), ("time_saving", "time (by its time on the deferred ones)"))
-        if not math.isnan(outcome[key])
-    ]
-    return " and ".join(parts) or "an unknown amount: it answered none"
+def _describe_flops(outcome: dict[str, Any]) -> str:
+    text = f"FLOPs: {report.format_flops(outcome['flops'])} an image"
+    if math.isnan(outcome["flops_saving"]):  # it was not loaded
+        return f"{text}; those of the deep model are not known"
+    deep = report.format_flops(outcome["deep_flops"])
+    return f"{text}; the deep model on every image: {deep}, {_times(outcome['flops_saving'], 'many')}"
+
+
+def _describe_time(outcome: dict[str, Any]) -> str:
+    if math.isnan(outcome["images_per_second"]):
+        return "time: none; the interrupted run had answered every image"
+    text = f"time: {outcome['seconds']:.1f} s, {outcome['images_per_second']:.1f} images/s"
+    if math.isnan(outcome["time_saving"]):
+        return f"{text}; that of the deep model is not known"
+    deep = f"about {outcome['deep_seconds']:.1f} s by its time on the deferred ones"
+    return f"{text}; the deep model on every image: {deep}, {_times(outcome['time_saving'], 'long')}"
+
+
+def _times(saving: float, word: str) -> str:
+    return f"{saving:.2f} times as {word}" + (": the cascade saves nothing" if saving < 1 else "")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ CLCNet_custom_data.zip, and CLCNet_custom_data_split.csv, which row was for trai
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ if __name__ == "__main__":
 import numpy as np
 from numpy.typing import NDArray
 
-from clcnet.cascade import Stage, sweep
+from clcnet.cascade import Stage
 from clcnet.classifiers import resolve_device
 from clcnet.files import atomic_paths, check_output, output_lock
+from clcnet.selection import Goal, choose, short_threshold
 from clcnet.table import Table, read_tables
 from clcnet.training import Split, split_rows, train_clcnet
 from clcnet.training_cli import (
@@ -80,7 +80,11 @@ def _verdict(rows: dict[str, dict[str, float]], num_rows: int) -> str:
 def suggest_threshold(test: Table, confidence: NDArray[np.float32]) -> float | None:
     """The lowest threshold at which the cascade is as accurate as the deep model on held-out images of both tables.
 
-    Prints it with what it costs. The more accurate table is taken to be the deep model's.
+    The more accurate table is taken to be the deep model's. Prints the threshold with what it gives; where there is
+    none, the one that comes nearest.
+
+    Returns:
+        The shortest decimal with that effect; None where no threshold is accurate enough, or no image in both tables.
     """
     position = [{name: row for row, name in enumerate(test.names) if test.source[row] == table} for table in (0, 1)]
     both = [name for name in position[0] if name in position[1]]
@@ -88,19 +92,20 @@ def suggest_threshold(test: Table, confidence: NDArray[np.float32]) -> float | N
         print("no threshold suggested: the two tables share no held-out image")
         return None
     rows = [np.array([place[name] for name in both]) for place in position]
-    rows.sort(key=lambda table_rows: test.correct[table_rows].mean())
-    stages = [Stage(confidence[table_rows], test.correct[table_rows], flops=0) for table_rows in rows]
-    curve = sweep(stages)
-    reached = np.flatnonzero(curve.accuracy >= stages[1].accuracy)
-    if not reached.size:
-        print(f"no threshold reaches the deep model's {stages[1].accuracy:.2f}%: use the deep model alone")
-        return None
-    first = reached[0]
-    threshold = float(curve.thresholds[first])
+    order = sorted((0, 1), key=lambda table: test.correct[rows[table]].mean())
+    stages = [Stage(confidence[rows[table]], test.correct[rows[table]], flops=0) for table in order]
+    curve, point = choose(stages, Goal("match"))
     print(
-        f"suggested threshold {threshold:.4f}: {curve.accuracy[first]:.2f}% with {curve.deferral[first]:.1%} deferred "
-        f"(shallow {stages[0].accuracy:.2f}%, deep {stages[1].accuracy:.2f}%, {len(both)} held-out images)"
+        f"on the {len(both)} held-out images of both tables the shallow model (table {order[0] + 1}) has "
+        f"{stages[0].accuracy:.2f}%, the deep one (table {order[1] + 1}) {stages[1].accuracy:.2f}%"
     )
+    nearest = int(curve.accuracy.argmax()) if point is None else point
+    threshold = short_threshold(curve, nearest)
+    gives = f"{threshold}: {curve.accuracy[nearest]:.2f}% with {curve.deferral[nearest]:.1%} deferred"
+    if point is None:
+        print(f"no threshold reaches the deep model's accuracy: use it alone, or the nearest threshold {gives}")
+        return None
+    print(f"suggested threshold {gives}")
     return threshold
 
 
@@ -115,4 +120,4 @@ def _save_split(path: Path, table: Table, split: Split) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, get_args_parser()))
+    cli.run(main, get_args_parser())

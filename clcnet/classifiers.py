@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -106,9 +106,15 @@ class Classifier:
         return digest.hexdigest()
 
     @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the model sees."""
+        size: tuple[int, int, int] = self.data_config["input_size"]
+        return size
+
+    @property
     def image_mode(self) -> str:
         """The mode that PIL converts images to, as timm's own validation chooses it."""
-        return "RGB" if self.data_config["input_size"][0] == 3 else "L"
+        return "RGB" if self.input_size[0] == 3 else "L"
 
     @functools.cached_property
     def _runner(self) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -235,9 +241,9 @@ def _label_names(model: nn.Module) -> tuple[list[str] | None, bool]:
 def class_indices(images: ImageSet, classifier: Classifier, by_position: bool = False) -> np.ndarray:
     """The images' classes as the classifier numbers them.
 
-    Class names are looked up among the classifier's own, or among the WordNet ids of ImageNet. Where the classifier has
-    no names, or none like these, names that are numbers are class indices, and others are counted in natural order, as
-    timm does.
+    Class names are looked up among the classifier's own, or among the WordNet ids of ImageNet. Other names that are
+    numbers are class indices. What else there is counts in natural order, as in timm, unless the classifier brought
+    names of its own.
 
     Args:
         images: a data set; its classes are those of the whole data set, also in a subset.
@@ -248,7 +254,7 @@ def class_indices(images: ImageSet, classifier: Classifier, by_position: bool = 
         (N,) int64, -1 for an image without a label.
 
     Raises:
-        ValueError: the classes cannot be the classifier's: too many, too few, or only some of the names are known.
+        ValueError: the classes cannot be the classifier's: too many, too few, or not its names.
     """
     mapping = _positions(images.class_names, classifier, by_position)
     # the last entry serves the images without a label, whose target is -1
@@ -262,14 +268,16 @@ def _positions(names: list[str], classifier: Classifier, by_position: bool) -> l
     if not by_position:
         if not unknown:
             return [known[name] for name in names]
-        if len(unknown) < len(names) and not classifier.label_names_inferred:
+        if unknown == names and all(name.isascii() and name.isdigit() for name in names):
+            numbers = [int(name) for name in names]
+            if len(set(numbers)) == len(names) and max(numbers) < classifier.num_classes:
+                return numbers
+        elif known and not classifier.label_names_inferred:
             raise ValueError(
                 f"class {unknown[0]!r} of the images is not among the classes of {classifier.name} "
-                f"({', '.join(list(known)[:3])}, ...), though others are; rename it or give a --class-map"
+                f"({', '.join(list(known)[:3])}, ...){', though others are' if unknown != names else ''}; rename it or "
+                "give a --class-map"
             )
-        numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
-        if len(set(numbers)) == len(names) and max(numbers) < classifier.num_classes:
-            return numbers
     if len(names) != classifier.num_classes and not (by_position and len(names) < classifier.num_classes):
         raise ValueError(
             f"the images have {len(names)} classes but {classifier.name} has {classifier.num_classes}; give the model "
@@ -380,7 +388,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
     def __init__(self, paths: list[Path], classifier: Classifier) -> None:
         self._paths = np.array([os.fsencode(path) for path in paths])  # one block of memory, shared with forked workers
         self.mode = classifier.image_mode
-        self.input_size = classifier.data_config["input_size"]
+        self.input_size = classifier.input_size
         self.transform: Callable[[Image.Image], torch.Tensor] | None = None  # create_loader sets it
 
     def __len__(self) -> int:
@@ -398,13 +406,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         return os.fsdecode(self._paths[position])
 
     def read(self, position: int) -> Image.Image:
-        """Decode an image as timm's dataset does: first frame, orientation tag unheeded, in the model's mode."""
-        path = self.path(position)
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise OSError("a directory, pipe or device, not a file")  # a pipe would be waited for forever
-        with Image.open(path) as image:
-            _refuse_strip(image.size, self.input_size[-2:])
-            return image.convert(self.mode)
+        """Decode an image in the model's mode."""
+        return read_image(self.path(position), self.mode, self.input_size)
 
     def reason(self, position: int) -> str:
         """Find out why an image could not be read, by reading it once more: workers pass on nothing but numbers."""
@@ -419,9 +422,29 @@ class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         return "could not be read at first, though it could later; run again"
 
 
-def _refuse_strip(size: tuple[int, int], seen: tuple[int, int]) -> None:
+def read_image(image: Image.Image | str | os.PathLike[str], mode: str, input_size: tuple[int, int, int]) -> Image.Image:
+    """Decode an image as timm's dataset does: first frame, orientation tag unheeded, in the model's mode.
+
+    Args:
+        image: a file, or an image that PIL has opened.
+        mode: of PIL, for what is returned.
+        input_size: channels, height and width of what the model sees.
+
+    Raises:
+        Exception: it is not a readable image. PIL's decoders raise nearly everything.
+    """
+    if isinstance(image, Image.Image):
+        _refuse_strip(image.size, input_size)
+        return image.convert(mode)
+    if not stat.S_ISREG(os.stat(image).st_mode):
+        raise OSError("a directory, pipe or device, not a file")  # a pipe would be waited for forever
+    with Image.open(image) as opened:
+        return read_image(opened, mode, input_size)
+
+
+def _refuse_strip(size: tuple[int, int], input_size: tuple[int, int, int]) -> None:
     """Refuse an image so long and thin that bringing its short side to the model's size would fill the memory."""
-    pixels = max(seen) ** 2 * max(size) / max(min(size), 1)
+    pixels = max(input_size[1:]) ** 2 * max(size) / max(min(size), 1)
     if Image.MAX_IMAGE_PIXELS and pixels > 2 * Image.MAX_IMAGE_PIXELS:  # twice, as PIL itself
         raise ValueError(f"{size[0]}x{size[1]} pixels are too long and thin to be resized ({pixels:.1e} pixels)")
 
@@ -444,10 +467,20 @@ def loaded_batches(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         yield batch
 
 
-class HalvingForward:
-    """Runs batches through a classifier, in ever smaller pieces when memory runs out."""
+class AnswersBatches(Protocol):
+    """What `HalvingForward` asks of a classifier."""
 
-    def __init__(self, classifier: Classifier, size: int) -> None:
+    name: str
+    device: torch.device
+
+    def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
+        """Softmax of a batch, (B, C)."""
+
+
+class HalvingForward:
+    """Runs batches through a classifier, in ever smaller pieces when memory runs out; threads may share one."""
+
+    def __init__(self, classifier: AnswersBatches, size: int) -> None:
         self.classifier = classifier
         self.size = size
 
@@ -459,23 +492,23 @@ class HalvingForward:
     def launch(self, batch: torch.Tensor) -> torch.Tensor:
         """The same on the device, where they may be still to compute."""
         while True:
+            size = min(self.size, len(batch))
             try:
-                return torch.cat([self.classifier.probabilities(piece) for piece in batch.split(self.size)])
+                return torch.cat([self.classifier.probabilities(piece) for piece in batch.split(size)])
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self._halve(len(batch))
+                self._halve(size)
             # outside of the handler, where the failed batch's tensors are no longer held by the traceback
             if self.classifier.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _halve(self, batch_size: int) -> None:
-        tried = min(self.size, batch_size)
+    def _halve(self, tried: int) -> None:
         if tried == 1:
             raise MemoryError(
                 f"{self.classifier.name} and one image do not fit into the memory of {self.classifier.device}"
             )
-        self.size = tried // 2
+        self.size = min(self.size, tried // 2)
         _logger.warning("out of memory with %d images at once: going on with %d", tried, self.size)
 
 

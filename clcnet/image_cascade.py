@@ -32,6 +32,7 @@ from clcnet.classifiers import (
     default_batch_size,
     default_workers,
     loaded_batches,
+    read_image,
 )
 from clcnet.images import ImageSet
 from clcnet.predictions import STAGE_NAMES, decide
@@ -65,8 +66,8 @@ class Predictions(NamedTuple):
 class Cascade:
     """A shallow model that answers every image and a deep one for those whose confidence is below a threshold.
 
-    The deep answer stands where it is the surer of the two (arXiv:2205.09612). Calls change nothing inside, so several
-    threads may share one cascade.
+    The deep answer stands where it is the surer of the two (arXiv:2205.09612). Several threads may share one cascade:
+    calls change nothing inside but the number of images at once, which shrinks when memory runs out.
     """
 
     def __init__(
@@ -87,33 +88,40 @@ class Cascade:
             batch_size: images at once in a call; by default what suits the device.
 
         Raises:
-            ValueError: the models have different classes, or the threshold is not a number.
+            ValueError: the models have different classes, the threshold is not a number, or a batch would be empty.
         """
         if np.isnan(threshold):
             raise ValueError("the threshold is NaN; give a number, inf or -inf")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; give 1 or more, or None")
         self.shallow = shallow if isinstance(shallow, Classifier) else _PlainModel(*shallow)
         self.deep = deep if isinstance(deep, Classifier) else _PlainModel(*deep)
         self.clcnet = clcnet
         self.threshold = float(threshold)
         self.batch_size = batch_size or default_batch_size(self.shallow.device)
+        self._forwards = [HalvingForward(model, self.batch_size) for model in (self.shallow, self.deep)]
         self._deep_to_shallow = _match_classes(self.shallow, self.deep)
 
     def __call__(self, images: Sequence[Picture]) -> Predictions:
         """Classify PIL images or image files.
 
         Args:
-            images: a list of them, paths and pictures mixed as you like.
+            images: a list of them, paths and pictures mixed as you like, of any size and mode. Orientation tags are not
+                heeded, as in timm.
 
         Raises:
-            TypeError: a single image instead of a list.
-            OSError, ValueError: a file is missing or is not a readable image; the message names it.
+            TypeError: a single image instead of a list, or something else in the list.
+            OSError, ValueError: an image is missing, cannot be read, or gets no answer; the message names it. None of
+                the list is answered then.
+            MemoryError: not even one image fits into memory.
         """
         if isinstance(images, Image.Image | str | os.PathLike):
             raise TypeError(f"a cascade takes a list of images; give [{images!r}]")
-        labels, confidences = self._ask(SHALLOW, images)
+        named = [(_name(image, place), image) for place, image in enumerate(images, start=1)]
+        labels, confidences = self._ask(SHALLOW, named)
         deferred = np.flatnonzero(is_deferred(confidences, self.threshold))
         deep_labels, deep_confidences = np.zeros_like(labels), np.full_like(confidences, -np.inf)
-        deep_labels[deferred], deep_confidences[deferred] = self._ask(DEEP, [images[int(index)] for index in deferred])
+        deep_labels[deferred], deep_confidences[deferred] = self._ask(DEEP, [named[index] for index in deferred])
         answered_by, _ = decide(confidences, deep_confidences, self.threshold)
         kept = answered_by == DEEP
         return Predictions(
@@ -135,12 +143,14 @@ class Cascade:
             top1 = self._deep_to_shallow[top1]
         return top1, np.asarray(self.clcnet.predict(sorted_probs), np.float32)
 
-    def _ask(self, stage: int, images: Sequence[Picture]) -> tuple[np.ndarray, np.ndarray]:
+    def _ask(self, stage: int, named: Sequence[tuple[str, Picture]]) -> tuple[np.ndarray, np.ndarray]:
         model = (self.shallow, self.deep)[stage]
         answers = [(np.zeros(0, np.int64), np.zeros(0, np.float32))]
-        for start in range(0, len(images), self.batch_size):
-            tensors = [_prepare(image, model) for image in images[start : start + self.batch_size]]
-            answers.append(self.judge(stage, model.probabilities(torch.stack(tensors)).cpu().numpy()))
+        for start in range(0, len(named), self.batch_size):
+            batch = named[start : start + self.batch_size]
+            probs = self._forwards[stage](torch.stack([_prepare(image, name, model) for name, image in batch]))
+            _check_finite(probs, stage, [name for name, _ in batch])
+            answers.append(self.judge(stage, probs))
         labels, confidences = zip(*answers, strict=True)
         return np.concatenate(labels), np.concatenate(confidences)
 
@@ -152,9 +162,11 @@ class _PlainModel:
     label_names = None
     label_names_inferred = False
     image_mode = "RGB"
+    input_size = (3, 0, 0)  # only the transform knows
 
     def __init__(self, model: nn.Module, transform: Callable[[Image.Image], torch.Tensor]) -> None:
         self.model = model.eval()
+        self.name = type(model).__name__
         self.transform = transform
         self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
@@ -164,14 +176,32 @@ class _PlainModel:
         return logits.float().softmax(dim=-1)
 
 
-def _prepare(image: Picture, model: Classifier | _PlainModel) -> torch.Tensor:
+def _name(image: Picture, place: int) -> str:
+    """What to call an image in a message: its file, or which of the list it is, counted from 1."""
     if isinstance(image, Image.Image):
-        return model.transform(image.convert(model.image_mode))
-    with Image.open(image) as opened:  # OSError names the file, except while decoding
-        try:
-            return model.transform(opened.convert(model.image_mode))
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"image {os.fspath(image)} cannot be read ({error})") from error
+        return f"{place} of the list"
+    if isinstance(image, str | os.PathLike):
+        return os.fspath(image)
+    raise TypeError(f"a cascade takes PIL images and paths; image {place} of the list is a {type(image).__name__}")
+
+
+def _prepare(image: Picture, name: str, model: Classifier | _PlainModel) -> torch.Tensor:
+    try:
+        picture = read_image(image, model.image_mode, model.input_size)
+    except Exception as error:  # PIL's decoders raise nearly everything: OSError, SyntaxError, struct.error, ...
+        if isinstance(error, OSError) and name in str(error):
+            raise
+        raise ValueError(f"image {name} cannot be read ({error})") from error
+    return model.transform(picture)
+
+
+def _check_finite(probs: np.ndarray, stage: int, names: Sequence[str]) -> None:
+    broken = ~np.isfinite(probs).all(axis=1)
+    if broken.any():
+        raise ValueError(
+            f"image {names[broken.argmax()]}: the {STAGE_NAMES[stage]} model's answer is not a number; check its "
+            "weights, or run without mixed precision (--amp)"
+        )
 
 
 def _match_classes(shallow: Classifier | _PlainModel, deep: Classifier | _PlainModel) -> np.ndarray | None:
@@ -186,9 +216,8 @@ def _match_classes(shallow: Classifier | _PlainModel, deep: Classifier | _PlainM
         return None
     missing = sorted(set(theirs) - set(ours))
     if missing and (shallow.label_names_inferred or deep.label_names_inferred):
-        return (
-            None  # ImageNet's names, which timm guesses from the number of classes, say nothing about a model of others
-        )
+        # ImageNet's names, which timm guesses from the number of classes, say nothing about a model of others
+        return None
     if missing:
         raise ValueError(
             f"the deep model's class {missing[0]!r} is not among the shallow model's; "
@@ -302,17 +331,9 @@ class _StageRunner:
         batch = pixels.to(self.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
         indices = np.array(task.indices, np.int64)
         probs = self.forward(batch)[readable]
-        self._check_finite(probs, indices[readable])
+        _check_finite(probs, self.stage, [self.dataset.path(index) for index in indices[readable]])
         top1, confidence = self.cascade.judge(self.stage, probs)
         unreadable: dict[int, str] = {}
         for index in indices[~readable]:
             unreadable[int(index)] = self.dataset.reason(int(index))
         return Outcome(task, indices[readable], top1, confidence, tuple(unreadable.items()))
-
-    def _check_finite(self, probs: np.ndarray, indices: np.ndarray) -> None:
-        broken = ~np.isfinite(probs).all(axis=1)
-        if broken.any():
-            raise ValueError(
-                f"image {self.dataset.path(indices[broken.argmax()])}: the {STAGE_NAMES[self.stage]} model's answer is "
-                "not a number; check its weights, or run without --amp"
-            )

@@ -45,8 +45,8 @@ class Stopwatch:
 
     @property
     def images_per_second(self) -> float:
-        """Images that this run went through in a second; NaN before the first outcome."""
-        return self.num_images / self.wall if self.wall else math.nan
+        """Images that this run went through in a second; NaN if there were none."""
+        return self.num_images / self.wall if self.num_images else math.nan
 
     @property
     def deep_seconds(self) -> float:
@@ -63,7 +63,7 @@ class Stopwatch:
     def time_saving(self) -> float:
         """The time that the deep model alone would have taken for every image, over the time taken; NaN if unknown."""
         alone = self.num_images * self.deep_seconds / distributed.world_size()
-        return alone / self.wall if self.wall else math.nan
+        return alone / self.wall if self.num_images else math.nan
 
 
 def known_targets(
@@ -78,7 +78,8 @@ def known_targets(
         must_fit: the user said that these are the classes, so that it is an error if they are not.
 
     Returns:
-        (N,) int64, and what to tell the user about folders that are not classes.
+        (N,) int64, and what to tell the user about folders that are not classes, or are taken for classes by their
+        order alone.
 
     Raises:
         ValueError: the classes do not fit and must, or some folders are classes of the model and others are not.
@@ -86,12 +87,16 @@ def known_targets(
     nothing = np.full(len(images), UNKNOWN)
     if not images.has_labels:
         return nothing, None
+    some_known = bool(set(images.class_names) & set(classifier.label_names or ()))
     try:
-        return class_indices(images, classifier, by_position), None
+        targets = class_indices(images, classifier, by_position)
     except ValueError as error:
-        if must_fit or set(images.class_names) & set(classifier.label_names or ()):
+        if must_fit or some_known:
             raise
         return nothing, f"the folders are not taken for classes, so no accuracy is reported: {error}"
+    if some_known or by_position or all(name.isdigit() for name in images.class_names):
+        return targets, None
+    return targets, "the folders are taken for the model's classes, in natural order"
 
 
 def name_classes(

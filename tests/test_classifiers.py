@@ -618,6 +618,17 @@ def test_names_of_which_only_some_are_known_are_refused(tmp_path: Path, classifi
         class_indices(list_images(folder_of(tmp_path, ["ant", "bee", "dog"])), classifier)
 
 
+def test_other_names_than_the_models_own_are_refused_even_if_there_are_as_many(
+    tmp_path: Path, classifier: Classifier
+) -> None:
+    with pytest.raises(ValueError, match=r"class 'abeille' .* not among .*\(ant, bee, cat, ...\); rename it or give"):
+        class_indices(list_images(folder_of(tmp_path, ["chat", "abeille", "fourmi"])), classifier)
+
+
+def test_numbers_are_indices_of_a_model_with_names_too(tmp_path: Path, classifier: Classifier) -> None:
+    assert class_indices(list_images(folder_of(tmp_path, ["2", "0"])), classifier).tolist() == [0, 2]
+
+
 # ---------------------------------------------------------------- keys, devices, speed
 
 

@@ -241,13 +241,53 @@ def test_folders_that_are_not_the_models_classes_are_no_classes(
         assert "folders are not taken for classes, so no accuracy is reported" in capsys.readouterr().out
 
 
+def test_as_many_folders_as_classes_but_of_other_names_are_no_classes(
+    image_folder: Factory, evaluate: Evaluate, output: Path, tmp_path: Path, capsys
+) -> None:
+    folder = image_folder(classes=("april", "june", "may"))
+    outcome = evaluate(folder)
+    assert "accuracy" not in outcome and {row["GT"] for row in read(output)} == {""}
+    assert "class 'april' of the images is not among the classes of" in capsys.readouterr().out
+    (tmp_path / "labels.csv").write_text("".join(f"{path.name},spring\n" for path in list_images(folder).paths))
+    for path in list_images(folder).paths:
+        shutil.move(path, folder)
+    with pytest.raises(ValueError, match="class 'spring' .* rename it or give a --class-map"):  # stated to be classes
+        evaluate(folder, "--labels", str(tmp_path / "labels.csv"))
+
+
+def test_a_class_without_a_folder_shifts_no_other(image_folder: Factory, evaluate: Evaluate, output: Path) -> None:
+    folder = image_folder()
+    evaluate(folder)
+    expected = [row for row in read(output) if not row["file"].startswith("ant")]
+    shutil.rmtree(folder / "ant")
+    outcome = evaluate(folder)
+    rows = read(output)
+    assert [(row["file"], row["GT"]) for row in rows] == [(row["file"], row["GT"]) for row in expected]
+    assert {row["GT"] for row in rows} == {"1", "2"}
+    assert outcome["accuracy"] == pytest.approx(100 * np.mean([row["predict"] == row["GT"] for row in rows]))
+
+
+def test_more_folders_than_classes_are_an_error_where_some_are_classes_and_no_classes_where_none_is_known(
+    image_folder: Factory, classifier_dir: Factory, evaluate: Evaluate, capsys
+) -> None:
+    folder = image_folder(classes=("ant", "bee", "cat", "dog"))
+    with pytest.raises(ValueError, match="class 'dog' of the images is not among the classes of .* though others are"):
+        evaluate(folder)
+    nameless = [f"local-dir:{classifier_dir(seed=seed, label_names=None)}" for seed in (1, 2)]
+    outcome = evaluate(folder, "--shallow-model", nameless[0], "--deep-model", nameless[1])
+    assert "accuracy" not in outcome
+    assert "no accuracy is reported: the images have 4 classes but" in capsys.readouterr().out
+
+
 def test_class_names_come_from_the_folders_where_the_models_have_none(
-    image_folder: Factory, classifier_dir: Factory, evaluate: Evaluate, output: Path
+    image_folder: Factory, classifier_dir: Factory, evaluate: Evaluate, output: Path, capsys
 ) -> None:
     nameless = [f"local-dir:{classifier_dir(seed=seed, label_names=None)}" for seed in (1, 2)]
     flags = ["--shallow-model", nameless[0], "--deep-model", nameless[1]]
     folder = image_folder()
     evaluate(folder, *flags)
+    assert "; the folders are taken for the model's classes, in natural order\n" in capsys.readouterr().out
+    assert all(row["GT"] == str(["ant", "bee", "cat"].index(row["file"].split("_")[0])) for row in read(output))
     assert all(row["class_name"] == ["ant", "bee", "cat"][int(row["predict"])] for row in read(output))
     for path in list_images(folder).paths:
         shutil.move(path, folder)
@@ -496,6 +536,23 @@ def test_two_processes_write_the_bytes_of_one(
     assert output.read_bytes() == expected
 
 
+def test_torchrun_starts_it_as_the_readme_says(
+    image_folder: Factory, evaluate: Evaluate, models: list[str], weight: Path, output: Path
+) -> None:
+    folder = image_folder(images_per_class=9)
+    (folder / "bee" / "bad.png").touch()
+    evaluate(folder)
+    expected, errors = output.read_bytes(), Path(f"{output}.errors.csv").read_bytes()
+    output.unlink()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, str(ROOT / "eval_custom_data.py"), *command_line(folder, models, weight, output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert output.read_bytes() == expected, done.stderr
+    assert Path(f"{output}.errors.csv").read_bytes() == errors
+    assert done.stdout.count("result in ") == done.stdout.count("shallow model: ") == 1  # one process speaks
+    assert done.stderr.count("cascade: 100%") >= 1 and not Path(f"{output}.partial").exists()
+
+
 def test_two_processes_go_on_where_one_stopped(
     interrupted: tuple[Path, bytes], models: list[str], weight: Path, output: Path
 ) -> None:
@@ -503,6 +560,104 @@ def test_two_processes_go_on_where_one_stopped(
     words = command_line(folder, models, weight, output, "--resume")
     assert forking.run_together(2, evaluate_custom, *words) == [0, 0]
     assert output.read_bytes() == expected
+
+
+# ---------------------------------------------------------------- precision
+
+
+def test_mixed_precision_is_close_to_float32_and_is_not_gone_on_with_in_another(
+    image_folder: Factory, evaluate: Evaluate, output: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    folder = image_folder()
+    evaluate(folder)
+    expected = read(output)
+    evaluate(folder, "--amp")
+    assert capsys.readouterr().out.count("on cpu, bfloat16") == 2
+    rows = read(output)
+    assert rows != expected
+    same = [row["shallow_predict"] == wanted["shallow_predict"] for row, wanted in zip(rows, expected, strict=True)]
+    assert np.mean(same) > 0.8
+    stop_after(2, evaluate, folder, monkeypatch, "--amp")
+    with pytest.raises(ValueError, match="had precision bfloat16, this one has float32"):
+        evaluate(folder, "--resume")
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+FIGURES: dict[str, Any] = {
+    "num_images": 200,
+    "num_unreadable": 0,
+    "num_deferred": 50,
+    "num_answered_by_deep": 40,
+    "deferral": 0.25,
+    "flops": 0.9,
+    "deep_flops": 2.0,
+    "flops_saving": 2 / 0.9,
+    "seconds": 10.0,
+    "deep_seconds": 18.0,
+    "time_saving": 1.8,
+    "images_per_second": 20.0,
+    "most_deferred": [("cat", 30, 60), ("8", 20, 80)],
+}
+ACCURACIES = {
+    "accuracy": 91.0,
+    "shallow_accuracy": 85.5,
+    "shallow_accuracy_on_deferred": 50.0,
+    "deep_accuracy_on_deferred": 74.0,
+}
+
+
+def printed(capsys, **changes: Any) -> list[str]:
+    script.print_summary(FIGURES | changes, Path("answers.csv"))
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_last_lines_say_what_was_saved_and_at_what_accuracy(capsys) -> None:
+    assert printed(capsys, **ACCURACIES) == [
+        "accuracy 91.00% (the shallow model alone 85.50%)",
+        "deferred to the deep model: 25.0% of the images (50); its answer stands for 40",
+        "on the deferred ones the shallow model has 50.00%, the deep one 74.00%",
+        "classes that defer most: cat: 50% (30 of 60), 8: 25% (20 of 80)",
+        "FLOPs: 0.9B an image; the deep model on every image: 2B, 2.22 times as many",
+        "time: 10.0 s, 20.0 images/s; the deep model on every image: about 18.0 s by its time on the deferred ones, "
+        "1.80 times as long",
+        "200 images; result in answers.csv",
+    ]
+
+
+def test_without_labels_the_classes_that_defer_most_are_those_that_the_shallow_model_sees(capsys) -> None:
+    lines = printed(capsys, num_unreadable=2)
+    assert lines[1] == "classes that defer most, by the shallow model's answers: cat: 50% (30 of 60), 8: 25% (20 of 80)"
+    assert lines[-1] == "200 images, 2 unreadable left out (answers.csv.errors.csv); result in answers.csv"
+
+
+def test_a_cascade_that_saves_nothing_is_said_to(capsys) -> None:
+    lines = printed(capsys, flops=2.5, flops_saving=0.8, time_saving=0.5, deep_seconds=5.0)
+    assert lines[2].endswith("2B, 0.80 times as many: the cascade saves nothing")
+    assert lines[3].endswith("0.50 times as long: the cascade saves nothing")
+
+
+def test_what_a_run_cannot_know_of_the_deep_model_it_does_not_state(
+    image_folder: Factory, evaluate: Evaluate, output: Path, capsys
+) -> None:
+    evaluate(image_folder(), "--threshold", "-999", "--deep-model", "no_such_model")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3].startswith("FLOPs: ") and lines[-3].endswith("; those of the deep model are not known")
+    assert lines[-2].startswith("time: ") and lines[-2].endswith("; that of the deep model is not known")
+
+
+def test_a_resumed_run_that_finds_everything_answered_states_no_speed(
+    image_folder: Factory, evaluate: Evaluate, output: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    folder = image_folder()
+    with monkeypatch.context() as patch:
+        patch.setattr("clcnet.inference._finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(folder)
+    outcome = evaluate(folder, "--resume")
+    assert np.isnan([outcome["images_per_second"], outcome["time_saving"]]).all()
+    assert "time: none; the interrupted run had answered every image" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- the command itself
@@ -540,7 +695,7 @@ def test_the_script_prints_its_figures_and_exits_with_3_when_an_image_was_left_o
     assert lines[0].startswith(f"shallow model: {models[0]}: 3 classes, 32x32 pixels")
     assert lines[1].startswith(f"deep model: {models[1]}: 3 classes, 32x32 pixels")
     assert "accuracy " in lines[3] and "the shallow model alone" in lines[3]
-    assert any(line.startswith("deferred ") for line in lines) and any(line.startswith("cost: ") for line in lines)
+    assert all(any(line.startswith(start) for line in lines) for start in ("deferred ", "FLOPs: ", "time: "))
     assert lines[-1].startswith("15 images, 1 unreadable left out") and lines[-1].endswith(f"result in {output}")
 
 

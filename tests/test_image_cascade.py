@@ -138,22 +138,104 @@ def test_no_image_gives_empty_answers(models) -> None:
     assert labels.shape == confidences.shape == answered_by.shape == (0,)
 
 
-def test_a_file_that_is_no_image_is_named(models, tmp_path: Path) -> None:
+def test_pictures_of_every_mode_are_converted_as_timm_converts_them(models) -> None:
+    seen: list[Image.Image] = []
+
+    def keep(image: Image.Image) -> torch.Tensor:
+        seen.append(image)
+        return colour(image)
+
+    grey_and_red = Image.new("L", (3, 2), 77), Image.new("CMYK", (2, 5), (0, 255, 255, 0))
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([0, 0, 0, 9, 200, 30])
+    turned = picture(1, 2, 3).resize((4, 2))
+    turned.getexif()[0x0112] = 6  # on its side, which timm's loader does not heed
+    Cascade((models[0], keep), (models[1], keep), MaxSoftmax(), -math.inf)([*grey_and_red, palette, turned])
+    assert {image.mode for image in seen} == {"RGB"}
+    assert [image.size for image in seen] == [(3, 2), (2, 5), (2, 2), (4, 2)]
+    assert [image.getpixel((0, 0)) for image in seen] == [(77, 77, 77), (255, 0, 0), (9, 200, 30), (1, 2, 3)]
+
+
+def test_an_image_that_cannot_be_read_is_named(models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)
     (tmp_path / "text.png").write_text("no image")
     PICTURES[0].resize((200, 200)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-30])
     with pytest.raises(OSError, match="text.png"):
-        cascade([tmp_path / "text.png"])
+        cascade([PICTURES[0], tmp_path / "text.png"])
     with pytest.raises(ValueError, match="cut.png cannot be read"):
         cascade([tmp_path / "cut.png"])
     with pytest.raises(FileNotFoundError, match="absent.png"):
         cascade([tmp_path / "absent.png"])
+    with pytest.raises(ValueError, match="a directory, pipe or device"):
+        cascade([tmp_path])
+    with Image.open(tmp_path / "cut.png") as opened, pytest.raises(ValueError, match="image 2 of the list cannot be"):
+        cascade([PICTURES[0], opened])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # PIL's error for it is neither OSError nor ValueError
+    with pytest.raises(ValueError, match="whole.png cannot be read .*40000 pixels"):
+        cascade([tmp_path / "whole.png"])
+
+
+def test_what_is_neither_picture_nor_path_is_refused(models) -> None:
+    cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)
+    with pytest.raises(TypeError, match="image 2 of the list is a ndarray"):
+        cascade([PICTURES[0], np.zeros((2, 2, 3))])  # type: ignore[list-item]
+
+
+def test_an_error_of_a_transform_is_not_blamed_on_the_image(models) -> None:
+    def broken(image: Image.Image) -> torch.Tensor:
+        raise ArithmeticError("of the transform")
+
+    with pytest.raises(ArithmeticError, match="of the transform"):
+        Cascade((models[0], broken), (models[1], colour), MaxSoftmax(), 0.5)(PICTURES)
+
+
+@pytest.mark.parametrize(("broken", "message"), [(SHALLOW, "image 1 of the list: the shallow"), (DEEP, "2 .* deep")])
+def test_an_answer_that_is_not_a_number_names_the_picture_and_the_model(models, broken: int, message: str) -> None:
+    models[broken].weight.data.fill_(math.nan)
+    with pytest.raises(ValueError, match=f"{message} model's answer is not a number"):
+        Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.6)(PICTURES)
+
+
+class Small(Counting):
+    """A model for whose memory more than three images are too many."""
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        answer = super().forward(batch)
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return answer
+
+
+def test_a_batch_larger_than_the_memory_is_answered_in_pieces_and_the_next_call_knows(caplog) -> None:
+    expected = Cascade((Counting(4.0), colour), (Counting(-40.0), colour), MaxSoftmax(), 0.6)(PICTURES * 3)
+    deep = Small(-40.0)
+    cascade = Cascade((Small(4.0), colour), (deep, colour), MaxSoftmax(), 0.6)
+    for _ in range(2):
+        for one, other in zip(cascade(PICTURES * 3), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert deep.batches == [6, 3, 3, 3, 3]
+    assert "out of memory with 6 images at once: going on with 3" in caplog.text
+
+
+def test_a_model_for_which_one_image_is_too_much_is_an_error(models) -> None:
+    class Tiny(nn.Module):
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(MemoryError, match="Tiny and one image do not fit"):
+        Cascade((Tiny(), colour), (models[1], colour), MaxSoftmax(), 0.6)(PICTURES)
 
 
 def test_a_threshold_that_is_not_a_number_is_refused(models) -> None:
     with pytest.raises(ValueError, match="threshold is NaN"):
         Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), math.nan)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_no_images_is_refused(models, batch_size: int) -> None:
+    with pytest.raises(ValueError, match=f"batch_size is {batch_size}; give 1 or more"):
+        Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5, batch_size)
 
 
 # ---------------------------------------------------------------- timm models
@@ -204,6 +286,35 @@ def test_many_threads_get_the_answers_that_one_gets(cascade: Cascade, images: Im
                 np.testing.assert_array_equal(answer.labels, wanted.labels)
                 np.testing.assert_array_equal(answer.answered_by, wanted.answered_by)
                 np.testing.assert_allclose(answer.confidences, wanted.confidences, atol=1e-6)
+
+
+def test_each_model_sees_an_image_through_its_own_preprocessing_and_in_its_own_mode(
+    classifier_dir: Factory, deep: Classifier, tmp_path: Path
+) -> None:
+    shallow = load_classifier(f"local-dir:{classifier_dir(seed=7)}", device="cpu", crop_mode="squash")
+    generator = np.random.default_rng(0)
+    pictures = []
+    for index, (mode, size) in enumerate([("RGB", (70, 40)), ("L", (33, 90)), ("RGBA", (48, 48)), ("P", (20, 300))]):
+        pixels = generator.integers(0, 256, (size[1], size[0], 3), np.uint8)
+        pictures.append(Image.fromarray(pixels).convert(mode))
+        pictures[-1].save(tmp_path / f"{index}.png")
+    paths = [tmp_path / f"{index}.png" for index in range(len(pictures))]
+    for images in (pictures, paths):
+        labels, confidences, answered_by = Cascade(shallow, deep, MaxSoftmax(), math.inf)(images)
+        for index, image in enumerate(pictures):
+            batches = [model.transform(image.convert("RGB"))[None] for model in (shallow, deep)]
+            assert [batch.shape[-1] for batch in batches] == [32, 48]
+            both = [
+                model.probabilities(batch)[0].numpy() for model, batch in zip((shallow, deep), batches, strict=True)
+            ]
+            stage = int(both[DEEP].max() > both[SHALLOW].max())
+            assert (labels[index], answered_by[index]) == (both[stage].argmax(), stage)
+            assert confidences[index] == pytest.approx(both[stage].max(), abs=1e-5)
+
+
+def test_a_strip_that_would_fill_the_memory_is_refused(cascade: Cascade) -> None:
+    with pytest.raises(ValueError, match="image 1 of the list cannot be read .*too long and thin"):
+        cascade([Image.new("L", (1, 2_000_000))])
 
 
 def test_models_that_number_their_classes_differently_agree_on_what_they_say(

@@ -172,19 +172,60 @@ def test_custom_training_writes_one_weight_its_split_and_a_verdict(tmp_path, cap
 
 def test_two_tables_give_a_threshold_for_the_deep_models_accuracy(tmp_path, capsys):
     tables = [custom_input(tmp_path / "shallow.csv", 300), custom_input(tmp_path / "deep.csv", 300, 1)]
-    call(train_custom_data, "--cls-output", *tables, "--weight-save", tmp_path / "weights", *QUICK)
+    result = call(train_custom_data, "--cls-output", *tables, "--weight-save", tmp_path / "weights", *QUICK)
     printed = capsys.readouterr().out
-    assert "suggested threshold" in printed or "use the deep model alone" in printed
-    assert "30 held-out images" in printed or "deep model alone" in printed
+    assert "on the 30 held-out images of both tables the shallow model (table " in printed
+    wanted = "the nearest threshold" if result["threshold"] is None else f"suggested threshold {result['threshold']}:"
+    assert wanted in printed
 
 
-def test_suggested_threshold_by_hand():
-    # images a, b, c: the shallow model is wrong on a alone and least sure there, the deep one is right everywhere
-    names, source = ["a", "b", "c"] * 2, np.repeat([0, 1], 3)
-    table = Table(names, np.full((6, 2), 0.5, dtype=np.float32), np.array([0, 1, 1, 1, 1, 1], dtype=bool), source)
+def two_tables(correct: list[list[int]]) -> Table:
+    """Two tables of the same images, a, b, c, ..."""
+    names = [chr(ord("a") + index) for index in range(len(correct[0]))]
+    probs = np.full((2 * len(names), 2), 0.5, dtype=np.float32)
+    return Table(names * 2, probs, np.array(sum(correct, []), dtype=bool), np.repeat([0, 1], len(names)))
+
+
+def test_suggested_threshold_by_hand(capsys):
+    # the shallow model is wrong on a alone and least sure there, the deep one is right everywhere
     confidence = np.array([0.2, 0.6, 0.9, 0.7, 0.5, 0.5], dtype=np.float32)
+    threshold = train_custom_data.suggest_threshold(two_tables([[0, 1, 1], [1, 1, 1]]), confidence)
+    assert threshold == 0.6  # defers a, and no more
+    assert capsys.readouterr().out == (
+        "on the 3 held-out images of both tables the shallow model (table 1) has 66.67%, the deep one (table 2) "
+        "100.00%\nsuggested threshold 0.6: 100.00% with 33.3% deferred\n"
+    )
+    swapped = two_tables([[1, 1, 1], [0, 1, 1]])
+    assert train_custom_data.suggest_threshold(swapped, np.roll(confidence, 3)) == 0.6
+    assert "the shallow model (table 2) has 66.67%" in capsys.readouterr().out
+
+
+def test_where_no_threshold_is_good_enough_the_nearest_is_named(capsys):
+    # on a the shallow model is wrong and surer than the deep one, so that its answer always stands
+    confidence = np.array([0.9, 0.2, 0.6, 0.5, 0.7, 0.5], dtype=np.float32)
+    assert train_custom_data.suggest_threshold(two_tables([[0, 0, 1], [1, 1, 1]]), confidence) is None
+    assert capsys.readouterr().out.endswith(
+        "no threshold reaches the deep model's accuracy: use it alone, or the nearest threshold 0.6: 66.67% with 33.3% "
+        "deferred\n"
+    )
+
+
+def test_the_threshold_has_all_the_digits_that_it_takes(capsys):
+    # calibrated confidences crowd near 1: b must be deferred, c need not be
+    confidence = np.array([0.1, 0.99431, 0.99432, 0.999, 0.999, 0.999], dtype=np.float32)
+    table = two_tables([[0, 0, 1], [1, 1, 1]])
     threshold = train_custom_data.suggest_threshold(table, confidence)
-    assert threshold is not None and 0.2 < threshold <= np.float32(0.6)  # defers a, and no more
+    assert threshold is not None and confidence[1] < threshold <= confidence[2]
+    assert f"suggested threshold {threshold}: 100.00% with 66.7% deferred" in capsys.readouterr().out
+
+
+def test_custom_training_gives_the_same_files_for_the_same_seed_and_others_for_another(tmp_path):
+    table = custom_input(tmp_path / "table.csv", 200)
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        call(train_custom_data, "--cls-output", table, "--weight-save", tmp_path / name, "--seed", seed, *QUICK)
+    for name in ("CLCNet_custom_data.zip", "CLCNet_custom_data_split.csv"):
+        first, same, other = ((tmp_path / folder / name).read_bytes() for folder in "abc")
+        assert first == same != other
 
 
 def test_tables_without_a_common_image_suggest_nothing(capsys):
