@@ -102,7 +102,7 @@ def get_args_parser() -> cli.ArgumentParser:
         type=deep_offset,
         default=0.0,
         metavar="H|fit",
-        help="head start of the deep model in log-odds when the surer answer is kept; fit: measured, on the other folds "
+        help="head start, in log-odds, of the deep answer against the shallow one; fit: measured on the other folds "
         "(default: 0, the paper's rule)",
     )
     goal = group.add_mutually_exclusive_group()
@@ -419,7 +419,8 @@ def describe_choice(recommendation: Recommendation, pair: Pair) -> str:
 
 def report_offset(recommendation: Recommendation, pair: Pair, offset: float, seed: int) -> dict[str, Any]:
     """Print and return the fitted deep offset: the one used, or one that would do better than the paper's rule."""
-    if not (math.isnan(offset) or (offset == 0 and are_probabilities(pair.stages))):
+    calibrated = all(are_probabilities(stage.confidence) for stage in pair.stages)
+    if not (math.isnan(offset) or (offset == 0 and calibrated)):
         return {}
     by_fold = cross_fitted_offsets(pair.stages, pair.folds)
     fitted = fit_deep_offset(pair.stages)

@@ -3,8 +3,9 @@
     python train_custom_data.py --cls-output shallow_output.csv deep_output.csv
 
 Input: one or more tables of generate_data_for_CLCNet.py. Given two, of the shallow and the deep model over the same
-images, it also suggests a threshold at which the cascade reaches the deep model's accuracy. Output, in --weight-save:
-CLCNet_custom_data.zip, and CLCNet_custom_data_split.csv, which row was for training, validation or test (80/10/10).
+images, it also suggests a threshold at which the cascade reaches the deep model's accuracy, and a --deep-offset for
+eval_custom_data.py. Output, in --weight-save: CLCNet_custom_data.zip, and CLCNet_custom_data_split.csv, which row was
+for training, validation or test (80/10/10).
 """
 
 import argparse
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from clcnet.cascade import Stage
 from clcnet.classifiers import resolve_device
+from clcnet.deep_offset import are_probabilities, fit_deep_offset, with_deep_offset
 from clcnet.files import atomic_paths, check_output, output_lock
 from clcnet.selection import Goal, choose, short_threshold
 from clcnet.table import Table, read_tables
@@ -44,7 +46,7 @@ def get_args_parser() -> cli.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Train and save the network; returns the held-out figures, the suggested threshold and the path."""
+    """Train and save the network; returns the held-out figures, the suggested threshold and offset, and the paths."""
     settings, device = settings_of(args), resolve_device(args.device)
     print(f"device: {device}")
     path, split_path = (check_output(args.weight_save / f"CLCNet_custom_data{end}") for end in (".zip", "_split.csv"))
@@ -63,9 +65,13 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             _save_split(split_file, table, split)
     print_figures(rows)
     print(_verdict(rows, len(test)))
-    threshold = suggest_threshold(test, confidence) if len(args.cls_output) == 2 else None
+    threshold = offset = None
+    if len(args.cls_output) == 2:
+        threshold = suggest_threshold(test, confidence)
+        learnt = table.subset(np.concatenate([split.train, split.validation]))
+        offset = suggest_offset(learnt, model.predict(learnt.sorted_probs), test, confidence)
     print(f"weights in {path}, split in {split_path}")
-    return {"figures": rows, "weights": path, "split": split_path, "threshold": threshold}
+    return {"figures": rows, "weights": path, "split": split_path, "threshold": threshold, "deep_offset": offset}
 
 
 def _verdict(rows: dict[str, dict[str, float]], num_rows: int) -> str:
@@ -77,6 +83,19 @@ def _verdict(rows: dict[str, dict[str, float]], num_rows: int) -> str:
     return f"on the {num_rows} held-out rows CLCNet {' and '.join(parts)}"
 
 
+def paired_stages(table: Table, confidence: NDArray[np.float32]) -> tuple[list[Stage], list[int]]:
+    """The two models on the images that both tables hold, the less accurate one first, and their tables, 1 and 2.
+
+    No image is in both where the stages are empty.
+    """
+    position = [{name: row for row, name in enumerate(table.names) if table.source[row] == number} for number in (0, 1)]
+    both = [name for name in position[0] if name in position[1]]
+    rows = [np.array([place[name] for name in both], dtype=np.int64) for place in position]
+    stages = [Stage(confidence[numbers], table.correct[numbers], flops=0) for numbers in rows]
+    order = sorted((0, 1), key=lambda number: int(stages[number].correct.sum()))
+    return [stages[number] for number in order], [number + 1 for number in order]
+
+
 def suggest_threshold(test: Table, confidence: NDArray[np.float32]) -> float | None:
     """The lowest threshold at which the cascade is as accurate as the deep model on held-out images of both tables.
 
@@ -86,27 +105,46 @@ def suggest_threshold(test: Table, confidence: NDArray[np.float32]) -> float | N
     Returns:
         The shortest decimal with that effect; None where no threshold is accurate enough, or no image in both tables.
     """
-    position = [{name: row for row, name in enumerate(test.names) if test.source[row] == table} for table in (0, 1)]
-    both = [name for name in position[0] if name in position[1]]
-    if not both:
+    stages, (shallow, deep) = paired_stages(test, confidence)
+    if not len(stages[0]):
         print("no threshold suggested: the two tables share no held-out image")
         return None
-    rows = [np.array([place[name] for name in both]) for place in position]
-    order = sorted((0, 1), key=lambda table: test.correct[rows[table]].mean())
-    stages = [Stage(confidence[rows[table]], test.correct[rows[table]], flops=0) for table in order]
-    curve, point = choose(stages, Goal("match"))
     print(
-        f"on the {len(both)} held-out images of both tables the shallow model (table {order[0] + 1}) has "
-        f"{stages[0].accuracy:.2f}%, the deep one (table {order[1] + 1}) {stages[1].accuracy:.2f}%"
+        f"on the {len(stages[0])} held-out images of both tables the shallow model (table {shallow}) has "
+        f"{stages[0].accuracy:.2f}%, the deep one (table {deep}) {stages[1].accuracy:.2f}%"
     )
-    nearest = int(curve.accuracy.argmax()) if point is None else point
-    threshold = short_threshold(curve, nearest)
-    gives = f"{threshold}: {curve.accuracy[nearest]:.2f}% with {curve.deferral[nearest]:.1%} deferred"
-    if point is None:
+    threshold, reached, gives = _threshold_for_deep_accuracy(stages)
+    if not reached:
         print(f"no threshold reaches the deep model's accuracy: use it alone, or the nearest threshold {gives}")
         return None
     print(f"suggested threshold {gives}")
     return threshold
+
+
+def suggest_offset(
+    learnt: Table, learnt_confidence: NDArray[np.float32], test: Table, confidence: NDArray[np.float32]
+) -> float | None:
+    """A head start for the deep model, fitted on the rows learnt from; prints what it gives on the held-out ones.
+
+    Returns:
+        The offset; None where the tables share no image or the confidences are no probabilities.
+    """
+    stages, _ = paired_stages(test, confidence)
+    if not len(stages[0]) or not are_probabilities(np.append(learnt_confidence, confidence)):
+        return None
+    offset = round(fit_deep_offset(paired_stages(learnt, learnt_confidence)[0]), 2)
+    _, reached, gives = _threshold_for_deep_accuracy(with_deep_offset(stages, offset))
+    print(f"with --deep-offset {offset}: {'' if reached else 'nearest '}threshold {gives}")
+    return offset
+
+
+def _threshold_for_deep_accuracy(stages: list[Stage]) -> tuple[float, bool, str]:
+    """The threshold, whether it reaches the deep model's accuracy or only comes nearest, and what it gives in words."""
+    curve, point = choose(stages, Goal("match"))
+    nearest = int(curve.accuracy.argmax()) if point is None else point
+    threshold = short_threshold(curve, nearest)
+    gives = f"{threshold}: {curve.accuracy[nearest]:.2f}% with {curve.deferral[nearest]:.1%} deferred"
+    return threshold, point is not None, gives
 
 
 def _save_split(path: Path, table: Table, split: Split) -> None:

@@ -111,7 +111,7 @@ def compare(
 
 def _offset_rules(name: str, stages: Sequence[Stage], folds: NDArray[np.int64]) -> list[Rule]:
     """The same with a deep offset, where the confidences are probabilities."""
-    if not are_probabilities(stages):
+    if not all(are_probabilities(stage.confidence) for stage in stages):
         return []
     return [Rule(f"{name}, deep offset", with_deep_offset(stages, cross_fitted_offsets(stages, folds)))]
 

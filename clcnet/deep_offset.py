@@ -1,10 +1,11 @@
-"""A head start for the deep model: one number, in log-odds, added to its confidence before the two answers are compared.
+"""A head start for the deep model: a number, in log-odds, added to its confidence before the two answers are compared.
 
-The paper keeps the deep answer where c_d > c_s (arXiv:2205.09612). Both confidences may be calibrated and the rule still
-lose right answers: it is asked where the models disagree, and there the better model is right more often than either
-confidence says by itself. So the deep answer is kept where logit(c_d) + offset > logit(c_s). An offset of 0 is the
-paper's rule, a very large one always keeps the deep answer. Only the deep model's confidence moves, and by a rising
-function, so a cascade with an offset is a cascade like any other: `with_deep_offset` gives its stages.
+The paper keeps the deep answer where c_d > c_s (arXiv:2205.09612). Both confidences may be calibrated and the rule
+still lose right answers: it matters only where the models disagree, and there the better model is right more often than
+the confidences, each from one model's output alone, can say. So the deep answer is kept where logit(c_d) + offset >
+logit(c_s). An offset of 0 is the paper's rule, a very large one always keeps the deep answer. Only the deep model's
+confidence moves, and by a rising function, so a cascade with an offset is a cascade like any other: `with_deep_offset`
+gives its stages.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from sklearn.linear_model import LogisticRegression
 
 from clcnet.cascade import Floats, Stage
 
@@ -20,7 +20,12 @@ _SUREST = 1 - 2.0**-24  # float32 knows none between this and 1; the logit of 1 
 
 
 def shifted(confidence: NDArray[np.floating], offset: float | Floats) -> Floats:
-    """Confidences (N,) in [0, 1] moved by an offset in log-odds; -inf, of an answer that was not asked for, stays."""
+    """Confidences (N,) moved by an offset in log-odds; -inf, of an answer that was not asked for, stays.
+
+    Raises:
+        ValueError: they are no probabilities.
+    """
+    _check(confidence)
     moves = np.isfinite(confidence) & (np.asarray(offset) != 0)  # what does not move keeps its last bit
     return np.where(moves, expit(_log_odds(np.where(moves, confidence, 0.5)) + offset), confidence)
 
@@ -32,7 +37,7 @@ def with_deep_offset(stages: Sequence[Stage], offset: float | Floats) -> list[St
         ValueError: the confidences are no probabilities, as those of released weights.
     """
     shallow, deep = stages
-    check_probabilities(stages)
+    _check(shallow.confidence)
     return [shallow, Stage(shifted(deep.confidence, offset), deep.correct, deep.flops)]
 
 
@@ -45,8 +50,11 @@ def fit_deep_offset(stages: Sequence[Stage]) -> float:
     Returns:
         The offset; 0 where the images cannot tell.
     """
-    check_probabilities(stages)
+    from sklearn.linear_model import LogisticRegression  # takes a second, and running a cascade fits nothing
+
     shallow, deep = stages
+    for stage in stages:
+        _check(stage.confidence)
     telling = shallow.correct != deep.correct
     deep_is_right = deep.correct[telling]
     if len(np.unique(deep_is_right)) < 2:
@@ -66,15 +74,13 @@ def cross_fitted_offsets(stages: Sequence[Stage], folds: NDArray[np.int64]) -> F
     return offsets
 
 
-def are_probabilities(stages: Sequence[Stage]) -> bool:
-    """Whether all confidences lie in [0, 1], -inf of an answer not asked for aside."""
-    confidence = np.stack([stage.confidence for stage in stages])
+def are_probabilities(confidence: NDArray[np.floating]) -> bool:
+    """Whether all lie in [0, 1], -inf of an answer that was not asked for aside."""
     return bool((((confidence >= 0) & (confidence <= 1)) | np.isneginf(confidence)).all())
 
 
-def check_probabilities(stages: Sequence[Stage]) -> None:
-    """Raise ValueError where confidences are no probabilities and so have no log-odds."""
-    if not are_probabilities(stages):
+def _check(confidence: NDArray[np.floating]) -> None:
+    if not are_probabilities(confidence):
         raise ValueError(
             "a deep offset needs confidences from 0 to 1, and these weights give others; use weights that are "
             "calibrated, as the default recipe trains them, or leave the offset at 0"

@@ -101,7 +101,7 @@ def test_the_offset_of_a_fold_never_depends_on_its_own_answers():
 @pytest.mark.parametrize("confidence", [[-0.1, 0.5], [0.5, 1.2]])
 def test_scores_that_are_no_probabilities_get_no_offset(confidence):
     stages = [Stage([0.1, 0.2], [True, False], 1.0), Stage(confidence, [False, True], 2.0)]
-    assert not are_probabilities(stages)
+    assert [are_probabilities(stage.confidence) for stage in stages] == [True, False]
     with pytest.raises(ValueError, match="confidences from 0 to 1"):
         with_deep_offset(stages, 1.0)
     with pytest.raises(ValueError, match="confidences from 0 to 1"):
