@@ -12,7 +12,8 @@ answers and confidences. Images that cannot be read are left out and listed in R
 
 For several GPUs or machines: torchrun --nproc-per-node N eval_custom_data.py ...
 
-Exit codes: 0 done, 2 bad input, 3 done but some images were left out, 130 interrupted (go on with --resume).
+Exit codes: 0 done, 2 bad input, 3 done but some images were left out, 130 interrupted (go on with --resume). torchrun
+makes 1 of them all but 0, so under it a run that left images out ends with 0; the last line still counts them.
 """
 
 import argparse

@@ -3,11 +3,13 @@
 import argparse
 import difflib
 import io
+import json
 import math
 import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -235,12 +237,24 @@ def _is_the_users_to_mend(error: Exception) -> bool:
     return of_the_machine or isinstance(error, ValueError | OSError | MemoryError)
 
 
+def _under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _tell_torchrun(message: str) -> None:
+    """Have the summary with which torchrun ends say why: without this it names exit codes alone."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
+
+
 def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) -> NoReturn:
     """Parse the command line, run `main(args)`, and turn its outcome into an exit code.
 
     A `ValueError` or `OSError`, or a lack of memory, is the user's to mend and becomes one line; any other error is
     ours and keeps its traceback. Exit codes: 0 done, 2 bad input, 3 done but some images could not be read (`main`
-    returned `num_unreadable` above 0), 130 interrupted by Ctrl-C or SIGTERM.
+    returned `num_unreadable` above 0), 130 interrupted by Ctrl-C or SIGTERM. Under torchrun a run that is done ends
+    with 0 in any case: torchrun takes every other code for a crash, stops or restarts all processes and returns 1.
     """
     args = parser.parse_args()
     _on_interrupt(_interrupt)
@@ -254,9 +268,11 @@ def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) 
             raise
         if isinstance(error, BrokenPipeError):  # Python would complain again when it flushes at the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"error: {one_line(_describe(error))}", file=sys.stderr)
+        message = f"error: {one_line(_describe(error))}"
+        print(message, file=sys.stderr)
+        _tell_torchrun(message)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted: {str(interrupt) or _INTERRUPTED}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    sys.exit(EXIT_UNREADABLE_IMAGES if outcome.get("num_unreadable") else 0)
+    sys.exit(EXIT_UNREADABLE_IMAGES if outcome.get("num_unreadable") and not _under_torchrun() else 0)

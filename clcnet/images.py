@@ -98,7 +98,7 @@ def list_images(
         raise FileNotFoundError(f"image folder {root} does not exist; check the path")
     if not root.is_dir():
         raise NotADirectoryError(f"image folder {root} is a file; name the folder that holds the images")
-    relative = sorted((path.relative_to(root) for path in _walk(root)), key=_class_and_file_key)
+    relative = _in_natural_order(_walk(root))
     if not relative:
         raise ValueError(f"image folder {root} holds no images (looked for {' '.join(IMAGE_EXTENSIONS)})")
     parts = _parts(root, relative)
@@ -148,9 +148,12 @@ def balanced_folds(names: Sequence[str], targets: np.ndarray, num_folds: int = N
     return folds
 
 
-def _walk(root: Path) -> list[Path]:
-    """All image files below `root`; symbolic links are followed, but never in a circle."""
-    found: list[Path] = []
+# Paths below the root are strings with forward slashes: a million pathlib.Path would take half a minute.
+
+
+def _walk(root: Path) -> list[str]:
+    """All image files below `root`, relative to it; symbolic links are followed, but never in a circle."""
+    found: list[str] = []
     seen: set[str] = set()
 
     def fail(error: OSError) -> None:
@@ -163,7 +166,9 @@ def _walk(root: Path) -> list[Path]:
             continue
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        found += [Path(directory, name) for name in files if _is_image(name)]
+        inside = Path(directory).relative_to(root).as_posix()
+        prefix = "" if inside == "." else inside + "/"
+        found += [prefix + name for name in files if _is_image(name)]
     return found
 
 
@@ -171,11 +176,20 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
 
 
-def _class_and_file_key(path: Path) -> tuple[object, ...]:
-    return natural_key(path.parent.name), natural_key(path.name), natural_key(path.as_posix())
+def _in_natural_order(relative: list[str]) -> list[str]:
+    """Sort by class folder and file name; where both are the same, by the whole path."""
+    split = [(*_folder_and_file(path), path) for path in relative]
+    keys = {folder: natural_key(folder) for folder, _, _ in split}
+    return [path for *_, path in sorted((keys[folder], natural_key(name), path) for folder, name, path in split)]
 
 
-def _parts(root: Path, relative: list[Path]) -> list[int] | None:
+def _folder_and_file(path: str) -> tuple[str, str]:
+    """The name of the folder that holds a file, empty for the root, and the file's own name."""
+    folder, name = f"/{path}".rsplit("/", 2)[-2:]
+    return folder, name
+
+
+def _parts(root: Path, relative: list[str]) -> list[int] | None:
     """The part of each image, from 0, or None where the folder is not cut into parts."""
     present = [name for name in PART_NAMES if (root / name).is_dir()]
     if not present:
@@ -183,54 +197,57 @@ def _parts(root: Path, relative: list[Path]) -> list[int] | None:
     if len(present) < NUM_FOLDS:
         missing = ", ".join(name for name in PART_NAMES if name not in present)
         raise ValueError(f"image folder {root} holds {', '.join(present)} but not {missing}; give all five parts")
-    stray = [path for path in relative if path.parts[0] not in PART_NAMES]
+    tops = [path.partition("/")[0] for path in relative]
+    stray = [path for path, top in zip(relative, tops, strict=True) if top not in PART_NAMES]
     if stray:
         raise ValueError(f"image folder {root}: {stray[0]} lies outside the five parts; move it into one of them")
-    parts = [PART_NAMES.index(path.parts[0]) for path in relative]
+    parts = [PART_NAMES.index(top) for top in tops]
     empty = [PART_NAMES[part] for part in range(NUM_FOLDS) if part not in set(parts)]
     if empty:
         raise ValueError(f"image folder {root / empty[0]} holds no images; give all five parts")
     return parts
 
 
-def _classes(root: Path, relative: list[Path], parts: list[int] | None, any_folder: bool) -> list[str] | None:
+def _classes(root: Path, relative: list[str], parts: list[int] | None, any_folder: bool) -> list[str] | None:
     """The class folder's name of each image, or None in a flat folder."""
-    depth = 1 if parts is None else 2
-    flat = [path for path in relative if len(path.parts) == depth]
+    depth = 0 if parts is None else 1
+    flat = [path for path in relative if path.count("/") == depth]
     if len(flat) == len(relative) and parts is None:
         return None
     if flat and any_folder:
         return None
     if flat:
         raise ValueError(f"image folder {root}: {flat[0]} lies beside the class folders; move it into one of them")
-    return [path.parent.name for path in relative]
+    return [_folder_and_file(path)[0] for path in relative]
 
 
-def _unique_names(relative: list[Path]) -> list[str]:
-    for name_of in (_bare_name, _class_and_file, Path.as_posix):
+def _unique_names(relative: list[str]) -> list[str]:
+    for name_of in (_bare_name, _class_and_file):
         names = [name_of(path) for path in relative]
         if len(set(names)) == len(names):
-            break
-    return names
+            return names
+    return relative
 
 
-def _bare_name(path: Path) -> str:
-    return path.name
+def _bare_name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
-def _class_and_file(path: Path) -> str:
-    return "/".join(path.parts[-2:])
+def _class_and_file(path: str) -> str:
+    return "/".join(path.rsplit("/", 2)[-2:])
 
 
 def names_of(image_set: ImageSet, index: int) -> set[str]:
     """All names under which a table may speak of one image: bare, with its class folder, from the root."""
-    path = image_set.paths[index].relative_to(image_set.root)
-    return {_bare_name(path), _class_and_file(path), path.as_posix()}
+    path = image_set.paths[index].relative_to(image_set.root).as_posix()
+    return {_bare_name(path), _class_and_file(path), path}
 
 
 def _read_class_map(path: Path) -> list[str]:
     if path.suffix.lower() not in (".txt", ""):
-        raise ValueError(f"class map {path}: only text files are read, one class folder a line")
+        raise ValueError(
+            f"class map {path}: only text files are read, one class folder a line; timm's pickles may run code"
+        )
     known = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     repeated = [name for name, count in Counter(known).items() if count > 1]
     if repeated:
@@ -244,7 +261,7 @@ def _check_class_map(path: Path, known: list[str], classes: list[str]) -> None:
         raise ValueError(f"class folder {unknown[0]!r} is not in the class map {path}; add a line for it")
 
 
-def _read_labels(path: Path, relative: list[Path]) -> tuple[list[str], list[str]]:
+def _read_labels(path: Path, relative: list[str]) -> tuple[list[str], list[str]]:
     """Return the class of each image and all classes in order, from a file of labels."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = [row for row in csv.reader(file) if row]
@@ -259,19 +276,19 @@ def _read_labels(path: Path, relative: list[Path]) -> tuple[list[str], list[str]
             raise ValueError(f"{path}: row {number} labels {name} a second time and differently")
     classes = []
     for image in relative:
-        label_found = label_of.get(image.as_posix(), label_of.get(image.name))
+        label_found = label_of.get(image, label_of.get(_bare_name(image)))
         if label_found is None:
-            raise ValueError(f"{path} has no label for {image.as_posix()}; add a row for it")
+            raise ValueError(f"{path} has no label for {image}; add a row for it")
         classes.append(label_found)
     if all(label.isascii() and label.isdigit() for label in classes):
         classes = [str(int(label)) for label in classes]
         return classes, [str(index) for index in range(max(map(int, classes)) + 1)]
-    header = rows[0][1] if rows[0][0].strip().lower() in ("file", "filename", "image", "name") else None
-    everything = {label for name, label in label_of.items() if header is None or (name, label) != tuple(rows[0])}
-    return classes, sorted(everything, key=natural_key)
+    if not _is_image(rows[0][0].strip()):  # a header
+        del label_of[rows[0][0].strip()]
+    return classes, sorted(set(label_of.values()), key=natural_key)
 
 
-def _read_ground_truth(path: Path, ids: list[str], relative: list[Path]) -> tuple[list[str], list[str]]:
+def _read_ground_truth(path: Path, ids: list[str], relative: list[str]) -> tuple[list[str], list[str]]:
     """Read ILSVRC2012's own ground truth: line k is the ILSVRC2012_ID, 1 to 1000, of ILSVRC2012_val_<k, 8 digits>.JPEG.
 
     The ids are not in the order of the WordNet ids by which folders and models number the classes; the development
@@ -288,7 +305,7 @@ def _read_ground_truth(path: Path, ids: list[str], relative: list[Path]) -> tupl
     wnid_of = {int(synset.ILSVRC2012_ID): str(synset.WNID) for synset in synsets if int(synset.num_children) == 0}
     classes = []
     for image in relative:
-        number = re.search(r"_(\d{8})$", image.stem)
+        number = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.\w+", _bare_name(image))
         if number is None or not 1 <= int(number[1]) <= len(ids):
             raise ValueError(
                 f"{image}: not a name of the {len(ids)} images of {path} (ILSVRC2012_val_00000001.JPEG ...)"

@@ -46,7 +46,10 @@ def partial_folder(output: Path | str) -> Path:
 def run_arguments(
     classifiers: Sequence[Classifier], images: ImageSet, targets: np.ndarray, batch_size: int
 ) -> Arguments:
-    """All that a model's answer to an image may depend on, down to its last bit."""
+    """All that a model's answer to an image may depend on.
+
+    Apart from the number of a CPU's threads, which may sway the last bit: a run may be resumed with other cores.
+    """
     listing = hashlib.blake2b(targets.tobytes(), digest_size=16)
     for name in images.names:
         listing.update(name.encode("utf-8", "surrogateescape") + b"\0")

@@ -137,6 +137,11 @@ def _load_weights(model: nn.Module, path: Path, name: str) -> None:
         state = timm.models.load_state_dict(str(path))
         found = {key: tuple(tensor.shape) for key, tensor in state.items()}
     except Exception as error:  # every format has errors of its own
+        if "unsupported global" in str(error.__cause__).lower():  # torch's words, in the error that timm wraps
+            raise ValueError(
+                f"weights file {path} cannot be read: it holds Python objects besides weights, which may run code; "
+                "save the model's state_dict() alone with torch.save"
+            ) from error
         raise ValueError(
             f"weights file {path} cannot be read ({_first_sentence(error)}); expected .pth, .pth.tar or .safetensors"
         ) from error

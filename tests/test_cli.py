@@ -1,6 +1,7 @@
 """The command line: forgiving spelling, one-line errors, exit codes."""
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -111,6 +112,23 @@ def test_images_left_out_give_exit_code_3(outcome: dict[str, int], code: int, mo
     with pytest.raises(SystemExit) as exit_:
         cli.run(lambda args: outcome, cli.ArgumentParser())
     assert exit_.value.code == code
+
+
+def test_torchrun_is_told_why_a_run_failed_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "error.json"
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_ERROR_FILE": str(file)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["eval.py"])
+
+    def refuse(args: argparse.Namespace) -> dict[str, Any]:
+        raise ValueError("no such\nfolder")
+
+    for main, code in [(lambda args: {"num_unreadable": 2}, 0), (refuse, 2)]:
+        assert not file.exists()
+        with pytest.raises(SystemExit) as exit_:
+            cli.run(main, cli.ArgumentParser())
+        assert exit_.value.code == code
+    assert json.loads(file.read_text())["message"] == "error: no such folder"
 
 
 def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

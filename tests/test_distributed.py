@@ -49,4 +49,5 @@ def test_one_failing_process_ends_all_and_its_message_is_seen(tmp_path: Path) ->
     )
     assert done.returncode != 0
     assert "error: process 1 has had enough; let it rest\n" in done.stderr
+    assert "traceback : error: process 1 has had enough; let it rest\n" in done.stderr  # in torchrun's own summary
     assert f'File "{tmp_path}' not in done.stderr  # torchrun adds a traceback of its own; ours have none

@@ -66,9 +66,10 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     assert images.class_names == [] and not images.has_labels
 
 
-def test_a_label_file_gives_a_flat_folder_its_classes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("header", ["file,label\n", "image_id,class\n", ""])
+def test_a_label_file_gives_a_flat_folder_its_classes(tmp_path: Path, header: str) -> None:
     touch(tmp_path / "images", "1.png", "2.png")
-    (tmp_path / "labels.csv").write_text("file,label\n2.png,ant\n1.png,bee\nelsewhere.png,cat\n")
+    (tmp_path / "labels.csv").write_text(f"{header}2.png,ant\n1.png,bee\nelsewhere.png,cat\n")
     images = list_images(tmp_path / "images", labels=tmp_path / "labels.csv")
     assert images.class_names == ["ant", "bee", "cat"]
     assert images.targets.tolist() == [1, 0]
@@ -89,6 +90,20 @@ def test_the_official_ground_truth_is_translated_by_the_development_kit(tmp_path
     images = list_images(tmp_path / "images", labels=tmp_path / "truth.txt")
     assert images.class_names == ["n01", "n02", "n03"]
     assert images.targets.tolist() == [1, 0]
+
+
+def test_images_of_another_split_do_not_get_the_ground_truth_of_the_validation_images(tmp_path: Path) -> None:
+    touch(tmp_path / "images", "ILSVRC2012_test_00000001.JPEG")
+    (tmp_path / "truth.txt").write_text("1\n")
+    synset = np.dtype([("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
+    scipy.io.savemat(tmp_path / "meta.mat", {"synsets": np.array([(1, "n03", 0), (2, "n02", 0)], dtype=synset)})
+    with pytest.raises(ValueError, match="ILSVRC2012_test_00000001.JPEG: not a name of the 1 images of"):
+        list_images(tmp_path / "images", labels=tmp_path / "truth.txt")
+
+
+def test_images_of_one_class_and_name_are_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    touch(tmp_path, "b/ant/2.png", "b/ant/10.png", "a/ant/10.png", "a/Bee/1.png")
+    assert list_images(tmp_path).names == ["b/ant/2.png", "a/ant/10.png", "b/ant/10.png", "a/Bee/1.png"]
 
 
 def test_a_class_map_numbers_the_classes(tmp_path: Path) -> None:
@@ -148,6 +163,12 @@ def test_a_bad_label_file_gets_one_clear_line(tmp_path: Path, labels: str, messa
     (tmp_path / "labels.csv").write_text(labels)
     with pytest.raises((OSError, ValueError), match=message):
         list_images(tmp_path / "images", labels=tmp_path / "labels.csv")
+
+
+def test_a_class_map_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "ant/1.png", "map.pkl")
+    with pytest.raises(ValueError, match="map.pkl: only text files are read, .* timm's pickles may run code"):
+        list_images(tmp_path, class_map=tmp_path / "map.pkl")
 
 
 @pytest.mark.parametrize(
