@@ -119,7 +119,6 @@ def _number(kind: Callable[[str], Any], accepts: Callable[[Any], bool], wanted: 
 
 rows_a_batch = _number(int, lambda value: 2 <= value <= 2**16, "a number of rows, at least 2 and at most 65536")
 positive_int = _number(int, lambda value: value >= 1, "a whole number of at least 1")
-non_negative_int = _number(int, lambda value: value >= 0, "a whole number of at least 0")
 number_of_classes = _number(int, lambda value: value >= 2, "a number of classes, at least 2")
 positive_float = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
 fraction = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
