@@ -55,6 +55,8 @@ class ArgumentParser(argparse.ArgumentParser):
     """
 
     def __init__(self, **kwargs: Any) -> None:
+        # argparse would open the help with a dozen lines of flags that stand below it anyway, each with its meaning
+        kwargs.setdefault("usage", "%(prog)s [FLAG ...]")
         super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
         # argparse takes "-1e3" and "-inf" for flags; here they are values of --threshold
         self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|^-inf$", re.IGNORECASE)
