@@ -30,6 +30,7 @@ if __name__ == "__main__":
 import torch
 
 from clcnet import Cascade, CLCNet, distributed, report
+from clcnet.cascade import SHALLOW_ALONE
 from clcnet.classifiers import Classifier, load_classifier, resolve_device
 from clcnet.files import check_output
 from clcnet.images import errors_file, list_images
@@ -38,7 +39,6 @@ from clcnet.predictions import STAGE_NAMES
 from clcnet.resume import partial_folder
 from clcnet.schedule import DEEP
 
-SHALLOW_ALONE = -999.0  # the specification's way to say that no image is deferred, whatever the scores
 DEFAULT_WEIGHT = cli.WEIGHTS_DIR / "CLCNet_custom_data.zip"
 DEFAULT_MODELS = ("tf_efficientnet_b4.aa_in1k", "tf_efficientnet_b7.ra_in1k")
 

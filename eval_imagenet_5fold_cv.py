@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from clcnet import distributed, plots, report
 from clcnet.baselines import compare, confidences
-from clcnet.cascade import Bools, Curve, Floats, Stage, oracle, sweep
+from clcnet.cascade import SHALLOW_ALONE, Bools, Curve, Floats, Stage, oracle, sweep
 from clcnet.deep_offset import are_probabilities, cross_fitted_offsets, fit_deep_offset, with_deep_offset
 from clcnet.evaluation import Pair, flops_of, load_fold_networks, pair_from_tables
 from clcnet.files import check_output, output_lock
@@ -279,7 +279,7 @@ def load_tables(args: argparse.Namespace, images: ImageSet) -> Pair:
 def run_models(args: argparse.Namespace, images: ImageSet) -> Pair | None:
     """Classify with both models, each image at most once; None in processes other than the main one."""
     # timm takes seconds to import, and tables need none of it
-    from clcnet.cached_inference import SHALLOW_ALONE, Options, pair_from_images
+    from clcnet.cached_inference import Options, pair_from_images
     from clcnet.classifiers import Classifier, load_classifier, resolve_device
     from clcnet.images import errors_file, write_errors
 

@@ -10,7 +10,6 @@ CLCNet_imagenet_split.csv, which part every row had: file, table, fold, and the 
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from clcnet.training_cli import (
     settings_of,
     simple_figures,
 )
-from clcnet.weights_file import check_no_other_fold_weights
+from clcnet.weights_file import SPLIT_FILE, check_no_other_fold_weights, fold_weights_name
 
 
 def get_args_parser() -> cli.ArgumentParser:
@@ -52,8 +51,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     settings, device = settings_of(args), resolve_device(args.device)
     print(f"device: {device}")
     check_no_other_fold_weights(args.weight_save)
-    paths = [args.weight_save / f"CLCNet_imagenet_split_{fold}.zip" for fold in range(1, NUM_FOLDS + 1)]
-    split_path = args.weight_save / "CLCNet_imagenet_split.csv"
+    paths = [args.weight_save / fold_weights_name(fold) for fold in range(1, NUM_FOLDS + 1)]
+    split_path = args.weight_save / SPLIT_FILE
     for path in (*paths, split_path):
         check_output(path)
     table = read_tables(args.cls_output)
@@ -94,4 +93,4 @@ def _save_splits(path: Path, table: Table, folds: np.ndarray, splits: list[Split
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, get_args_parser()))
+    cli.run(main, get_args_parser())

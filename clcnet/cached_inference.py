@@ -18,7 +18,6 @@ from clcnet.evaluation import Outputs, Pair, fold_confidence
 from clcnet.images import ImageSet
 from clcnet.model import CLCNet
 
-SHALLOW_ALONE = -999.0  # at this threshold or below no image is deferred, whatever the scores, and CLCNet is not asked
 _IMAGES_A_ROUND = 4096  # of one process; what several processes found is brought together after each round
 _GPU_TIMING_BATCH = 64
 

@@ -20,6 +20,8 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Keep = Literal["surest", "last"]  # which of the answers seen stands
 
+SHALLOW_ALONE = -999.0  # at this threshold or below, no image is deferred whatever the scores
+
 
 class Stage:
     """One model over all images: how sure it is, whether it is right, and what it costs an image."""

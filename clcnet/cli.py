@@ -57,6 +57,8 @@ class ArgumentParser(argparse.ArgumentParser):
     """
 
     def __init__(self, **kwargs: Any) -> None:
+        # argparse would open the help with a dozen lines of flags that stand below it anyway, each with its meaning
+        kwargs.setdefault("usage", "%(prog)s [FLAG ...]")
         super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
         # argparse takes "-1e3" and "-inf" for flags; here they are values of --threshold
         self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|^-inf$", re.IGNORECASE)
@@ -121,7 +123,6 @@ def _number(kind: Callable[[str], Any], accepts: Callable[[Any], bool], wanted: 
 
 rows_a_batch = _number(int, lambda value: 2 <= value <= 2**16, "a number of rows, at least 2 and at most 65536")
 positive_int = _number(int, lambda value: value >= 1, "a whole number of at least 1")
-non_negative_int = _number(int, lambda value: value >= 0, "a whole number of at least 0")
 number_of_classes = _number(int, lambda value: value >= 2, "a number of classes, at least 2")
 positive_float = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
 finite_float = _number(float, math.isfinite, "a finite number")

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Probs = NDArray[np.float32]
 
+SUM_TOLERANCE = 1e-3  # how far a row of probabilities may be from summing to 1
+
 
 def max_softmax(sorted_probs: Probs) -> Floats:
     """The top probability, in [1/n, 1]: the usual baseline (Hendrycks and Gimpel, arXiv:1610.02136)."""

@@ -17,9 +17,7 @@ from clcnet.cascade import Bools, Stage
 from clcnet.images import NUM_FOLDS, ImageSet
 from clcnet.model import CLCNet
 from clcnet.table import match_rows, read_table, sort_probs
-from clcnet.weights_file import find_fold_weights
-
-SPLIT_FILE = "CLCNet_imagenet_split.csv"  # beside the weights: which fold each image was in when they were trained
+from clcnet.weights_file import SPLIT_FILE, find_fold_weights
 
 
 @dataclass

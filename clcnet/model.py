@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from clcnet.calibration import Calibration
+from clcnet.confidence import SUM_TOLERANCE
 from clcnet.layers import (
     QUERY_WIDTH,
     RESIDUAL_SCALE,
@@ -34,8 +35,6 @@ from clcnet.weights_file import (
     to_params,
     write_weights,
 )
-
-SUM_TOLERANCE = 1e-3  # how far a row of probabilities may be from summing to 1
 
 
 class CLCNet(nn.Module):

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from clcnet.confidence import SUM_TOLERANCE
 from clcnet.files import atomic_path
 from clcnet.images import ImageSet, names_of
 from clcnet.memory import free_bytes
 
-SUM_TOLERANCE = 1e-3
 ROWS_A_CHUNK = 512  # bounds the memory of writing and checking, large enough to keep pyarrow busy
 _ROWS_A_READ = 4096
 _NAME_BYTES = 100  # of a name in memory, roughly

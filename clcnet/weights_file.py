@@ -24,6 +24,7 @@ from clcnet.images import NUM_FOLDS
 FORMAT_VERSION = 1
 LARGEST_MEMBER = 64 * 2**20  # bytes; a network for 1,000 classes takes 150 kB
 PARAMS_MEMBER, STATE_MEMBER = "model_params.json", "network.pt"
+SPLIT_FILE = "CLCNet_imagenet_split.csv"  # beside the five weights: the fold of each image when they were trained
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same network gives the same file
 
 _RESERVED_KEYS = {"init_params", "class_attrs", "format_version", "masked", "calibration"}
@@ -181,6 +182,11 @@ def _size(init_params: dict[str, Any], name: str) -> int:
     return value
 
 
+def fold_weights_name(fold: int) -> str:
+    """The file of the network that was not trained on this fold, from 1."""
+    return f"CLCNet_imagenet_split_{fold}.zip"
+
+
 def find_fold_weights(folder: str | Path) -> list[Path]:
     """The five fold weights in a folder, in order of the fold that each was not trained on.
 
@@ -197,7 +203,7 @@ def find_fold_weights(folder: str | Path) -> list[Path]:
     for fold, paths in candidates.items():
         if not paths:
             raise FileNotFoundError(
-                f"found 0 weights for fold {fold} in {folder}, expected 1 (CLCNet_imagenet_split_{fold}.zip); "
+                f"found 0 weights for fold {fold} in {folder}, expected 1 ({fold_weights_name(fold)}); "
                 "run train_imagenet_5fold_cv.py"
             )
         if len(paths) > 1:

@@ -1,7 +1,7 @@
 """What the tests share: small image folders, tiny timm classifiers saved as a user would, the real data if present."""
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,20 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the folder `shared` with real data beside the repository")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread, as processes of torchrun and killed ones do: the number of threads sways the last bit.
+
+    Models this small are slowed down by threads besides, most of all where other work runs beside the tests.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

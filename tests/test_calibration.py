@@ -49,6 +49,15 @@ def test_a_network_that_knows_more_gets_weight_and_noise_gets_none_to_speak_of()
     assert fit_calibration(1 - oracle, rows, correct, held_back).network == 0  # never turned around
 
 
+def test_a_network_that_says_what_the_probabilities_say_gets_no_weight():
+    rows = torch.from_numpy(sorted_rows(2000, 6, seed=1))
+    correct = torch.rand(2000, generator=torch.Generator().manual_seed(0)) < rows[:, 0]
+    everything = torch.ones(2000, dtype=torch.bool)
+    alone = fit_calibration(torch.zeros(2000), rows, correct, everything)
+    said = Calibration(alone.intercept, alone.weights, 0.0).apply(torch.zeros(2000), rows)
+    assert fit_calibration(said, rows, correct, everything).network < 1e-3
+
+
 def test_the_networks_weight_comes_from_the_rows_held_back():
     rows = torch.from_numpy(sorted_rows(400, 6, seed=2))
     correct = torch.rand(400, generator=torch.Generator().manual_seed(1)) < 0.5

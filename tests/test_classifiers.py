@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +46,7 @@ def probabilities_of_ours(classifier: Classifier, folder: Path, **options: objec
     return np.concatenate([probs for _, probs in classify(classifier, list_images(folder), workers=0, **options)])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slowed down by threads, most of all where other work runs beside the tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

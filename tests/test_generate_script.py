@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import forking
@@ -27,15 +27,7 @@ from clcnet.table import read_table
 Factory = Callable[..., Path]
 Generate = Callable[..., dict[str, object]]
 CLASSES = ("ant", "bee", "cat")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the processes of torchrun and of this module's kill test have: the number of threads sways the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

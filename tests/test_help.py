@@ -27,6 +27,14 @@ def test_the_example_is_a_command_that_the_script_takes(script: str) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+def test_the_help_opens_with_what_the_script_does_and_an_example(script: str) -> None:
+    usage, _, purpose, _, example, *_ = parser_of(script).format_help().splitlines()
+    assert usage.startswith("usage: ")
+    assert re.fullmatch(r"Step \d.*: .+\.", purpose)
+    assert example.startswith(f"    python {script}.py --")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_is_in_a_group_and_says_its_default_or_that_it_is_required(script: str) -> None:
     parser = parser_of(script)
     formatter = parser._get_formatter()

@@ -22,15 +22,7 @@ from clcnet.predictions import Answers
 from clcnet.schedule import DEEP, SHALLOW, Outcome
 
 Factory = Callable[..., Path]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """These models are too small to share among threads, least of all eight times over."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Counting(nn.Module):

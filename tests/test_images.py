@@ -51,6 +51,7 @@ def test_the_order_is_the_same_whether_or_not_the_folder_is_cut(image_folder: Ca
     [
         (["ant/1.png", "bee/2.png"], ["1.png", "2.png"]),
         (["ant/1.png", "bee/1.png"], ["ant/1.png", "bee/1.png"]),
+        (["train/ant/1.png", "val/bee/1.png"], ["ant/1.png", "bee/1.png"]),
         (["train/ant/1.png", "val/ant/1.png"], ["train/ant/1.png", "val/ant/1.png"]),
     ],
 )
@@ -77,7 +78,7 @@ def test_a_label_file_gives_a_flat_folder_its_classes(tmp_path: Path, header: st
 
 def test_whole_numbers_as_labels_are_class_indices(tmp_path: Path) -> None:
     touch(tmp_path / "images", "1.png", "2.png")
-    (tmp_path / "labels.csv").write_text("1.png,10\n2.png,2\n")
+    (tmp_path / "labels.csv").write_text("1.png,10\n2.png,02\n")
     assert list_images(tmp_path / "images", labels=tmp_path / "labels.csv").targets.tolist() == [10, 2]
 
 

@@ -110,10 +110,11 @@ def test_calibration_error_equals_a_loop_over_the_bins():
     assert metrics.calibration_error(CONFIDENCE, CORRECT) == pytest.approx(total / 400)
 
 
-def test_scores_that_are_no_probabilities_have_no_log_loss_and_no_calibration_error():
-    figures = metrics.summary([-0.5, 2.0, 0.5], [0, 1, 1])
+@pytest.mark.parametrize(("confidence", "brier"), [([-0.5, 1.0], 0.25 / 2), ([0.0, 2.0], 1 / 2)])
+def test_scores_that_are_no_probabilities_have_no_log_loss_and_no_calibration_error(confidence, brier):
+    figures = metrics.summary(confidence, [0, 1])
     assert np.isnan(figures["log_loss"]) and np.isnan(figures["calibration_error"])
-    assert figures["brier"] == pytest.approx((0.25 + 1 + 0.25) / 3)
+    assert figures["brier"] == pytest.approx(brier)
 
 
 @pytest.mark.parametrize(

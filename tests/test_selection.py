@@ -176,8 +176,14 @@ def test_flops_goal_stays_within_and_compares_with_what_one_could_afford():
     within = recommend(stages, folds, Goal("flops", 4.0))
     assert within.scored.flops <= 4 and within.choice == "cascade"
     assert within.scored.difference == pytest.approx(within.scored.accuracy - stages[0].accuracy)
-    useless = recommend(*simulated_pair(shallow=0.8, deep=0.8, knows=False), Goal("flops", 12.0))
-    assert useless.choice in ("shallow", "deep") and "not sure" in useless.reason
+
+
+@pytest.mark.parametrize(("flops", "single"), [(4.0, "shallow"), (12.0, "deep")])
+def test_flops_goal_names_the_best_affordable_model_where_a_gain_is_possible_but_not_sure(flops, single):
+    doubtful = recommend(*simulated_pair(shallow=0.8, deep=0.81, knows=False), Goal("flops", flops))
+    low, high = doubtful.cross_fitted.difference_interval
+    assert low < 0 < high
+    assert doubtful.choice == single and f"against the {single} model alone" in doubtful.reason
 
 
 def test_flops_below_the_shallow_models_are_refused():

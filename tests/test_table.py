@@ -129,6 +129,11 @@ def test_other_writers_habits_are_read(tmp_path: Path, content: bytes) -> None:
     assert_same(read_table(tmp_path / "t.csv"), make_table(["a.jpg"], [[0.75, 0.25]], [1]))
 
 
+def test_a_byte_order_mark_does_not_hide_the_quotes_of_the_first_name(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b'\xef\xbb\xbf"a,b.jpg",0.75,0.25,1\n')
+    assert_same(read_table(tmp_path / "t.csv"), make_table(["a,b.jpg"], [[0.75, 0.25]], [1]))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -232,6 +237,16 @@ def test_rows_find_their_image_and_fold(colliding_images: Path) -> None:
     table = make_table(["bee/0003.png", "split_part_2/ant/0002.png"], [[0.5, 0.5]] * 2, [1, 1])
     assert [images.paths[index].parent.name for index in match_rows(table, images)] == ["bee", "ant"]
     assert fold_of_rows(table, images).tolist() == [2, 1]
+
+
+def test_an_images_own_name_goes_before_another_images_short_one(tmp_path: Path) -> None:
+    for folder in ("ant", "old/ant"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "1.png").touch()
+    images = list_images(tmp_path)
+    assert images.names == ["ant/1.png", "old/ant/1.png"]
+    table = make_table(["old/ant/1.png", "ant/1.png"], [[0.5, 0.5]] * 2, [1, 1])
+    assert match_rows(table, images).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
