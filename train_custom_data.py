@@ -9,7 +9,6 @@ CLCNet_custom_data.zip, and CLCNet_custom_data_split.csv, which row was for trai
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,4 +114,4 @@ def _save_split(path: Path, table: Table, split: Split) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, get_args_parser()))
+    cli.run(main, get_args_parser())

@@ -10,7 +10,6 @@ CLCNet_imagenet_split.csv, which part every row had: file, table, fold, and the 
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,4 +93,4 @@ def _save_splits(path: Path, table: Table, folds: np.ndarray, splits: list[Split
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, get_args_parser()))
+    cli.run(main, get_args_parser())

@@ -138,3 +138,21 @@ def test_ctrl_c_and_sigterm_end_with_one_line_and_130(number: signal.Signals, tm
     _, printed = process.communicate(timeout=20)
     assert process.returncode == 130
     assert printed == "\ninterrupted: no file is half-written; give the same command to start again\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_when_all_is_done_changes_neither_the_exit_code_nor_the_last_line(
+    number: signal.Signals,
+) -> None:
+    script = (
+        "import atexit, time\nfrom clcnet import cli\n"
+        "atexit.register(lambda: (print('unloading', flush=True), time.sleep(1)))\n"
+        "cli.run(lambda args: {}, cli.ArgumentParser())\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    assert process.stdout is not None and process.stdout.readline() == "unloading\n"
+    process.send_signal(number)
+    _, printed = process.communicate(timeout=20)
+    assert (process.returncode, printed) == (0, "")
