@@ -216,6 +216,35 @@ def test_tables_that_fit_one_by_one_but_not_together_are_refused_before_they_are
         read_tables(paths)
 
 
+@pytest.mark.parametrize("script", READERS)
+def test_a_table_of_5_gb_is_refused_on_a_machine_with_2_gb_free(
+    workshop: Workshop, tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "given.csv"
+    with open(table, "wb") as file:
+        file.write(b'"line\nbreak.png",0.5' + b",0.0005" * 1000 + b",1\n")
+        file.write(scripts.table_bytes([f"{index}.png" for index in range(100)], num_classes=1001))
+        file.truncate(5 * 10**9)  # takes no room on the disk
+    monkeypatch.setattr("clcnet.table.free_bytes", lambda: 2 * 10**9)
+    line = refusal(scripts.run(script, *command(script, workshop, tmp_path, table)))
+    assert f"{table} (5.0 GB) needs about" in line and "2.0 GB are free; use a machine with more" in line
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_rows_of_21843_classes_are_read_in_pieces_and_all_of_them(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clcnet.table._VALUES_A_READ", 3 * 21_845)
+    sorted_probs = np.zeros((10, 21_843), np.float32)
+    sorted_probs[:, 0], sorted_probs[:, 1] = np.linspace(0.5, 1, 10), np.linspace(0.5, 0, 10)
+    with TableWriter(tmp_path / name) as writer:
+        writer.write([f"{row}.png" for row in range(10)], sorted_probs, np.arange(10) % 3 == 0)
+    table = read_table(tmp_path / name)
+    assert table.names == [f"{row}.png" for row in range(10)]
+    assert table.sorted_probs.tobytes() == sorted_probs.tobytes()
+    assert table.correct.tolist() == (np.arange(10) % 3 == 0).tolist()
+
+
 def sparse_parquet(path: Path) -> None:
     """A small file that unpacks to 40 million rows."""
     type_ = pa.list_(pa.float32(), 1000)
@@ -235,7 +264,7 @@ def test_a_parquet_file_that_unpacks_to_more_than_there_is_room_for_is_refused(
     sparse_parquet(tmp_path / "t.parquet")
     assert (tmp_path / "t.parquet").stat().st_size < 100_000
     monkeypatch.setattr("clcnet.table.free_bytes", lambda: 10_000_000)
-    with pytest.raises(OSError, match="t.parquet.*needs about 0.0 GB of memory and 0.0 GB are free"):
+    with pytest.raises(OSError, match="t.parquet.*needs about 0.1 GB of memory and 0.0 GB are free"):
         read_table(tmp_path / "t.parquet")
 
 
