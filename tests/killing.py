@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 import time
+from collections import Counter
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -25,6 +26,8 @@ class Toll:
         finished: runs that came to their end, the last one or before their signal; their outputs are compared.
         lost: outputs that were neither the old file nor the finished one after a kill.
         different: outputs of finished runs that differ from those of a run that was never killed.
+        rows: rows that finished runs should have written in CSV files.
+        rows_lost: rows of these that they did not write.
         bad_exits: processes that ended otherwise than with 0, or 130 after SIGTERM, or by SIGKILL.
     """
 
@@ -32,6 +35,8 @@ class Toll:
     finished: int = 0
     lost: int = 0
     different: int = 0
+    rows: int = 0
+    rows_lost: int = 0
     bad_exits: int = 0
 
 
@@ -91,7 +96,12 @@ def _lay_old(hurt: Path, outputs: list[Path]) -> None:
 def _compare(hurt: Path, expected: dict[str, bytes], toll: Toll) -> None:
     after = contents(hurt)
     toll.finished += 1
-    toll.different += sum(after.get(name) != content for name, content in expected.items())
+    for name, content in expected.items():
+        toll.different += after.get(name) != content
+        if name.endswith(".csv"):
+            rows = Counter(content.splitlines())
+            toll.rows += rows.total()
+            toll.rows_lost += (rows - Counter(after.get(name, b"").splitlines())).total()
 
 
 def _uninterrupted(workshop: Workshop, script: str, folder: Path) -> tuple[dict[str, bytes], float]:

