@@ -120,6 +120,7 @@ def main() -> None:
         for line in itertools.chain(map(run_cases, CASES), kill_stages(args.kills)):
             print(line, flush=True)
             lines.append(line)
+        print(*damaged.result(), sep="\n")
         lines += damaged.result()
     tried, survived, rows, lost = (
         sum(getattr(line, name) for line in lines) for name in ("tried", "survived", "rows", "rows_lost")
