@@ -12,7 +12,7 @@ define run
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo cifar10 cifar10-steps test lint bench figures clean
+.PHONY: help .venv demo cifar10 cifar10-steps test lint bench faults coverage figures clean
 
 help: ## list the commands
 	@grep -hE '^[a-zA-Z0-9_.-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -68,6 +68,15 @@ bench: .venv/installed-dev ## measure speed, as ratios, into benchmarks/results
 		module=benchmarks.$$(basename $$bench .py); \
 		echo "$(PY) -m $$module"; $(PY) -m $$module || exit 1; \
 	done
+
+faults: .venv/installed-dev ## try to break everything, count what broke into benchmarks/results: about six minutes
+	OMP_NUM_THREADS=1 $(PY) benchmarks/faults.py
+
+coverage: .venv/installed-dev ## run all tests and name the lines of the package that none of them runs
+	$(PY) -m coverage erase
+	$(PY) -m coverage run -m pytest
+	$(PY) -m coverage combine --quiet
+	$(PY) -m coverage report
 
 figures: .venv/installed ## draw the pictures again and copy measured figures into the documents
 	$(PY) images/idea.py

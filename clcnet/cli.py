@@ -227,7 +227,7 @@ def expect_interrupts() -> None:
     _on_interrupt(end)
 
 
-def _on_interrupt(handler: Callable[..., Any]) -> None:
+def _on_interrupt(handler: Callable[..., Any] | signal.Handlers) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell sets it for jobs in the background
             signal.signal(number, handler)
@@ -272,8 +272,14 @@ def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) 
         message = f"error: {one_line(_describe(error))}"
         print(message, file=sys.stderr)
         _tell_torchrun(message)
-        sys.exit(EXIT_BAD_INPUT)
+        _leave(EXIT_BAD_INPUT)
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted: {str(interrupt) or _INTERRUPTED}", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    sys.exit(EXIT_UNREADABLE_IMAGES if outcome.get("num_unreadable") and not _under_torchrun() else 0)
+        _leave(EXIT_INTERRUPTED)
+    _leave(EXIT_UNREADABLE_IMAGES if outcome.get("num_unreadable") and not _under_torchrun() else 0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End with this exit code. A signal that comes now is too late: what there was to say and to write is done."""
+    _on_interrupt(signal.SIG_IGN)  # Python unloads torch for a second, in which its own handlers are gone already
+    sys.exit(code)

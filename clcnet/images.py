@@ -8,6 +8,7 @@ beside its output.
 import csv
 import dataclasses
 import hashlib
+import io
 import os
 import re
 from collections import Counter
@@ -243,12 +244,19 @@ def names_of(image_set: ImageSet, index: int) -> set[str]:
     return {_bare_name(path), _class_and_file(path), path}
 
 
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from None
+
+
 def _read_class_map(path: Path) -> list[str]:
     if path.suffix.lower() not in (".txt", ""):
         raise ValueError(
             f"class map {path}: only text files are read, one class folder a line; timm's pickles may run code"
         )
-    known = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    known = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
     repeated = [name for name, count in Counter(known).items() if count > 1]
     if repeated:
         raise ValueError(f"class map {path} names {repeated[0]!r} more than once")
@@ -263,8 +271,10 @@ def _check_class_map(path: Path, known: list[str], classes: list[str]) -> None:
 
 def _read_labels(path: Path, relative: list[str]) -> tuple[list[str], list[str]]:
     """Return the class of each image and all classes in order, from a file of labels."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(_read_text(path), newline="")) if row]
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a CSV file ({error}); give rows of file,label") from None
     if rows and all(len(row) == 1 for row in rows):
         return _read_ground_truth(path, [row[0] for row in rows], relative)
     label_of: dict[str, str] = {}

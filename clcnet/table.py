@@ -7,6 +7,7 @@ gives the float32 numbers that were written, bit for bit.
 
 import csv
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +25,9 @@ from clcnet.images import ImageSet, names_of
 from clcnet.memory import free_bytes
 
 ROWS_A_CHUNK = 512  # bounds the memory of writing and checking, large enough to keep pyarrow busy
-_ROWS_A_READ = 4096
+_VALUES_A_READ = 1 << 22  # at a time: rows may have 2 numbers or 21,843
 _NAME_BYTES = 100  # of a name in memory, roughly
+_BYTES_A_VALUE_READ = 40  # while pandas and NumPy hold the same piece
 _LONGEST_LINE = 1 << 24
 _NO_CSV = {  # how other files begin, whatever their name says
     b"\x1f\x8b": "compressed with gzip; unpack it first",
@@ -293,7 +295,7 @@ def _check_file(path: Path) -> None:
 def _open_parquet(path: Path) -> pa.parquet.ParquetFile:
     """A Parquet file whose columns have the types of a table."""
     try:
-        file = pa.parquet.ParquetFile(path)
+        file = pa.parquet.ParquetFile(path, pre_buffer=False)  # which would hold all of it at once
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"table {path} is not a Parquet file ({error}); was it cut short?") from None
     types = {field.name: field.type for field in file.schema_arrow}
@@ -312,24 +314,32 @@ def _open_parquet(path: Path) -> pa.parquet.ParquetFile:
 
 
 def _read_parquet(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    file = _open_parquet(path)
+    num_classes = file.schema_arrow.field("sorted_probs").type.list_size
+    names: list[str] = []
+    probs, labels = [], []
     try:
-        columns = _open_parquet(path).read(columns=["file", "sorted_probs", "correct"])
-        for column in columns.columns:
-            column.validate(full=column.type != pa.string())  # which need not be UTF-8
+        for batch in file.iter_batches(_rows_a_read(num_classes), columns=["file", "sorted_probs", "correct"]):
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                column.validate(full=column.type != pa.string())  # which need not be UTF-8
+                if column.null_count:
+                    raise ValueError(f"table {path} has empty cells in column {name}")
+            names += [name.decode("utf-8", "surrogateescape") for name in batch["file"].cast(pa.binary()).to_pylist()]
+            # copied, or the piece would hold on to all of its batch
+            flat = np.array(batch["sorted_probs"].flatten().to_numpy(zero_copy_only=False), np.float32)
+            probs.append(flat.reshape(len(batch), num_classes))
+            labels.append(batch["correct"].to_numpy(zero_copy_only=False).astype(np.float64))
     except MemoryError:  # pyarrow's own is one of its ArrowExceptions too
         raise
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"table {path} cannot be read ({error}); was it damaged?") from None
-    if not len(columns):
+    if not names:
         raise ValueError(f"table {path} has no rows")
-    nulls = [name for name in columns.column_names if columns[name].null_count]
-    if nulls:
-        raise ValueError(f"table {path} has empty cells in column {nulls[0]}")
-    probs = columns["sorted_probs"].combine_chunks()
-    flat = np.array(probs.flatten().to_numpy(zero_copy_only=False), np.float32)  # copied: Arrow's memory is read-only
-    labels = columns["correct"].to_numpy().astype(np.float64)
-    names = [name.decode("utf-8", "surrogateescape") for name in columns["file"].cast(pa.binary()).to_pylist()]
-    return names, flat.reshape(len(probs), probs.type.list_size), labels
+    return names, np.concatenate(probs), np.concatenate(labels)
+
+
+def _rows_a_read(num_columns: int) -> int:
+    return max(_VALUES_A_READ // max(num_columns, 1), 1)
 
 
 def _read_csv(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -345,7 +355,7 @@ def _read_csv(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
             encoding_errors="surrogateescape",  # a file name need not be UTF-8
             compression=None,  # pandas would go by the extension
             low_memory=False,  # or it would warn of columns in which numbers and text mix
-            chunksize=_ROWS_A_READ,
+            chunksize=_rows_a_read(num_columns),
         ) as reader:
             for frame in reader:
                 names += frame[0].tolist()
@@ -428,13 +438,15 @@ def _needed_bytes(path: Path) -> int:
     _check_file(path)
     if is_parquet(path):
         file = _open_parquet(path)
-        num_rows = file.metadata.num_rows
-        num_columns = file.schema_arrow.field("sorted_probs").type.list_size + 1
+        num_rows: int = file.metadata.num_rows
+        num_values: int = num_rows * (file.schema_arrow.field("sorted_probs").type.list_size + 1)
     else:
         with open(path, "rb") as opened:
-            line = opened.readline(_LONGEST_LINE)
-        num_rows, num_columns = path.stat().st_size // max(len(line), 1) + 1, line.count(b",")
-    return int(num_rows * (2 * 4 * num_columns + _NAME_BYTES))
+            start = opened.read(_LONGEST_LINE)
+        lines = start[: start.rfind(b"\n") + 1] or start  # whole ones
+        num_files = path.stat().st_size / len(lines)  # like this start
+        num_rows, num_values = (math.ceil(num_files * max(lines.count(mark), 1)) for mark in (b"\n", b","))
+    return 2 * 4 * num_values + _BYTES_A_VALUE_READ * min(num_values, _VALUES_A_READ) + num_rows * _NAME_BYTES
 
 
 def match_rows(table: Table, images: ImageSet, source: str = "the table") -> np.ndarray:

@@ -1,6 +1,9 @@
 """What the tests share: small image folders, tiny timm classifiers saved as a user would, the real data if present."""
 
+import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +18,15 @@ SHARED = ROOT.parent / "shared"
 
 # A shell starts background jobs with Ctrl-C ignored, and their children inherit that; tests send it on purpose.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """Put back what `cli.run` set for the rest of a process; children would inherit signals that are ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
@@ -108,3 +120,15 @@ def classifier_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
 def workshop(tmp_path_factory: pytest.TempPathFactory, classifier_dir: Callable[..., Path]) -> Workshop:
     """Tiny inputs of all five scripts; not to be written to."""
     return build_workshop(tmp_path_factory.mktemp("workshop"), classifier_dir)
+
+
+@pytest.fixture(scope="session")
+def open_workshop(workshop: Workshop) -> Iterator[Workshop]:
+    """The same where any user may read, and make folders beside it: pytest's own folders are the user's alone."""
+    if not hasattr(os, "setresuid"):
+        pytest.skip("needs users as Linux has them")
+    with tempfile.TemporaryDirectory() as name:
+        shutil.copytree(workshop.root, Path(name) / "workshop")
+        for path in (Path(name), *Path(name).rglob("*")):
+            path.chmod(0o777)
+        yield Workshop(Path(name) / "workshop")

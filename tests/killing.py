@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 import time
+from collections import Counter
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -13,6 +14,7 @@ from scripts import EVALUATE_CUSTOM, GENERATE, Workshop, contents
 
 RESUMABLE = (GENERATE, EVALUATE_CUSTOM)
 OLD = b"from an earlier run"
+_TRIES_A_KILL = 5  # a run may be over before its signal comes
 
 
 @dataclass
@@ -21,14 +23,20 @@ class Toll:
 
     Attributes:
         kills: signals that hit a running process.
-        lost: outputs that were neither the old file nor the finished one afterwards.
-        different: outputs of the last, uninterrupted run that differ from those of a run that was never killed.
-        bad_exits: processes that SIGTERM ended otherwise than with 130, or 0 when they were just done.
+        finished: runs that came to their end, the last one or before their signal; their outputs are compared.
+        lost: outputs that were neither the old file nor the finished one after a kill.
+        different: outputs of finished runs that differ from those of a run that was never killed.
+        rows: rows that finished runs should have written in CSV files.
+        rows_lost: rows of these that they did not write.
+        bad_exits: processes that ended otherwise than with 0, or 130 after SIGTERM, or by SIGKILL.
     """
 
     kills: int = 0
+    finished: int = 0
     lost: int = 0
     different: int = 0
+    rows: int = 0
+    rows_lost: int = 0
     bad_exits: int = 0
 
 
@@ -40,40 +48,60 @@ def start(script: str, words: list[object]) -> BaseProcess:
 def kill_and_compare(workshop: Workshop, script: str, folder: Path, num_kills: int = 10, seed: int = 0) -> Toll:
     """Kill a script over and over, each time after a random part of its running time, then let it finish.
 
+    A run goes on with what the one before it left. Where one is over before its signal comes, the next starts afresh.
+
     Args:
         workshop: inputs.
         script: which of the five.
         folder: to work in.
-        num_kills: how often; SIGKILL and SIGTERM take turns.
+        num_kills: how many signals must hit a running process; every third is SIGTERM, the others are SIGKILL.
         seed: of the moments.
     """
     expected, seconds = _uninterrupted(workshop, script, folder / "whole")
     generator, toll, hurt = random.Random(seed), Toll(), folder / "hurt"
-    hurt.mkdir()
-    outputs = [path.relative_to(hurt) for path in workshop.outputs(script, hurt) if path.suffix != ".md"]
-    for path in outputs:
-        (hurt / path).write_bytes(OLD)
     words = workshop.command(script, hurt) + (["--resume"] if script in RESUMABLE else [])
-    for kill in range(num_kills):
+    outputs = [path for path in workshop.outputs(script, hurt) if path.relative_to(hurt).as_posix() in expected]
+    _lay_old(hurt, outputs)
+    for _ in range(num_kills * _TRIES_A_KILL):
         process = start(script, words)
         process.join(generator.random() * seconds)
-        _hit(process, (signal.SIGKILL, signal.SIGTERM)[kill % 2], toll)
-        toll.lost += sum((hurt / path).read_bytes() not in (OLD, expected[path.as_posix()]) for path in outputs)
+        number = signal.SIGTERM if toll.kills % 3 == 2 else signal.SIGKILL
+        if process.exitcode is None:
+            toll.kills += 1
+            (process.terminate if number == signal.SIGTERM else process.kill)()
+            process.join(60)
+        if process.exitcode == 0:
+            _compare(hurt, expected, toll)
+            _lay_old(hurt, outputs)
+        else:
+            toll.bad_exits += process.exitcode != (130 if number == signal.SIGTERM else -signal.SIGKILL)
+            left = [(path.read_bytes(), expected[path.relative_to(hurt).as_posix()]) for path in outputs]
+            toll.lost += sum(content not in (OLD, finished) for content, finished in left)
+        if toll.kills == num_kills:
+            break
     process = start(script, words)
     process.join(120)
-    after = contents(hurt)
-    toll.different = sum(after.get(name) != content for name, content in expected.items())
+    toll.bad_exits += process.exitcode != 0
+    _compare(hurt, expected, toll)
     return toll
 
 
-def _hit(process: BaseProcess, number: signal.Signals, toll: Toll) -> None:
-    if process.is_alive():
-        toll.kills += 1
-        assert process.pid is not None
-        (process.kill if number == signal.SIGKILL else process.terminate)()
-    process.join(60)
-    if number == signal.SIGTERM and process.exitcode not in (0, 130):
-        toll.bad_exits += 1
+def _lay_old(hurt: Path, outputs: list[Path]) -> None:
+    shutil.rmtree(hurt, ignore_errors=True)
+    hurt.mkdir(parents=True)
+    for path in outputs:
+        path.write_bytes(OLD)
+
+
+def _compare(hurt: Path, expected: dict[str, bytes], toll: Toll) -> None:
+    after = contents(hurt)
+    toll.finished += 1
+    for name, content in expected.items():
+        toll.different += after.get(name) != content
+        if name.endswith(".csv"):
+            rows = Counter(content.splitlines())
+            toll.rows += rows.total()
+            toll.rows_lost += (rows - Counter(after.get(name, b"").splitlines())).total()
 
 
 def _uninterrupted(workshop: Workshop, script: str, folder: Path) -> tuple[dict[str, bytes], float]:

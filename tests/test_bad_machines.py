@@ -7,8 +7,10 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import scripts
+import torch
 from scripts import (
     EVALUATE_CUSTOM,
     EVALUATE_FOLDS,
@@ -124,12 +126,15 @@ def test_a_disk_that_is_read_only_is_refused_before_any_work(
     assert f"{disk} is not writable; choose another output" in line
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_folder_without_permission_is_refused(workshop: Workshop, tmp_path: Path, script: str) -> None:
-    (tmp_path / "out").mkdir(mode=0o500)
-    line = refusal(scripts.run(script, *workshop.command(script, tmp_path / "out")))
-    assert "is not writable; choose another output" in line
+def test_a_folder_without_permission_is_refused(open_workshop: Workshop, tmp_path: Path, script: str) -> None:
+    scripts.run(script, *open_workshop.command(script, tmp_path))  # imports all: Python itself may lie in root's home
+    root = open_workshop.root.with_name(f"locked_{script}")
+    with scripts.without_root():
+        root.mkdir(mode=0o500)
+        for folder, words in ((root, "is not writable"), (root / "new", "cannot be made (Permission denied)")):
+            line = refusal(scripts.run(script, *open_workshop.command(script, folder)))
+            assert f"output folder {folder} {words}; choose another output" in line
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -223,6 +228,32 @@ def test_decoding_processes_that_die_end_the_run_with_advice(
     assert outputs_in(before, tmp_path) == before
     again = ["--resume"] if script in RESUMABLE else []
     assert scripts.run(script, *workshop.command(script, tmp_path), *again).code == 0
+
+
+@pytest.mark.parametrize("script", ON_IMAGES)
+def test_a_batch_that_does_not_fit_into_memory_is_halved_and_the_user_is_told(
+    workshop: Workshop,
+    tmp_path: Path,
+    script: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    probabilities = classifiers.Classifier.probabilities
+
+    def run_out(self: classifiers.Classifier, batch: torch.Tensor) -> torch.Tensor:
+        if len(batch) > 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return probabilities(self, batch)
+
+    assert scripts.run(script, *workshop.command(script, tmp_path / "whole")).code == 0
+    monkeypatch.setattr(classifiers.Classifier, "probabilities", run_out)
+    assert scripts.run(script, *workshop.command(script, tmp_path / "halved")).code == 0
+    assert caplog.messages[:2] == [
+        f"out of memory with {size} images at once: going on with {size // 2}" for size in (8, 4)
+    ]
+    whole, halved = (workshop.outputs(script, tmp_path / name)[0] for name in ("whole", "halved"))
+    # the last bits may depend on the batch
+    pd.testing.assert_frame_equal(pd.read_csv(whole), pd.read_csv(halved), check_exact=False, rtol=1e-5)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -48,6 +48,7 @@ DEFECTS: dict[str, tuple[bytes, str]] = {
     "semicolons": (GOOD.replace(b",", b";"), "row 1 has 1 columns"),
     "no text": (bytes(range(256)) * 4, "row 1"),
     "UTF-16": (GOOD.decode().encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+    "one endless cell": (b"a" * (2**24 + 1), "is not a CSV file (field larger than field limit"),
     "gzip": (gzip.compress(GOOD), "is compressed with gzip; unpack it first"),
     "bzip2": (bz2.compress(GOOD), "is compressed with bzip2; unpack it first"),
     "xz": (lzma.compress(GOOD), "is compressed with xz; unpack it first"),
@@ -210,10 +211,39 @@ def test_tables_that_fit_one_by_one_but_not_together_are_refused_before_they_are
     paths = [tmp_path / "1.csv", tmp_path / "2.csv"]
     for path in paths:
         path.write_bytes(GOOD * 1000)
-    monkeypatch.setattr("clcnet.table.free_bytes", lambda: 400_000)
+    monkeypatch.setattr("clcnet.table.free_bytes", lambda: 900_000)
     assert len(read_table(paths[0])) == 2000
     with pytest.raises(OSError, match=r"1.csv \(0.0 GB\) and .*2.csv \(0.0 GB\) needs about"):
         read_tables(paths)
+
+
+@pytest.mark.parametrize("script", READERS)
+def test_a_table_of_5_gb_is_refused_on_a_machine_with_2_gb_free(
+    workshop: Workshop, tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "given.csv"
+    with open(table, "wb") as file:
+        file.write(b'"line\nbreak.png",0.5' + b",0.0005" * 1000 + b",1\n")
+        file.write(scripts.table_bytes([f"{index}.png" for index in range(100)], num_classes=1001))
+        file.truncate(5 * 10**9)  # takes no room on the disk
+    monkeypatch.setattr("clcnet.table.free_bytes", lambda: 2 * 10**9)
+    line = refusal(scripts.run(script, *command(script, workshop, tmp_path, table)))
+    assert f"{table} (5.0 GB) needs about" in line and "2.0 GB are free; use a machine with more" in line
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_rows_of_21843_classes_are_read_in_pieces_and_all_of_them(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clcnet.table._VALUES_A_READ", 3 * 21_845)
+    sorted_probs = np.zeros((10, 21_843), np.float32)
+    sorted_probs[:, 0], sorted_probs[:, 1] = np.linspace(0.5, 1, 10), np.linspace(0.5, 0, 10)
+    with TableWriter(tmp_path / name) as writer:
+        writer.write([f"{row}.png" for row in range(10)], sorted_probs, np.arange(10) % 3 == 0)
+    table = read_table(tmp_path / name)
+    assert table.names == [f"{row}.png" for row in range(10)]
+    assert table.sorted_probs.tobytes() == sorted_probs.tobytes()
+    assert table.correct.tolist() == (np.arange(10) % 3 == 0).tolist()
 
 
 def sparse_parquet(path: Path) -> None:
@@ -235,7 +265,7 @@ def test_a_parquet_file_that_unpacks_to_more_than_there_is_room_for_is_refused(
     sparse_parquet(tmp_path / "t.parquet")
     assert (tmp_path / "t.parquet").stat().st_size < 100_000
     monkeypatch.setattr("clcnet.table.free_bytes", lambda: 10_000_000)
-    with pytest.raises(OSError, match="t.parquet.*needs about 0.0 GB of memory and 0.0 GB are free"):
+    with pytest.raises(OSError, match="t.parquet.*needs about 0.1 GB of memory and 0.0 GB are free"):
         read_table(tmp_path / "t.parquet")
 
 

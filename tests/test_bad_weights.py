@@ -107,6 +107,12 @@ DEFECTS: dict[str, tuple[Callable[[Members], bytes], str]] = {
         "mask_type 'entmax'; only sparsemax is known",
     ),
     "unknown calibration": (lambda members: with_params(members, lambda p: p.update(calibration=[1])), "calibration"),
+    "calibration NaN": (
+        lambda members: with_params(
+            members, lambda p: p.update(calibration={"intercept": float("nan"), "weights": [0] * 4, "network": 1})
+        ),
+        "a calibration with numbers that are not finite",
+    ),
     "state no torch file": (lambda members: pack({**members, STATE_MEMBER: b"x"}), "not a plain torch state dict"),
     "state empty": (lambda members: pack({**members, STATE_MEMBER: b""}), "not a plain torch state dict"),
     "state a list": (lambda members: pack({**members, STATE_MEMBER: saved([1])}), "holds a list, not a state dict"),

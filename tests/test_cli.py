@@ -156,3 +156,56 @@ def test_ctrl_c_and_sigterm_end_with_one_line_and_130(number: signal.Signals, tm
     _, printed = process.communicate(timeout=20)
     assert process.returncode == 130
     assert printed == "\ninterrupted: no file is half-written; give the same command to start again\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_torch_is_being_imported_is_one_line_and_130(number: signal.Signals) -> None:
+    script = (
+        "import time\nfrom clcnet import cli\ncli.expect_interrupts()\n"
+        "try:\n    print('importing', flush=True)\n    time.sleep(60)\n"
+        "except BaseException:\n    time.sleep(60)\n"  # as an import swallows what is raised in it
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    assert process.stdout is not None and process.stdout.readline() == "importing\n"
+    process.send_signal(number)
+    _, printed = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert printed == "\ninterrupted: no file is half-written; give the same command to start again\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_when_all_is_done_changes_neither_the_exit_code_nor_the_last_line(
+    number: signal.Signals,
+) -> None:
+    script = (
+        "import atexit, time\nfrom clcnet import cli\n"
+        "atexit.register(lambda: (print('unloading', flush=True), time.sleep(1)))\n"
+        "cli.run(lambda args: {}, cli.ArgumentParser())\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    assert process.stdout is not None and process.stdout.readline() == "unloading\n"
+    process.send_signal(number)
+    _, printed = process.communicate(timeout=20)
+    assert (process.returncode, printed) == (0, "")
+
+
+def test_a_reader_that_ends_early_costs_one_line() -> None:
+    script = (
+        "from clcnet import cli\n"
+        "def main(args):\n    while True:\n        print('row ' * 100)\n"
+        "cli.run(main, cli.ArgumentParser())\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    printed = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=20) == 2
+    assert printed == "error: what is printed could not be passed on: the program that read it has ended\n"

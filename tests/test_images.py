@@ -173,6 +173,22 @@ def test_a_class_map_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("1.png,caf\xe9\n".encode("latin-1"), "labels.csv is not UTF-8 text; save it as UTF-8"),
+        ("1.png,ant\n".encode("utf-16"), "labels.csv is not UTF-8 text"),
+        (b"1.png," + b"a" * 200_000, "labels.csv is not a CSV file .*; give rows of file,label"),
+    ],
+    ids=["Latin-1", "UTF-16", "an endless cell"],
+)
+def test_a_label_file_that_is_no_text_is_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
+    touch(tmp_path / "images", "1.png")
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        list_images(tmp_path / "images", labels=tmp_path / "labels.csv")
+
+
+@pytest.mark.parametrize(
     ("class_map", "message"), [("ant\n", "'bee' is not in the class map"), ("ant\nbee\nant\n", "more than once")]
 )
 def test_a_bad_class_map_gets_one_clear_line(tmp_path: Path, class_map: str, message: str) -> None:
@@ -180,6 +196,37 @@ def test_a_bad_class_map_gets_one_clear_line(tmp_path: Path, class_map: str, mes
     (tmp_path / "map.txt").write_text(class_map)
     with pytest.raises(ValueError, match=message):
         list_images(tmp_path / "images", class_map=tmp_path / "map.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("map.txt", "map.txt is not UTF-8 text"), ("map.csv", "map.csv: only text files are read")]
+)
+def test_a_class_map_that_is_no_text_is_refused_by_name(tmp_path: Path, name: str, message: str) -> None:
+    touch(tmp_path / "images", "ant/1.png")
+    (tmp_path / name).write_bytes("ant\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=message):
+        list_images(tmp_path / "images", class_map=tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "truth", "message"),
+    [
+        ("ILSVRC2012_val_00000003.png", "2\n1\n", "not a name of the 2 images of"),
+        ("photo.png", "2\n1\n", "not a name of the 2 images of"),
+        ("ILSVRC2012_val_00000002.png", "2\n9\n", "row 2 is '9', not an ILSVRC2012 id that meta.mat knows"),
+        ("ILSVRC2012_val_00000002.png", "2\nn01\n", "row 2 is 'n01', not an ILSVRC2012 id that meta.mat knows"),
+    ],
+)
+def test_a_ground_truth_that_does_not_fit_the_images_is_refused(
+    tmp_path: Path, name: str, truth: str, message: str
+) -> None:
+    touch(tmp_path / "images", name)
+    (tmp_path / "truth.txt").write_text(truth)
+    synset = np.dtype([("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
+    rows = np.array([(1, "n02", 0), (2, "n01", 0)], dtype=synset)
+    scipy.io.savemat(tmp_path / "meta.mat", {"synsets": rows})
+    with pytest.raises(ValueError, match=message):
+        list_images(tmp_path / "images", labels=tmp_path / "truth.txt")
 
 
 def test_labels_beside_class_folders_are_refused(tmp_path: Path) -> None:

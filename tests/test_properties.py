@@ -65,8 +65,9 @@ def test_folds_do_not_depend_on_the_order_in_which_the_disk_lists_its_files(
         images = list_images(root)
     assert images.names == expected.names and images.targets.tolist() == expected.targets.tolist()
     assert images.folds.tolist() == expected.folds.tolist()
-    sizes = np.bincount(images.folds, minlength=5)
-    assert sizes.sum() == len(classes) and sizes.max() - sizes.min() <= 1
+    for of_fold in (images.folds, *(images.folds[images.targets == target] for target in set(images.targets))):
+        sizes = np.bincount(of_fold, minlength=5)
+        assert sizes.sum() == len(of_fold) and sizes.max() - sizes.min() <= 1
 
 
 groups_of_rows = st.lists(st.integers(0, 60), min_size=25, max_size=120).filter(lambda groups: len(set(groups)) >= 15)

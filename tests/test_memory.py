@@ -1,0 +1,89 @@
+"""How much memory is free: the least that machine, container and process limit leave."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clcnet import memory
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("machine", "container", "process", "expected"),
+    [
+        (8 * GB, None, None, 8 * GB),
+        (8 * GB, 2 * GB, None, 2 * GB),
+        (8 * GB, 2 * GB, 1 * GB, 1 * GB),
+        (8 * GB, -5, None, 0),
+        (None, None, 3 * GB, 3 * GB),
+        (None, None, None, None),
+    ],
+)
+def test_the_narrowest_limit_counts(
+    machine: int | None,
+    container: int | None,
+    process: int | None,
+    expected: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in (("machine", machine), ("container", container), ("process", process)):
+        monkeypatch.setattr(memory, f"_of_{name}", lambda value=value: value)
+    assert memory.free_bytes() == expected
+
+
+def test_this_machine_has_some_memory_free_and_not_more_than_it_has() -> None:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        pytest.skip("only Linux tells all of its memory there")
+    free = memory.free_bytes()
+    assert free is not None and 0 < free <= memory._fields(meminfo)["MemTotal:"] * 1024
+
+
+@pytest.fixture
+def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A container of the newer kind, with the limit given, that uses 700 bytes, 300 of them as file cache."""
+    limit, used, statistics = (tmp_path / name for name in ("memory.max", "memory.current", "memory.stat"))
+    used.write_text("700\n")
+    statistics.write_text("anon 400\ninactive_file 300\n")
+    places = [
+        (tmp_path / "none", tmp_path / "none", tmp_path / "none", "x"),
+        (limit, used, statistics, "inactive_file"),
+    ]
+    monkeypatch.setattr(memory, "_CONTAINERS", places)
+    return limit.write_text  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("limit", "free"), [("1000\n", 600), ("max\n", None)])
+def test_a_containers_limit_counts_its_file_cache_as_free(
+    container: Callable[[str], None], limit: str, free: int | None
+) -> None:
+    container(limit)
+    assert memory._of_container() == free
+
+
+def test_a_limit_of_this_process_counts() -> None:
+    resource = pytest.importorskip("resource", reason="limits of a process are Unix's")
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("only Linux tells what a process has")
+    assert memory._of_process() is None or resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 2 * GB, before[1]))
+    try:
+        free = memory._of_process()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert free == pytest.approx(2 * GB, abs=0.1 * GB)
+
+
+def test_without_the_file_of_linux_the_system_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: Path) -> dict[str, int]:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(memory, "_fields", missing)
+    monkeypatch.setattr(memory.os, "sysconf", {"SC_AVPHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.__getitem__)
+    assert memory._of_machine() == 4_096_000
+    monkeypatch.delattr(memory.os, "sysconf")
+    assert memory._of_machine() is None
