@@ -10,7 +10,7 @@ from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, run
 from test_demo import make_small
 
 from clcnet import CLCNet, cli, plots
-from clcnet.model import find_fold_weights
+from clcnet.weights_file import find_fold_weights
 
 CARD = (cli.WEIGHTS_DIR / "README.md").read_text(encoding="utf-8")
 DEMO_LOG = (cli.ROOT / "benchmarks" / "results" / "demo.txt").read_text(encoding="utf-8")
