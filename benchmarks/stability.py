@@ -39,9 +39,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     for recipe in args.recipes:
         results[recipe] = {str(seed): worst_ratios(recipe, seed) for seed in args.seeds}
         worst = max(max(ratios) for ratios in results[recipe].values())
-        print(
-            f"{recipe} recipe, five folds of {len(args.seeds)} seeds: at most {worst:.3f} times the best", flush=True
-        )
+        print(f"{recipe} recipe, five folds of {len(args.seeds)} seeds: at most {worst:.3f} times the best", flush=True)
     STABILITY.write_text(json.dumps(results, indent=1) + "\n")
     write_page()
     print(f"results in {STABILITY}")

@@ -9,7 +9,8 @@ Output, in the folder:
     demo.json                                               how it was made; written last
 
 The handwriting is scikit-learn's copy of 1,797 digits of the UCI set by Alpaydin and Kaynak. Half of them become the
-validation images, several distorted views each; the classifiers learn from views of the other half. A view is turned,
+validation images, several distorted views each; the classifiers learn from views of the other half, each from originals
+of its own, so that they err on different images, as two networks found in the wild do. A view is turned,
 shifted, drawn thicker or thinner, blurred, covered in part and made noisy, by a strength of its own: as in ImageNet,
 most images are easy, and a few are hopeless. A second run with the same arguments takes what is there.
 """
@@ -44,22 +45,28 @@ ARCHITECTURES = {"shallow": "test_efficientnet", "deep": "resnet10t"}  # 2.3 and
 # Trained on hard labels, the shallow model is as sure of its guesses as the deep one of its answers, and the surer
 # answer is then too often the wrong one. Most of timm's weights were trained on soft labels, the EfficientNets too.
 LABEL_SMOOTHING = {"shallow": 0.3, "deep": 0.0}
+DEEP_EVERY = 4  # the deep model learns from every fourth of the training originals, the shallow one from the others
+TRAIN_VIEWS = {"shallow": 20, "deep": 30}  # of each original: more of the few
+EPOCHS = {"shallow": 2, "deep": 4}
 HARDEST = 0.85  # strength of the strongest distortion
 IMAGES_FOLDER = "imagenet_splits_5"
 MANIFEST = "demo.json"
 
-_VERSION = 1  # of the images and the training: a folder of another version is made again
+_VERSION = 2  # of the images and the training: a folder of another version is made again
 _BATCH_SIZE = 128
 _MEAN, _STD = (0.25,) * 3, (0.33,) * 3  # of the images, roughly; saved with the classifiers
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What determines the demo: views of each original, passes over those for training, the seed."""
+    """What determines the demo: views of each original, those for training and passes over them, the seed.
+
+    None stands for `TRAIN_VIEWS` and `EPOCHS`; a number is for both classifiers.
+    """
 
     views: int = 6
-    train_views: int = 15
-    epochs: int = 2
+    train_views: int | None = None
+    epochs: int | None = None
     seed: int = 42
 
 
@@ -68,8 +75,12 @@ def get_args_parser() -> cli.ArgumentParser:
     defaults, add = Settings(), parser.add_argument
     add("--output", type=Path, default=cli.DATA_DIR / "demo", metavar="FOLDER", help="where to make it")
     add("--views", type=cli.positive_int, default=defaults.views, metavar="N", help="images of each of 900 originals")
-    add("--train-views", type=cli.positive_int, default=defaults.train_views, metavar="N", help="for training")
-    add("--epochs", type=cli.positive_int, default=defaults.epochs, metavar="N", help="passes over the training views")
+    for flag, by_stage, unit in (
+        ("--train-views", TRAIN_VIEWS, "training images of each original"),
+        ("--epochs", EPOCHS, "passes over the training images"),
+    ):
+        default = " and ".join(f"{number} for the {stage} one" for stage, number in by_stage.items())
+        add(flag, type=cli.positive_int, metavar="N", help=f"{unit}, of both classifiers (default: {default})")
     cli.add_seed_argument(parser)
     return parser
 
@@ -132,13 +143,15 @@ def make(folder: Path, settings: Settings) -> dict[str, Any]:
     training, validation = split_originals(digits.target, settings.seed)
     images = distorted_views(digits.images, validation, settings.views, settings.seed, "validation images")
     write_images(folder / IMAGES_FOLDER, images, digits.target, validation)
-    train_images = distorted_views(digits.images, training, settings.train_views, settings.seed, "training images")
-    train_targets = digits.target[training].repeat(settings.train_views)
     classifiers = {}
     for stage, architecture in ARCHITECTURES.items():
+        originals = originals_of(stage, training)
+        views = settings.train_views or TRAIN_VIEWS[stage]
+        train_images = distorted_views(digits.images, originals, views, settings.seed, f"{stage} training images")
+        train_targets = digits.target[originals].repeat(views)
         model = new_classifier(architecture, settings.seed)
-        smoothing = LABEL_SMOOTHING[stage]
-        train_classifier(model, train_images, train_targets, settings.epochs, settings.seed, stage, smoothing)
+        epochs, smoothing = settings.epochs or EPOCHS[stage], LABEL_SMOOTHING[stage]
+        train_classifier(model, train_images, train_targets, epochs, settings.seed, stage, smoothing)
         save_for_hf(model, str(folder / stage), safe_serialization=True)
         answers = classify(model, images)
         classifiers[stage] = {
@@ -167,6 +180,17 @@ def split_originals(targets: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndar
     shuffled = generator.permutation(len(targets))
     by_class = shuffled[np.argsort(targets[shuffled], kind="stable")]
     return by_class[::2], by_class[1::2]
+
+
+def originals_of(stage: str, training: np.ndarray) -> np.ndarray:
+    """The training originals that a classifier learns from.
+
+    Args:
+        stage: "shallow" or "deep".
+        training: (M,) originals, class by class, so that every class is shared out alike.
+    """
+    is_deep = np.arange(len(training)) % DEEP_EVERY == 0
+    return training[is_deep if stage == "deep" else ~is_deep]
 
 
 def distorted_views(originals: np.ndarray, indices: np.ndarray, views: int, seed: int, description: str) -> np.ndarray:

@@ -395,12 +395,14 @@ def _count_columns(path: Path) -> int:
 
 def _rows(path: Path) -> Iterator[list[str]]:
     """The rows by Python's own reader: slow, used for the first row and to find the row that a fast reader refused."""
-    csv.field_size_limit(_LONGEST_LINE)
+    limit_of_others = csv.field_size_limit(_LONGEST_LINE)
     with open(path, encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
         try:
             yield from (row for row in csv.reader(file) if row)
         except csv.Error as error:
             raise ValueError(f"table {path} is not a CSV file ({error})") from None
+        finally:
+            csv.field_size_limit(limit_of_others)
 
 
 def _is_number(text: str) -> bool:

@@ -42,7 +42,8 @@ class Recipe:
         max_steps: bounds the epochs: no more than make this many optimiser steps, but at least 10. A table of 4,000
             rows gets 50 epochs of 12 batches, one of 40,000 rows ten of 125.
         wrong_weight: how much likelier a wrong answer is drawn than a right one. Above 1, scores are no probabilities.
-        sparsity: weight of the masks' entropy in the loss.
+        sparsity: weight of the masks' entropy in the loss. With masks as released it is all that the masks do, and
+            leaving them out makes a step a third faster and the network no worse.
         averaging: decay, per step, of the running average of the weights that is evaluated and kept; 0 for none.
         fresh_statistics: re-estimate batch norm's statistics before each evaluation.
         calibrated: fit a calibration on the validation rows.
@@ -53,7 +54,7 @@ class Recipe:
     decay: bool = True
     max_steps: int = 600
     wrong_weight: float = 1.0
-    sparsity: float = 1e-3
+    sparsity: float = 0.0
     averaging: float = 0.99
     fresh_statistics: bool = True
     calibrated: bool = True
@@ -62,7 +63,13 @@ class Recipe:
 RECIPES = {
     "default": Recipe(),
     "released": Recipe(
-        decay=False, wrong_weight=2.0, averaging=0.0, fresh_statistics=False, calibrated=False, max_steps=10**9
+        decay=False,
+        max_steps=10**9,
+        wrong_weight=2.0,
+        sparsity=1e-3,
+        averaging=0.0,
+        fresh_statistics=False,
+        calibrated=False,
     ),
 }
 
@@ -327,7 +334,8 @@ class _Run:
         if recipe.decay:
             progress = self.step / (self.num_epochs * self.steps_per_epoch)
             self.optimizer.param_groups[0]["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * progress)) / 2
-        score, sparsity = self.ensemble.bind(flat).score_and_sparsity(self.probs[batch])
+        network, probs = self.ensemble.bind(flat), self.probs[batch]
+        score, sparsity = network.score_and_sparsity(probs) if recipe.sparsity else (network(probs), 0.0)
         loss = (score - self.labels[batch]).square().mean(dim=-1) - recipe.sparsity * sparsity
         (flat.grad,) = torch.autograd.grad(loss.sum(), flat)
         norm = flat.grad.norm(dim=1, keepdim=True)

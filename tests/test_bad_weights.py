@@ -111,7 +111,7 @@ DEFECTS: dict[str, tuple[Callable[[Members], bytes], str]] = {
         lambda members: with_params(
             members, lambda p: p.update(calibration={"intercept": float("nan"), "weights": [0] * 4, "network": 1})
         ),
-        "a calibration with numbers that are not finite",
+        "calibration with numbers that are not finite",
     ),
     "state no torch file": (lambda members: pack({**members, STATE_MEMBER: b"x"}), "not a plain torch state dict"),
     "state empty": (lambda members: pack({**members, STATE_MEMBER: b""}), "not a plain torch state dict"),

@@ -55,6 +55,15 @@ def test_the_halves_are_disjoint_complete_and_alike_in_every_class() -> None:
     assert len(validation) * demo.Settings().views >= 5000
 
 
+def test_the_classifiers_learn_from_different_originals_of_every_class() -> None:
+    targets = load_digits().target
+    training, _ = demo.split_originals(targets, seed=42)
+    shallow, deep = (demo.originals_of(stage, training) for stage in ("shallow", "deep"))
+    assert sorted([*shallow, *deep]) == sorted(training)
+    for digit in range(10):
+        assert (targets[shallow] == digit).sum() == pytest.approx(3 * (targets[deep] == digit).sum(), abs=3)
+
+
 def test_the_seed_decides_who_is_in_which_half() -> None:
     targets = load_digits().target
     first, again, other = (demo.split_originals(targets, seed)[0] for seed in (1, 1, 2))
