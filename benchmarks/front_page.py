@@ -30,6 +30,7 @@ DOCUMENTS = (BENCHMARKS.parent / "README.md", BENCHMARKS / "README.md")
 COLLECTED = {  # tables that the runs of the Makefile leave under data/, kept in results/
     "demo-table.md": "data/demo/results/results-table.md",
     "cifar10-table.md": "data/cifar10/results/results-table.md",
+    "cifar10-comparison.md": "data/cifar10/results/comparison.md",
     "resnet-table.md": "data/cifar10/tables/results/results-table.md",
     "resnet-comparison.md": "data/cifar10/tables/results/comparison.md",
     "resnet-confidences.md": "data/cifar10/tables/results/confidences.md",
