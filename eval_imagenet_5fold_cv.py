@@ -254,7 +254,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def keep_answers(pair: Pair, offset: float) -> list[Stage]:
     """The stages under a deep offset, nan for one fitted on the other folds of each image."""
-    if offset == 0:
+    nothing_deferred = bool(np.isneginf(pair.stages[-1].confidence).all())
+    if offset == 0 or nothing_deferred:
         return pair.stages
     return with_deep_offset(
         pair.stages, cross_fitted_offsets(pair.stages, pair.folds) if math.isnan(offset) else offset

@@ -335,9 +335,10 @@ def test_single_threshold_gives_what_the_search_gives_there(run, models, images,
     np.testing.assert_array_equal(single.flops, searched.flops)
 
 
-def test_threshold_minus_999_is_the_shallow_model_alone(run, models, images, weights, seen, tmp_path):
+@pytest.mark.parametrize("more", [(), ("--deep-offset", 2)])
+def test_threshold_minus_999_is_the_shallow_model_alone(run, models, images, weights, seen, tmp_path, more):
     stage, _ = direct_stage(models[1], images, weights, 1)
-    outcome = run("--threshold", "-999", *models[:2], weight_save=tmp_path / "nowhere")
+    outcome = run("--threshold", "-999", *models[:2], *more, weight_save=tmp_path / "nowhere")
     assert outcome["curve"].accuracy.tolist() == [pytest.approx(stage.accuracy)]
     assert outcome["curve"].deferral.tolist() == [0]
     assert outcome["curve"].flops[0] == pytest.approx(load_classifier(models[1], device="cpu").flops)
