@@ -1,6 +1,6 @@
 """Is step 3 as fast as a bare loop of timm's loader and model, and what do its options and defaults bring?
 
-    python -m benchmarks.bench_generate                   # about six minutes on two cores
+    python -m benchmarks.bench_generate                   # about ten minutes on two cores
     python -m benchmarks.bench_generate --parts ratio
 
 Parts: `ratio`, the whole of step 3 against the bare loop with the same workers, batch and precision, in turn;
