@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from clcnet import distributed, plots, report
 from clcnet.baselines import compare, confidences
 from clcnet.cascade import SHALLOW_ALONE, Bools, Curve, Floats, Stage, oracle, sweep
-from clcnet.deep_offset import are_probabilities, cross_fitted_offsets, fit_deep_offset, with_deep_offset
+from clcnet.deep_offset import can_have_offset, cross_fitted_offsets, fit_deep_offset, with_deep_offset
 from clcnet.evaluation import Pair, flops_of, load_fold_networks, pair_from_tables
 from clcnet.files import check_output, output_lock
 from clcnet.images import ImageSet, list_images
@@ -186,15 +186,10 @@ def parse_thresholds(words: list[str] | None) -> NDArray[np.float64] | None:
 
 def deep_offset(text: str) -> float:
     """A number of log-odds, or nan for `fit`."""
-    if text == "fit":
-        return math.nan
     try:
-        offset = float(text)
-    except ValueError:
-        offset = math.nan
-    if not math.isfinite(offset):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a finite number nor fit")
-    return offset
+        return math.nan if text == "fit" else float(cli.finite_float(text))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a finite number nor fit") from None
 
 
 def parse_goal(args: argparse.Namespace) -> Goal:
@@ -257,9 +252,8 @@ def keep_answers(pair: Pair, offset: float) -> list[Stage]:
     nothing_deferred = bool(np.isneginf(pair.stages[-1].confidence).all())
     if offset == 0 or nothing_deferred:
         return pair.stages
-    return with_deep_offset(
-        pair.stages, cross_fitted_offsets(pair.stages, pair.folds) if math.isnan(offset) else offset
-    )
+    offsets = cross_fitted_offsets(pair.stages, pair.folds) if math.isnan(offset) else offset
+    return with_deep_offset(pair.stages, offsets)
 
 
 def load_tables(args: argparse.Namespace, images: ImageSet) -> Pair:
@@ -413,27 +407,25 @@ def describe_choice(recommendation: Recommendation, pair: Pair) -> str:
     """`cascade`, or which of the models alone."""
     if recommendation.choice == "cascade":
         return "cascade"
-    return (
-        f"{recommendation.choice} model ({display_name(pair.models[0 if recommendation.choice == 'shallow' else -1])})"
-    )
+    model = pair.models[0 if recommendation.choice == "shallow" else -1]
+    return f"{recommendation.choice} model ({display_name(model)})"
 
 
 def report_offset(recommendation: Recommendation, pair: Pair, offset: float, seed: int) -> dict[str, Any]:
     """Print and return the fitted deep offset: the one used, or one that would do better than the paper's rule."""
-    calibrated = all(are_probabilities(stage.confidence) for stage in pair.stages)
-    if not (math.isnan(offset) or (offset == 0 and calibrated)):
+    if not (math.isnan(offset) or (offset == 0 and can_have_offset(pair.stages))):
         return {}
     by_fold = cross_fitted_offsets(pair.stages, pair.folds)
     fitted = fit_deep_offset(pair.stages)
     spread = f"{fitted:.2f} (from {by_fold.min():.2f} to {by_fold.max():.2f} without one of the folds)"
     if math.isnan(offset):
-        print(f"Deep offset: {spread}; in step 5, --threshold {recommendation.threshold:g} --deep-offset {fitted:.2f}.")
+        print(f"Deep offset: {spread}; in step 5, --threshold {recommendation.threshold} --deep-offset {fitted:.2f}.")
         return {"deep_offset": fitted}
     other = recommend(with_deep_offset(pair.stages, by_fold), pair.folds, recommendation.goal, seed)
     if not other.is_better_than(recommendation):
         return {}
     print(
-        f"Better with --deep-offset fit, which gives {spread}: threshold {other.threshold:g}, "
+        f"Better with --deep-offset fit, which gives {spread}: threshold {other.threshold}, "
         f"use the {describe_choice(other, pair)}: {other.reason}."
     )
     return {"deep_offset": fitted}

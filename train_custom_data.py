@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from clcnet.cascade import Stage
 from clcnet.classifiers import resolve_device
-from clcnet.deep_offset import are_probabilities, fit_deep_offset, with_deep_offset
+from clcnet.deep_offset import can_have_offset, fit_deep_offset, with_deep_offset
 from clcnet.files import atomic_paths, check_output, output_lock
 from clcnet.selection import Goal, choose, short_threshold
 from clcnet.table import Table, read_tables
@@ -130,9 +130,10 @@ def suggest_offset(
         The offset; None where the tables share no image or the confidences are no probabilities.
     """
     stages, _ = paired_stages(test, confidence)
-    if not len(stages[0]) or not are_probabilities(np.append(learnt_confidence, confidence)):
+    learnt_stages, _ = paired_stages(learnt, learnt_confidence)
+    if not len(stages[0]) or not can_have_offset([*stages, *learnt_stages]):
         return None
-    offset = round(fit_deep_offset(paired_stages(learnt, learnt_confidence)[0]), 2)
+    offset = round(fit_deep_offset(learnt_stages), 2)
     _, reached, gives = _threshold_for_deep_accuracy(with_deep_offset(stages, offset))
     print(f"with --deep-offset {offset}: {'' if reached else 'nearest '}threshold {gives}")
     return offset

@@ -24,7 +24,7 @@ from clcnet.cascade import (
     sweep,
 )
 from clcnet.confidence import SIMPLE_CONFIDENCES
-from clcnet.deep_offset import are_probabilities, cross_fitted_offsets, with_deep_offset
+from clcnet.deep_offset import can_have_offset, cross_fitted_offsets, with_deep_offset
 from clcnet.selection import cheapest_at_accuracy
 
 DEFERRAL_SHARES = (0.1, 0.2, 0.3, 0.5)
@@ -111,7 +111,7 @@ def compare(
 
 def _offset_rules(name: str, stages: Sequence[Stage], folds: NDArray[np.int64]) -> list[Rule]:
     """The same with a deep offset, where the confidences are probabilities."""
-    if not all(are_probabilities(stage.confidence) for stage in stages):
+    if not can_have_offset(stages):
         return []
     return [Rule(f"{name}, deep offset", with_deep_offset(stages, cross_fitted_offsets(stages, folds)))]
 

@@ -74,6 +74,11 @@ def cross_fitted_offsets(stages: Sequence[Stage], folds: NDArray[np.int64]) -> F
     return offsets
 
 
+def can_have_offset(stages: Sequence[Stage]) -> bool:
+    """Whether all confidences are probabilities, as those of released weights are not."""
+    return all(are_probabilities(stage.confidence) for stage in stages)
+
+
 def are_probabilities(confidence: NDArray[np.floating]) -> bool:
     """Whether all lie in [0, 1], -inf of an answer that was not asked for aside."""
     return bool((((confidence >= 0) & (confidence <= 1)) | np.isneginf(confidence)).all())

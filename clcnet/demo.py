@@ -10,9 +10,9 @@ Output, in the folder:
 
 The handwriting is scikit-learn's copy of 1,797 digits of the UCI set by Alpaydin and Kaynak. Half of them become the
 validation images, several distorted views each; the classifiers learn from views of the other half, each from originals
-of its own, so that they err on different images, as two networks found in the wild do. A view is turned,
-shifted, drawn thicker or thinner, blurred, covered in part and made noisy, by a strength of its own: as in ImageNet,
-most images are easy, and a few are hopeless. A second run with the same arguments takes what is there.
+of its own, so that they err on different images. A view is turned, shifted, drawn thicker or thinner, blurred, covered
+in part and made noisy, by a strength of its own: as in ImageNet, most images are easy, and a few are hopeless. A second
+run with the same arguments takes what is there.
 """
 
 import argparse

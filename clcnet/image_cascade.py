@@ -68,8 +68,8 @@ class Cascade:
     """A shallow model that answers every image and a deep one for those whose confidence is below a threshold.
 
     The deep answer stands where it is the surer of the two (arXiv:2205.09612), after a head start if it is given one
-    (`clcnet.deep_offset`). Several threads may share one cascade:
-    calls change nothing inside but the number of images at once, which shrinks when memory runs out.
+    (`clcnet.deep_offset`). Several threads may share one cascade: calls change nothing inside but the number of images
+    at once, which shrinks when memory runs out.
     """
 
     def __init__(

@@ -165,7 +165,7 @@ class Recommendation:
         On the images that no threshold was chosen on: by more than a hundredth of its FLOPs or, where the goal is a
         cost, of a point of accuracy.
         """
-        if "cascade" not in (self.choice, other.choice) or self.choice != other.choice:
+        if not self.choice == other.choice == "cascade":
             return self.choice == "cascade"
         if self.goal.kind == "flops":
             return self.cross_fitted.accuracy > other.cross_fitted.accuracy + 0.01

@@ -42,8 +42,8 @@ class Recipe:
         max_steps: bounds the epochs: no more than make this many optimiser steps, but at least 10. A table of 4,000
             rows gets 50 epochs of 12 batches, one of 40,000 rows ten of 125.
         wrong_weight: how much likelier a wrong answer is drawn than a right one. Above 1, scores are no probabilities.
-        sparsity: weight of the masks' entropy in the loss. With masks as released it is all that the masks do, and
-            leaving them out makes a step a third faster and the network no worse.
+        sparsity: weight of the masks' entropy in the loss. With masks as released it is all that the masks do; at
+            0 they are not computed.
         averaging: decay, per step, of the running average of the weights that is evaluated and kept; 0 for none.
         fresh_statistics: re-estimate batch norm's statistics before each evaluation.
         calibrated: fit a calibration on the validation rows.
