@@ -141,6 +141,20 @@ def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) ->
         cli.run(main, cli.ArgumentParser())
 
 
+INTERRUPTED = "\ninterrupted: no file is half-written; give the same command to start again\n"
+
+
+def signalled(script: str, word: str, number: signal.Signals) -> tuple[int, str]:
+    """Run a program, send it a signal once it has printed a word, and return its exit code and stderr."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    assert process.stdout is not None and process.stdout.readline() == f"{word}\n"
+    process.send_signal(number)
+    _, printed = process.communicate(timeout=20)
+    return process.returncode, printed
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_end_with_one_line_and_130(number: signal.Signals, tmp_path: Path) -> None:
     script = (
@@ -148,14 +162,7 @@ def test_ctrl_c_and_sigterm_end_with_one_line_and_130(number: signal.Signals, tm
         "def main(args):\n    print('started', flush=True)\n    time.sleep(60)\n"
         "cli.run(main, cli.ArgumentParser())\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
-    )
-    assert process.stdout is not None and process.stdout.readline() == "started\n"
-    process.send_signal(number)
-    _, printed = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert printed == "\ninterrupted: no file is half-written; give the same command to start again\n"
+    assert signalled(script, "started", number) == (130, INTERRUPTED)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -165,14 +172,7 @@ def test_a_signal_while_torch_is_being_imported_is_one_line_and_130(number: sign
         "try:\n    print('importing', flush=True)\n    time.sleep(60)\n"
         "except BaseException:\n    time.sleep(60)\n"  # as an import swallows what is raised in it
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
-    )
-    assert process.stdout is not None and process.stdout.readline() == "importing\n"
-    process.send_signal(number)
-    _, printed = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert printed == "\ninterrupted: no file is half-written; give the same command to start again\n"
+    assert signalled(script, "importing", number) == (130, INTERRUPTED)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -184,13 +184,7 @@ def test_a_signal_that_comes_when_all_is_done_changes_neither_the_exit_code_nor_
         "atexit.register(lambda: (print('unloading', flush=True), time.sleep(1)))\n"
         "cli.run(lambda args: {}, cli.ArgumentParser())\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
-    )
-    assert process.stdout is not None and process.stdout.readline() == "unloading\n"
-    process.send_signal(number)
-    _, printed = process.communicate(timeout=20)
-    assert (process.returncode, printed) == (0, "")
+    assert signalled(script, "unloading", number) == (0, "")
 
 
 def test_a_reader_that_ends_early_costs_one_line() -> None:
