@@ -163,11 +163,12 @@ def test_a_step_of_the_released_recipe_is_adam_with_clipped_gradients(monkeypatc
         torch.testing.assert_close(ours.running_mean[1], theirs.running_mean, rtol=1e-4, atol=1e-5)
 
 
-def test_the_default_recipe_learns_from_the_score_alone_and_leaves_the_masks_as_they_start():
+def test_the_default_recipe_learns_from_the_score_alone_and_computes_no_masks(monkeypatch):
     probs, correct = made_table(128)
     split = Split(np.arange(64), np.arange(64, 128), np.arange(0))
     run = training._Run(probs, correct, [split], Settings(batch_size=64), torch.device("cpu"))
     start = run._new_model(Settings().seed)
+    monkeypatch.setattr(CLCNet, "masks", lambda *_: pytest.fail("masks were computed"))
     run.train_epoch()
     network = run.ensemble.bind(run.ensemble.flat.detach())
     assert torch.equal(network.attentive_transformers.weight[0], start.attentive_transformers.weight)
