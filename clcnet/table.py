@@ -5,40 +5,22 @@ a header (UTF-8; a byte-order mark is accepted) or Parquet, by the file's extens
 gives the float32 numbers that were written, bit for bit.
 """
 
-import csv
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
+from clcnet import table_csv, table_parquet
 from clcnet.confidence import SUM_TOLERANCE
 from clcnet.files import atomic_path
 from clcnet.images import ImageSet, names_of
 from clcnet.memory import free_bytes
+from clcnet.table_rows import ROWS_A_CHUNK, bytes_a_read, map_rows
 
-ROWS_A_CHUNK = 512  # bounds the memory of writing and checking, large enough to keep pyarrow busy
-_VALUES_A_READ = 1 << 22  # at a time: rows may have 2 numbers or 21,843
 _NAME_BYTES = 100  # of a name in memory, roughly
-_BYTES_A_VALUE_READ = 40  # while pandas and NumPy hold the same piece
-_LONGEST_LINE = 1 << 24
-_NO_CSV = {  # how other files begin, whatever their name says
-    b"\x1f\x8b": "compressed with gzip; unpack it first",
-    b"BZh": "compressed with bzip2; unpack it first",
-    b"\xfd7zXZ": "compressed with xz; unpack it first",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it first",
-    b"PK\x03\x04": "a zip file or a workbook; unpack it, or save it as CSV",
-    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
-    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
-    b"PAR1": "a Parquet file; give it a name that ends in .parquet",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,21 +90,21 @@ def check_sorted_probs(probs: np.ndarray, source: str = "probs") -> None:
         raise ValueError(f"{source} has shape {tuple(probs.shape)}; expected (images, classes)")
     if probs.shape[1] < 2:
         raise ValueError(f"{source} has {probs.shape[1]} probabilities a row; at least 2 are needed")
-    for start in range(0, len(probs), ROWS_A_CHUNK):
-        chunk = probs[start : start + ROWS_A_CHUNK]
-        sums = chunk.sum(axis=1, dtype=np.float64)
-        if not _all_sorted_probs(chunk, sums):
-            _refuse_first_defect(chunk, sums, start, source)
+    sound = map_rows(lambda rows: _all_sorted_probs(probs[rows]), len(probs))
+    if not all(sound):
+        start = sound.index(False) * ROWS_A_CHUNK
+        _refuse_first_defect(probs[start : start + ROWS_A_CHUNK], start, source)
 
 
-def _all_sorted_probs(chunk: np.ndarray, sums: np.ndarray) -> bool:
+def _all_sorted_probs(chunk: np.ndarray) -> bool:
     """Whether all rows are valid, in few passes: in a sorted row the ends bound the rest, and NaN never compares."""
     descending = (chunk[:, :-1] >= chunk[:, 1:]).all()
     in_range = (chunk[:, -1] >= 0).all() and (chunk[:, 0] <= 1 + SUM_TOLERANCE).all()
-    return bool(descending and in_range and (np.abs(sums - 1) <= SUM_TOLERANCE).all())
+    return bool(descending and in_range and (np.abs(chunk.sum(axis=1, dtype=np.float64) - 1) <= SUM_TOLERANCE).all())
 
 
-def _refuse_first_defect(chunk: np.ndarray, sums: np.ndarray, start: int, source: str) -> None:
+def _refuse_first_defect(chunk: np.ndarray, start: int, source: str) -> None:
+    sums = chunk.sum(axis=1, dtype=np.float64)
     _check_values(chunk, ~np.isfinite(chunk), start, source, "is not a finite number")
     _check_values(chunk, chunk < 0, start, source, "is negative")
     off = np.abs(sums - 1) > SUM_TOLERANCE
@@ -151,75 +133,39 @@ class TableWriter:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self._file: IO[bytes] | None = None
-        self._parquet: pa.parquet.ParquetWriter | None = None
+        self._csv: IO[bytes] | None = None
+        self._parquet: table_parquet.RowsWriter | None = None
         self.num_rows = 0
 
     def __enter__(self) -> "TableWriter":
-        if not is_parquet(self.path):
-            self._file = open(self.path, "wb")
+        if is_parquet(self.path):
+            self._parquet = table_parquet.RowsWriter(self.path)
+        else:
+            self._csv = open(self.path, "wb")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._parquet is not None:
-            self._parquet.close()
+        for file in (self._csv, self._parquet):
+            if file is not None:
+                file.close()
 
     def write(self, names: Sequence[str], sorted_probs: np.ndarray, correct: np.ndarray) -> None:
         """Append rows: N names, (N, n) float32 probabilities, (N,) labels."""
         assert len(names) == len(sorted_probs) == len(correct), (len(names), sorted_probs.shape, correct.shape)
         for start in range(0, len(names), ROWS_A_CHUNK):
             rows = slice(start, start + ROWS_A_CHUNK)
-            if self._file is not None:
-                self._file.write(encode_rows(names[rows], sorted_probs[rows], correct[rows]))
-            else:
-                self._write_parquet(names[rows], sorted_probs[rows], correct[rows])
+            if self._csv is not None:
+                self._csv.write(table_csv.encode_rows(names[rows], sorted_probs[rows], correct[rows]))
+            elif self._parquet is not None:
+                self._parquet.write(names[rows], sorted_probs[rows], correct[rows])
         self.num_rows += len(names)
-
-    def _write_parquet(self, names: Sequence[str], sorted_probs: np.ndarray, correct: np.ndarray) -> None:
-        flat = pa.array(np.ascontiguousarray(sorted_probs, dtype=np.float32).reshape(-1))
-        columns = [
-            # as bytes, because a file name need not be UTF-8
-            pa.array([_encode(name) for name in names], pa.binary()).cast(pa.string(), safe=False),
-            pa.FixedSizeListArray.from_arrays(flat, sorted_probs.shape[1]),
-            pa.array(correct.astype(np.int8)),
-        ]
-        batch = pa.record_batch(columns, names=["file", "sorted_probs", "correct"])
-        if self._parquet is None:
-            # probabilities hardly repeat, so a dictionary costs time and saves nothing
-            self._parquet = pa.parquet.ParquetWriter(self.path, batch.schema, compression="zstd", use_dictionary=False)
-        self._parquet.write_batch(batch)
 
 
 def is_parquet(path: Path) -> bool:
     """Whether the path's extension asks for Parquet; everything else is CSV."""
     return path.suffix.lower() in (".parquet", ".pq")
-
-
-def encode_rows(names: Sequence[str], sorted_probs: np.ndarray, correct: np.ndarray) -> bytes:
-    """Rows of the CSV table as bytes: each number the shortest decimal that reads back as the same float32."""
-    columns = np.ascontiguousarray(np.asarray(sorted_probs, dtype=np.float32).T)
-    arrays = [pa.array(column) for column in columns] + [pa.array(np.asarray(correct).astype(np.int8))]
-    numbers = pa.record_batch(arrays, names=[str(index) for index in range(len(arrays))])
-    sink = pa.BufferOutputStream()
-    options = pa.csv.WriteOptions(include_header=False, quoting_style="none", batch_size=max(len(names), 1))
-    pa.csv.write_csv(numbers, sink, options)
-    lines = sink.getvalue().to_pybytes().splitlines()
-    return b"".join(b"%b,%b\n" % (_quote(name), line) for name, line in zip(names, lines, strict=True))
-
-
-def _quote(name: str) -> bytes:
-    if any(character in name for character in ',"\r\n') or name != name.strip():
-        name = '"' + name.replace('"', '""') + '"'
-    return _encode(name)
-
-
-def _encode(name: str) -> bytes:
-    """The bytes of a file name, as the file system has them."""
-    return name.encode("utf-8", "surrogateescape")
 
 
 def write_table(table: Table, path: Path | str) -> None:
@@ -265,7 +211,12 @@ def read_table(path: Path | str) -> Table:
     path = Path(path)
     _check_memory([path])
     try:
-        names, sorted_probs, labels = _read_parquet(path) if is_parquet(path) else _read_csv(path)
+        if is_parquet(path):
+            names, sorted_probs, labels = table_parquet.read_rows(path)
+        else:
+            free = free_bytes()
+            at_once = free is None or _needed_bytes(path, at_once=True) < free
+            names, sorted_probs, labels = table_csv.read_rows(path, at_once)
     except MemoryError:
         raise OSError(f"table {path} does not fit into memory; use a machine with more, or fewer rows") from None
     check_sorted_probs(sorted_probs, str(path))
@@ -284,143 +235,8 @@ def _check_file(path: Path) -> None:
         raise IsADirectoryError(f"table {path} is a folder; name a CSV or Parquet file")
     if path.stat().st_size == 0:
         raise ValueError(f"table {path} is empty")
-    with open(path, "rb") as file:
-        start = file.read(8)
-    if not is_parquet(path):
-        for magic, problem in _NO_CSV.items():
-            if start.startswith(magic):
-                raise ValueError(f"table {path} is {problem}")
-
-
-def _open_parquet(path: Path) -> pa.parquet.ParquetFile:
-    """A Parquet file whose columns have the types of a table."""
-    try:
-        file = pa.parquet.ParquetFile(path, pre_buffer=False)  # which would hold all of it at once
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"table {path} is not a Parquet file ({error}); was it cut short?") from None
-    types = {field.name: field.type for field in file.schema_arrow}
-    expected: dict[str, Callable[[Any], bool]] = {
-        "file": lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
-        "sorted_probs": lambda kind: pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type),
-        "correct": lambda kind: pa.types.is_integer(kind) or pa.types.is_boolean(kind),
-    }
-    for name, is_right in expected.items():
-        if name not in types or not is_right(types[name]):
-            raise ValueError(
-                f"table {path} is not a Parquet table with file (text), sorted_probs (lists of n numbers) and correct "
-                f"(0 or 1): {name} is {types.get(name, 'missing')}"
-            )
-    return file
-
-
-def _read_parquet(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    file = _open_parquet(path)
-    num_classes = file.schema_arrow.field("sorted_probs").type.list_size
-    names: list[str] = []
-    probs, labels = [], []
-    try:
-        for batch in file.iter_batches(_rows_a_read(num_classes), columns=["file", "sorted_probs", "correct"]):
-            for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                column.validate(full=column.type != pa.string())  # which need not be UTF-8
-                if column.null_count:
-                    raise ValueError(f"table {path} has empty cells in column {name}")
-            names += [name.decode("utf-8", "surrogateescape") for name in batch["file"].cast(pa.binary()).to_pylist()]
-            # copied, or the piece would hold on to all of its batch
-            flat = np.array(batch["sorted_probs"].flatten().to_numpy(zero_copy_only=False), np.float32)
-            probs.append(flat.reshape(len(batch), num_classes))
-            labels.append(batch["correct"].to_numpy(zero_copy_only=False).astype(np.float64))
-    except MemoryError:  # pyarrow's own is one of its ArrowExceptions too
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"table {path} cannot be read ({error}); was it damaged?") from None
-    if not names:
-        raise ValueError(f"table {path} has no rows")
-    return names, np.concatenate(probs), np.concatenate(labels)
-
-
-def _rows_a_read(num_columns: int) -> int:
-    return max(_VALUES_A_READ // max(num_columns, 1), 1)
-
-
-def _read_csv(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    num_columns = _count_columns(path)
-    names: list[str] = []
-    pieces = []
-    try:
-        with pd.read_csv(
-            path,
-            header=None,
-            dtype={0: object},
-            na_filter=False,  # a file may be called "NA.jpg", and an empty cell is a defect to report
-            encoding_errors="surrogateescape",  # a file name need not be UTF-8
-            compression=None,  # pandas would go by the extension
-            low_memory=False,  # or it would warn of columns in which numbers and text mix
-            chunksize=_rows_a_read(num_columns),
-        ) as reader:
-            for frame in reader:
-                names += frame[0].tolist()
-                pieces.append(_to_float32(frame.iloc[:, 1:].to_numpy(np.float64)))
-    except (ValueError, UnicodeDecodeError) as error:  # pandas' ParserError is a ValueError
-        raise ValueError(_first_bad_row(path, num_columns) or f"table {path} cannot be read ({error})") from None
-    values = np.concatenate(pieces)
-    if np.isnan(values).any() and (message := _first_bad_row(path, num_columns)):
-        raise ValueError(message)
-    return names, values[:, :-1], values[:, -1]
-
-
-def _to_float32(values: np.ndarray) -> np.ndarray:
-    """Round doubles, parsed from the shortest decimals of float32 numbers, back to those numbers.
-
-    Of all float32 numbers from 0 to 1, one alone lies so that decimal -> double -> float32 ends at its neighbour
-    (benchmarks/exact_float32.py tries them all).
-    """
-    rounded = values.astype(np.float32)
-    rounded[values == 7.038531e-26] = np.uint32(0x15AE43FD).view(np.float32)
-    return rounded
-
-
-def _count_columns(path: Path) -> int:
-    """The number of columns of the first row, which must look like a table's."""
-    row = next(_rows(path), None)
-    if row is None:
-        raise ValueError(f"table {path} has no rows")
-    if len(row) < 4:
-        raise ValueError(
-            f"{path}: row 1 has {len(row)} columns; expected a file name, at least 2 probabilities, and a label"
-        )
-    if not _is_number(row[1]):
-        raise ValueError(f"{path}: row 1 holds {row[1]!r} where a probability should be; a table has no header row")
-    return len(row)
-
-
-def _rows(path: Path) -> Iterator[list[str]]:
-    """The rows by Python's own reader: slow, used for the first row and to find the row that a fast reader refused."""
-    limit_of_others = csv.field_size_limit(_LONGEST_LINE)
-    with open(path, encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
-        try:
-            yield from (row for row in csv.reader(file) if row)
-        except csv.Error as error:
-            raise ValueError(f"table {path} is not a CSV file ({error})") from None
-        finally:
-            csv.field_size_limit(limit_of_others)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _first_bad_row(path: Path, num_columns: int) -> str | None:
-    for number, row in enumerate(_rows(path), start=1):
-        if len(row) != num_columns:
-            return f"{path}: row {number} has {len(row)} columns but row 1 has {num_columns}; was the file cut short?"
-        bad = next((cell for cell in row[1:] if not _is_number(cell)), None)
-        if bad is not None:
-            return f"{path}: row {number} holds {bad!r} where a number should be"
-    return None
+    if not is_parquet(path) and (other := table_csv.other_format(path)):
+        raise ValueError(f"table {path} is {other}")
 
 
 def _check_memory(paths: Sequence[Path | str]) -> None:
@@ -435,20 +251,14 @@ def _check_memory(paths: Sequence[Path | str]) -> None:
         )
 
 
-def _needed_bytes(path: Path) -> int:
+def _needed_bytes(path: Path, at_once: bool = False) -> int:
     """What reading a table takes at most: the numbers twice, because the pieces and the whole are alive together."""
     _check_file(path)
-    if is_parquet(path):
-        file = _open_parquet(path)
-        num_rows: int = file.metadata.num_rows
-        num_values: int = num_rows * (file.schema_arrow.field("sorted_probs").type.list_size + 1)
-    else:
-        with open(path, "rb") as opened:
-            start = opened.read(_LONGEST_LINE)
-        lines = start[: start.rfind(b"\n") + 1] or start  # whole ones
-        num_files = path.stat().st_size / len(lines)  # like this start
-        num_rows, num_values = (math.ceil(num_files * max(lines.count(mark), 1)) for mark in (b"\n", b","))
-    return 2 * 4 * num_values + _BYTES_A_VALUE_READ * min(num_values, _VALUES_A_READ) + num_rows * _NAME_BYTES
+    num_rows, num_values = table_parquet.size(path) if is_parquet(path) else table_csv.estimate_size(path)
+    of_values = (
+        table_csv.BYTES_A_VALUE_AT_ONCE * num_values if at_once else 2 * 4 * num_values + bytes_a_read(num_values)
+    )
+    return of_values + num_rows * _NAME_BYTES
 
 
 def match_rows(table: Table, images: ImageSet, source: str = "the table") -> np.ndarray:
@@ -480,7 +290,7 @@ def match_rows(table: Table, images: ImageSet, source: str = "the table") -> np.
         if not found:
             raise ValueError(f"{source}: row {row + 1} names {name!r}, which is not in {images.root}")
         if len(found) > 1:
-            first, second = (images.paths[index].relative_to(images.root).as_posix() for index in found[:2])
+            first, second = (images.files[index] for index in found[:2])
             raise ValueError(
                 f"{source}: row {row + 1} names {name!r}, which may be {first} or {second}; make the table again"
             )

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import types
 from pathlib import Path
 
 import numpy as np
@@ -235,7 +236,7 @@ def test_a_table_of_5_gb_is_refused_on_a_machine_with_2_gb_free(
 def test_rows_of_21843_classes_are_read_in_pieces_and_all_of_them(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clcnet.table._VALUES_A_READ", 3 * 21_845)
+    monkeypatch.setattr("clcnet.table_rows.VALUES_A_READ", 3 * 21_845)
     sorted_probs = np.zeros((10, 21_843), np.float32)
     sorted_probs[:, 0], sorted_probs[:, 1] = np.linspace(0.5, 1, 10), np.linspace(0.5, 0, 10)
     with TableWriter(tmp_path / name) as writer:
@@ -277,6 +278,21 @@ def test_memory_that_runs_out_while_reading_is_said_with_the_tables_name(
     def run_out(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("clcnet.table.pd.read_csv", run_out)
+    monkeypatch.setattr("clcnet.table_csv.pd.read_csv", run_out)
     with pytest.raises(OSError, match="t.csv does not fit into memory"):
         read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("said", [4, 6])
+def test_a_parquet_file_with_other_rows_than_it_says_is_refused(
+    tmp_path: Path, said: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TableWriter(tmp_path / "t.parquet") as writer:
+        writer.write([f"{row}.png" for row in range(5)], np.full((5, 2), 0.5, np.float32), np.ones(5))
+    file = pa.parquet.ParquetFile(tmp_path / "t.parquet")
+    lying = types.SimpleNamespace(
+        metadata=types.SimpleNamespace(num_rows=said), schema_arrow=file.schema_arrow, iter_batches=file.iter_batches
+    )
+    monkeypatch.setattr("clcnet.table_parquet._open", lambda _: lying)
+    with pytest.raises(ValueError, match="t.parquet has another number of rows than it says; was it damaged"):
+        read_table(tmp_path / "t.parquet")

@@ -1,9 +1,11 @@
 """The sorted-probability table: what is written is read back, and what is no table is refused by row."""
 
 import csv
+import dataclasses
 import gzip
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,6 @@ from clcnet.table import (
     Table,
     TableWriter,
     check_sorted_probs,
-    encode_rows,
     fold_of_rows,
     match_rows,
     read_table,
@@ -24,6 +25,7 @@ from clcnet.table import (
     sort_probs,
     write_table,
 )
+from clcnet.table_csv import encode_rows
 
 
 def make_table(names: list[str], sorted_probs: list[list[float]], correct: list[int]) -> Table:
@@ -111,6 +113,72 @@ def test_rows_written_piece_by_piece_are_the_same_file(tmp_path: Path) -> None:
             writer.write(table.names[rows], table.sorted_probs[rows], table.correct[rows])
     assert writer.num_rows == 100
     assert (tmp_path / "pieces.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def large_table() -> Table:
+    """Of 12 MB as CSV: large enough for pandas to cut it into parts, one a core."""
+    table = random_table(2000, 500)
+    names = ["NA", "0012", "None", " lead.jpg", 'a,b"c.jpg', "nan", "é.jpg"]
+    return dataclasses.replace(table, names=names + table.names[len(names) :])
+
+
+@pytest.mark.parametrize("first", ["0.jpg", "two\nlines.jpg", "not UTF-8 \udcff.jpg", "0"])
+def test_a_large_table_is_read_bit_for_bit_whatever_its_names(large_table: Table, tmp_path: Path, first: str) -> None:
+    table = dataclasses.replace(large_table, names=[first, *large_table.names[1:]])
+    write_table(table, tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").stat().st_size > 10_000_000
+    assert_same(read_table(tmp_path / "t.csv"), table)
+
+
+def test_a_large_table_of_nothing_but_numbers_for_names_keeps_their_zeros(large_table: Table, tmp_path: Path) -> None:
+    table = dataclasses.replace(large_table, names=[f"{row:08d}" for row in range(2000)])
+    write_table(table, tmp_path / "t.csv")
+    assert_same(read_table(tmp_path / "t.csv"), table)
+
+
+def test_where_memory_is_short_a_table_is_read_in_pieces_and_is_the_same(
+    large_table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_table(large_table, tmp_path / "t.csv")
+    sizes: list[int | None] = []
+    read_csv = pd.read_csv
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        sizes.append(options.get("chunksize"))
+        return read_csv(*arguments, **options)
+
+    monkeypatch.setattr("clcnet.table_csv.pd.read_csv", spy)
+    monkeypatch.setattr("clcnet.table_rows.VALUES_A_READ", 100_000)
+    for free in (40_000_000, 15_000_000):  # a million numbers: 30 and 8 bytes each, and some more
+        monkeypatch.setattr("clcnet.table.free_bytes", lambda free=free: free)
+        assert_same(read_table(tmp_path / "t.csv"), large_table)
+    assert sizes == [None, 199]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b",1\n", b",yes\n", "row 1500 holds 'yes' where a number should be"),
+        (b",0.0", b",zero", "row 1500 holds 'zero.*' where a number should be"),
+        (b",0.0", b",", "row 1500 sums to .* instead of 1"),
+        (b",0.0", b",,0.0", "row 1500 has 503 columns but row 1 has 502"),
+        (b",1\n", b"\n", "row 1500 has 501 columns but row 1 has 502"),
+        (b",1\n", b",2\n", "row 1500 has label 2"),
+    ],
+)
+def test_a_defect_in_a_large_table_is_named_by_its_row(
+    large_table: Table, tmp_path: Path, old: bytes, new: bytes, message: str
+) -> None:
+    correct = large_table.correct.copy()
+    correct[1499] = True
+    write_table(dataclasses.replace(large_table, correct=correct), tmp_path / "t.csv")
+    lines = (tmp_path / "t.csv").read_bytes().splitlines(keepends=True)
+    assert old in lines[1499]
+    lines[1499] = lines[1499].replace(old, new, 1)
+    (tmp_path / "t.csv").write_bytes(b"".join(lines))
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize(
