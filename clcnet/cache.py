@@ -8,6 +8,7 @@ model about deferred images only, and an interrupted run leaves what it finished
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,14 +25,13 @@ from clcnet.images import ImageSet
 def images_key(images: ImageSet) -> str:
     """Changes as soon as an image is added, removed, renamed or written to."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in images.paths:
+    for file in images.files:
         try:
-            status = path.stat()
+            status = os.stat(images.root / file)
             state = status.st_size, status.st_mtime_ns
         except OSError:  # a link to nothing, or gone since it was listed: it will be left out as unreadable
             state = -1, -1
-        name = str(path.relative_to(images.root)).encode("utf-8", "surrogateescape")
-        digest.update(b"%b\0%d\0%d\n" % (name, *state))
+        digest.update(b"%b\0%d\0%d\n" % (file.encode("utf-8", "surrogateescape"), *state))
     return digest.hexdigest()
 
 

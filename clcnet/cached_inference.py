@@ -88,7 +88,7 @@ class CachedModel:
         broken = ~np.isfinite(probs).all(1)
         if broken.any():
             raise ValueError(
-                f"image {self.images.paths[indices[broken.argmax()]]}: the answer of {self.classifier.name} is not a "
+                f"image {self.images.path(indices[broken.argmax()])}: the answer of {self.classifier.name} is not a "
                 "number; check its weights, or run without --amp"
             )
         self.cache.store(indices, probs)

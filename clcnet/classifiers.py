@@ -37,8 +37,6 @@ GPU_BATCH_SIZE = 256
 CPU_BATCH_SIZE = 64
 MAX_WORKERS = 8  # enough decoders for one device; more only take memory
 
-_UNREADABLE = -1  # an image at position p that cannot be read is marked -1 - p: loaders pass on nothing but numbers
-
 OnUnreadable = Callable[[int, str], None]
 
 
@@ -332,7 +330,7 @@ def classify(
     if not len(indices):
         return
     forward = HalvingForward(classifier, batch_size or default_batch_size(classifier.device))
-    dataset = ImageDataset([images.paths[index] for index in indices], classifier)
+    dataset = ImageDataset(images, classifier, indices)
     loader = create_loader(
         dataset,  # type: ignore[arg-type]  # timm asks for one of its own, and uses no more than this one has
         batch_size=forward.size,
@@ -340,86 +338,114 @@ def classify(
         device=classifier.device,
         pin_memory=classifier.device.type == "cuda",
         persistent_workers=False,
+        collate_fn=collate,
         **classifier.data_config,
     )
-    for positions, probs in _answers(forward, loaded_batches(loader)):
-        readable = positions >= 0
-        for position in map(int, _UNREADABLE - positions[~readable]):
+    for read, probs in _answers(forward, loaded_batches(loader)):
+        for position, reason in read.reasons.items():
             if on_unreadable is None:
-                raise ValueError(f"image {dataset.path(position)} cannot be read ({dataset.reason(position)})")
-            on_unreadable(int(indices[position]), dataset.reason(position))
-        yield indices[positions[readable]], probs[readable]
+                raise ValueError(f"image {dataset.path(position)} cannot be read ({reason})")
+            on_unreadable(int(indices[position]), reason)
+        yield indices[read.positions[read.readable]], probs[read.readable]
 
 
 def _answers(
-    forward: "HalvingForward", batches: Iterator[tuple[torch.Tensor, torch.Tensor]]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Marks and probabilities of every batch; a GPU computes the next batch while the caller looks at this one."""
-    under_way: deque[_Copies] = deque()
-    for batch, marks in batches:
-        under_way.append(_Copies(marks, forward.launch(batch)))
-        while len(under_way) > 1 or (under_way and not under_way[0].asynchronous):
-            yield under_way.popleft().wait()
-    for copies in under_way:
-        yield copies.wait()
+    forward: "HalvingForward", batches: Iterator[tuple[torch.Tensor, "ReadImages"]]
+) -> Iterator[tuple["ReadImages", np.ndarray]]:
+    """Probabilities of every batch; a GPU computes the next batch while the caller looks at this one."""
+    under_way: deque[tuple[ReadImages, _Copy]] = deque()
+    for batch, read in batches:
+        under_way.append((read, _Copy(forward.launch(batch))))
+        while len(under_way) > 1 or (under_way and not under_way[0][1].asynchronous):
+            read, copy = under_way.popleft()
+            yield read, copy.wait()
+    for read, copy in under_way:
+        yield read, copy.wait()
 
 
-class _Copies:
-    """A batch's marks and probabilities on their way to main memory."""
+class _Copy:
+    """A batch's probabilities on their way to main memory."""
 
-    def __init__(self, marks: torch.Tensor, probs: torch.Tensor) -> None:
+    def __init__(self, probs: torch.Tensor) -> None:
         self.asynchronous = probs.device.type == "cuda"
-        self._copies = [tensor.to("cpu", non_blocking=self.asynchronous) for tensor in (marks, probs)]
+        self._copy = probs.to("cpu", non_blocking=self.asynchronous)
         if self.asynchronous:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
-    def wait(self) -> tuple[np.ndarray, np.ndarray]:
-        """Both as arrays."""
+    def wait(self) -> np.ndarray:
+        """They, as an array."""
         if self.asynchronous:
             self._arrived.synchronize()
-        marks, probs = self._copies
-        return marks.numpy(), probs.numpy()
+        probs: np.ndarray = self._copy.numpy()
+        return probs
 
 
-class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
-    """Images for timm's loader, each with its position; for a file that cannot be read a black one, marked negative."""
+@dataclass(frozen=True)
+class ReadImages:
+    """Which images a batch holds. Not a tensor, which would take a file descriptor from process to process.
 
-    def __init__(self, paths: list[Path], classifier: Classifier) -> None:
-        self._paths = np.array([os.fsencode(path) for path in paths])  # one block of memory, shared with forked workers
+    Attributes:
+        positions: (B,) in the data set.
+        reasons: position of an image that could not be read -> why.
+    """
+
+    positions: np.ndarray
+    reasons: dict[int, str]
+
+    @property
+    def readable(self) -> np.ndarray:
+        """(B,) bool."""
+        return np.array([position not in self.reasons for position in self.positions.tolist()], np.bool_)
+
+    def to(self, **_: Any) -> "ReadImages":
+        """Stay in main memory, when timm's loader sends the batch to a GPU."""
+        return self
+
+
+def collate(batch: Sequence[tuple[torch.Tensor, int, str]]) -> tuple[torch.Tensor, ReadImages]:
+    """Make a batch of what `ImageDataset` gives: (B, channels, height, width) uint8, and which images they are."""
+    images, positions, reasons = zip(*batch, strict=True)
+    unread = {position: reason for position, reason in zip(positions, reasons, strict=True) if reason}
+    return torch.utils.data.default_collate(list(images)), ReadImages(np.array(positions), unread)
+
+
+class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int, str]]):
+    """Images for timm's loader, each with its position; for a file that cannot be read a black one, and the reason."""
+
+    def __init__(
+        self, images: ImageSet, classifier: Classifier, indices: Sequence[int] | np.ndarray | None = None
+    ) -> None:
+        files = images.files if indices is None else [images.files[index] for index in indices]
+        self._root = os.fspath(images.root)
+        self._files = np.array([os.fsencode(file) for file in files])  # one block of memory, shared with forked workers
         self.mode = classifier.image_mode
         self.input_size = classifier.input_size
         self.transform: Callable[[Image.Image], torch.Tensor] | None = None  # create_loader sets it
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._files)
 
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int, str]:
         assert self.transform is not None
         try:
-            return self.transform(self.read(position)), position
-        except Exception:  # PIL's decoders raise nearly everything: OSError, SyntaxError, ValueError, struct.error, ...
-            return torch.zeros(self.input_size, dtype=torch.uint8), _UNREADABLE - position
+            return self.transform(self.read(position)), position, ""
+        except Exception as error:  # PIL's decoders raise nearly everything: OSError, SyntaxError, struct.error, ...
+            return torch.zeros(self.input_size, dtype=torch.uint8), position, self._reason(position, error)
 
     def path(self, position: int) -> str:
         """Where the image lies."""
-        return os.fsdecode(self._paths[position])
+        return os.path.join(self._root, os.fsdecode(self._files[position]))
 
     def read(self, position: int) -> Image.Image:
         """Decode an image in the model's mode."""
         return read_image(self.path(position), self.mode, self.input_size)
 
-    def reason(self, position: int) -> str:
-        """Find out why an image could not be read, by reading it once more: workers pass on nothing but numbers."""
-        assert self.transform is not None
-        try:
-            self.transform(self.read(position))
-        except Exception as error:
-            path = self.path(position)  # which PIL likes to repeat
-            text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-            text = text.replace(repr(path), "").replace(path, "")
-            return " ".join(text.split()) or type(error).__name__
-        return "could not be read at first, though it could later; run again"
+    def _reason(self, position: int, error: Exception) -> str:
+        path = self.path(position)  # which PIL likes to repeat
+        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        text = text.replace(repr(path), "").replace(path, "")
+        return " ".join(text.split()) or type(error).__name__
 
 
 def read_image(image: Image.Image | str | os.PathLike[str], mode: str, input_size: tuple[int, int, int]) -> Image.Image:
@@ -449,7 +475,7 @@ def _refuse_strip(size: tuple[int, int], input_size: tuple[int, int, int]) -> No
         raise ValueError(f"{size[0]}x{size[1]} pixels are too long and thin to be resized ({pixels:.1e} pixels)")
 
 
-def loaded_batches(loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def loaded_batches(loader: Any) -> Iterator[tuple[torch.Tensor, ReadImages]]:
     """The loader's batches; a decoding process that died is an error of its own, with advice."""
     batches = iter(loader)
     while True:

@@ -180,7 +180,7 @@ def _make_batch(
     broken = ~np.isfinite(probs).all(axis=1)
     if broken.any():
         raise ValueError(
-            f"image {images.paths[answered[broken.argmax()]]}: the model's answer is not a number; check its "
+            f"image {images.path(answered[broken.argmax()])}: the model's answer is not a number; check its "
             "weights, or run without --amp"
         )
     rows = answered - indices[0]

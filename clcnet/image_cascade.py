@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
-from timm.data.loader import adapt_to_chs, fast_collate
+from timm.data.loader import adapt_to_chs
 from torch import nn
 
 from clcnet import distributed
@@ -29,6 +29,8 @@ from clcnet.classifiers import (
     Classifier,
     HalvingForward,
     ImageDataset,
+    ReadImages,
+    collate,
     default_batch_size,
     default_workers,
     loaded_batches,
@@ -279,9 +281,9 @@ def stream(
         pin_memory=cascade.shallow.device.type == "cuda",
     )
     started = time.perf_counter()
-    for pixels, marks in loaded_batches(loader):
+    for pixels, read in loaded_batches(loader):
         task = given.popleft()
-        outcome = stages[task.stage].run(task, pixels, marks) if task.stage != NOTHING else _no_outcome(task)
+        outcome = stages[task.stage].run(task, pixels, read) if task.stage != NOTHING else _no_outcome(task)
         now = time.perf_counter()
         outcome.seconds, started = now - started, now
         for shared in distributed.broadcast(distributed.gather(outcome)):
@@ -296,19 +298,19 @@ def _give(schedule: Schedule, given: deque[Task]) -> Iterator[list[tuple[int, in
         yield [(task.stage, index) for index in task.indices]
 
 
-class _BothStages(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+class _BothStages(torch.utils.data.Dataset[tuple[torch.Tensor, int, str]]):
     """All images as each of the stages sees them, by stage and place."""
 
     def __init__(self, datasets: list[ImageDataset]) -> None:
         self.datasets = datasets
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, str]:
         stage, place = key
         return self.datasets[stage][place]
 
 
-def _collate(batch: list[tuple[Any, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    return fast_collate(batch) if batch else (torch.empty(0), torch.empty(0))
+def _collate(batch: list[tuple[torch.Tensor, int, str]]) -> tuple[torch.Tensor, ReadImages]:
+    return collate(batch) if batch else (torch.empty(0), ReadImages(np.zeros(0, np.int64), {}))
 
 
 def _no_outcome(task: Task) -> Outcome:
@@ -322,7 +324,7 @@ class _StageRunner:
         classifier = (cascade.shallow, cascade.deep)[stage]
         assert isinstance(classifier, Classifier), "a folder is streamed through timm models only"
         self.cascade, self.stage, self.device = cascade, stage, classifier.device
-        self.dataset = ImageDataset(images.paths, classifier)
+        self.dataset = ImageDataset(images, classifier)
         self.dataset.transform = create_transform(**classifier.data_config, is_training=False, use_prefetcher=True)
         self.forward = HalvingForward(classifier, batch_size)
         self.mean, self.std = (self._per_channel(classifier.data_config, name) for name in ("mean", "std"))
@@ -332,21 +334,18 @@ class _StageRunner:
         values = adapt_to_chs(data_config[name], data_config["input_size"][0])
         return torch.tensor([value * 255 for value in values], device=self.device).view(1, -1, 1, 1)
 
-    def run(self, task: Task, pixels: torch.Tensor, marks: torch.Tensor) -> Outcome:
+    def run(self, task: Task, pixels: torch.Tensor, read: ReadImages) -> Outcome:
         """Classify a batch.
 
         Args:
             task: which images they are.
             pixels: (B, channels, height, width) uint8.
-            marks: (B,) negative for an image that cannot be read.
+            read: which of them could be read.
         """
-        readable = marks.numpy() >= 0
+        readable = read.readable
         batch = pixels.to(self.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
         indices = np.array(task.indices, np.int64)
         probs = self.forward(batch)[readable]
         _check_finite(probs, self.stage, [self.dataset.path(index) for index in indices[readable]])
         top1, confidence = self.cascade.judge(self.stage, probs)
-        unreadable: dict[int, str] = {}
-        for index in indices[~readable]:
-            unreadable[int(index)] = self.dataset.reason(int(index))
-        return Outcome(task, indices[readable], top1, confidence, tuple(unreadable.items()))
+        return Outcome(task, indices[readable], top1, confidence, tuple(read.reasons.items()))
