@@ -23,9 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from clcnet import cli
+from clcnet.memory import keep_freed_memory
 
 if __name__ == "__main__":
     cli.expect_interrupts()  # before the imports that take seconds
+    cli.leave_cores_to_decoders()
+    keep_freed_memory()
 
 import torch
 
@@ -104,15 +107,8 @@ def load_model(args: argparse.Namespace, stage: str, device: torch.device) -> Cl
     classifier = load_classifier(
         getattr(args, f"{stage}_model"),
         weight=getattr(args, f"{stage}_model_weight"),
-        num_classes=args.num_classes,
         device=device,
-        img_size=args.img_size,
-        crop_pct=args.crop_pct,
-        crop_mode=args.crop_mode,
-        interpolation=args.interpolation,
-        amp=args.amp,
-        channels_last=args.channels_last,
-        compile=args.compile,
+        **cli.classifier_options(args),
     )
     if distributed.is_main():
         print(f"{stage} model: {classifier.describe()}", flush=True)

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from clcnet import cli
+from clcnet.memory import keep_freed_memory
 
 if __name__ == "__main__":
     cli.expect_interrupts()  # before the imports that take seconds
+    keep_freed_memory()
 
 import numpy as np
 from numpy.typing import NDArray
@@ -287,15 +289,8 @@ def run_models(args: argparse.Namespace, images: ImageSet) -> Pair | None:
         return load_classifier(
             getattr(args, f"{stage}_model") or DEFAULT_MODELS[number],
             weight=getattr(args, f"{stage}_model_weight"),
-            num_classes=args.num_classes,
             device=device,
-            img_size=args.img_size,
-            crop_pct=args.crop_pct,
-            crop_mode=args.crop_mode,
-            interpolation=args.interpolation,
-            amp=args.amp,
-            channels_last=args.channels_last,
-            compile=args.compile,
+            **cli.classifier_options(args),
         )
 
     threshold = None if is_searching(args) else args.threshold

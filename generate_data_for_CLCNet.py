@@ -20,9 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from clcnet import cli
+from clcnet.memory import keep_freed_memory
 
 if __name__ == "__main__":
     cli.expect_interrupts()  # before the imports that take seconds
+    cli.leave_cores_to_decoders()
+    keep_freed_memory()
 
 import torch
 from timm.models import safe_model_name
@@ -83,15 +86,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         classifier = load_classifier(
             args.model,
             weight=args.model_weight,
-            num_classes=args.num_classes,
             device=device,
-            img_size=args.img_size,
-            crop_pct=args.crop_pct,
-            crop_mode=args.crop_mode,
-            interpolation=args.interpolation,
-            amp=args.amp,
-            channels_last=args.channels_last,
-            compile=args.compile,
+            **cli.classifier_options(args),
         )
         targets = class_indices(images, classifier, by_position=args.class_map is not None)
         if distributed.is_main():

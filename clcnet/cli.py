@@ -197,6 +197,12 @@ def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def classifier_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `load_classifier` takes from the flags that all scripts with classifiers share."""
+    names = ("num_classes", "img_size", "crop_pct", "crop_mode", "interpolation", "amp", "channels_last", "compile")
+    return {name: getattr(args, name) for name in names}
+
+
 def one_line(message: object) -> str:
     """The message on one line, whatever line breaks it held."""
     return " ".join(str(message).split())
@@ -225,6 +231,16 @@ def expect_interrupts() -> None:
         os._exit(EXIT_INTERRUPTED)  # nothing is open yet, and an exception would get lost in an import
 
     _on_interrupt(end)
+
+
+def leave_cores_to_decoders() -> None:
+    """Have torch's threads sleep while they wait for work on a CPU, unless the user's environment says otherwise.
+
+    By default they spin, and take the cores from the processes that decode images: benchmarks/bench_generate.py
+    measures by how much. It is too late once torch is imported. Not for scripts that time single images, which wait for
+    threads to wake up.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _on_interrupt(handler: Callable[..., Any] | signal.Handlers) -> None:

@@ -1,5 +1,7 @@
-"""How much memory a run may still take. stdlib alone."""
+"""How much memory a run may still take, and how it is kept. stdlib alone."""
 
+import contextlib
+import ctypes
 import os
 from pathlib import Path
 
@@ -13,6 +15,23 @@ _CONTAINERS = (
         "total_inactive_file",
     ),
 )
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt, from glibc's malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep memory that is freed for what is allocated next, unless the user's environment tunes it.
+
+    On a CPU each layer's output is allocated anew. Large ones would come from the system every time, page by page,
+    which can take longer than to compute them: benchmarks/bench_generate.py measures it. Other C libraries cannot be
+    told, and nothing happens.
+    """
+    if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
+        return
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def free_bytes() -> int | None:
