@@ -30,6 +30,7 @@ from torch import nn
 from clcnet import timm_models
 from clcnet.flops import count_flops
 from clcnet.images import ImageSet
+from clcnet.memory import return_freed_memory
 
 _logger = logging.getLogger(__name__)
 
@@ -477,6 +478,7 @@ def _refuse_strip(size: tuple[int, int], input_size: tuple[int, int, int]) -> No
 
 def loaded_batches(loader: Any) -> Iterator[tuple[torch.Tensor, ReadImages]]:
     """The loader's batches; a decoding process that died is an error of its own, with advice."""
+    return_freed_memory()
     batches = iter(loader)
     while True:
         try:

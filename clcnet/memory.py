@@ -28,10 +28,21 @@ def keep_freed_memory() -> None:
     """
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    _tell_library("mallopt", _M_MMAP_THRESHOLD, 1 << 30)
+    _tell_library("mallopt", _M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def return_freed_memory() -> None:
+    """Have glibc return what it keeps, before processes are forked.
+
+    They would share it, and the system would copy every page of it that this process writes to again.
+    """
+    _tell_library("malloc_trim", 0)
+
+
+def _tell_library(function: str, *arguments: int) -> None:
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library than glibc
+        getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def free_bytes() -> int | None:

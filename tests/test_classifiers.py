@@ -316,6 +316,19 @@ def test_errors_other_than_memory_are_not_swallowed(image_folder: Factory, class
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
 
 
+def test_freed_memory_is_returned_before_decoding_processes_share_it(
+    image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    start = torch.utils.data.DataLoader.__iter__
+    monkeypatch.setattr(classifiers, "return_freed_memory", lambda: events.append("return"))
+    monkeypatch.setattr(
+        torch.utils.data.DataLoader, "__iter__", lambda loader: events.append("start processes") or start(loader)
+    )
+    list(classify(classifier, list_images(image_folder()), workers=2))
+    assert events == ["return", "start processes"]
+
+
 def test_a_gpu_starts_on_the_next_batch_before_the_answers_to_this_one_are_waited_for(
     image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:

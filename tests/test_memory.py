@@ -1,11 +1,16 @@
 """How much memory is free: the least that machine, container and process limit leave."""
 
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from clcnet import memory
+from clcnet.cli import ROOT
 
 GB = 10**9
 
@@ -87,3 +92,25 @@ def test_without_the_file_of_linux_the_system_is_asked(monkeypatch: pytest.Monke
     assert memory._of_machine() == 4_096_000
     monkeypatch.delattr(memory.os, "sysconf")
     assert memory._of_machine() is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries cannot be told to keep freed memory")
+def test_freed_memory_is_kept_until_it_is_to_be_returned() -> None:
+    program = (
+        "import resource\n"
+        "from pathlib import Path\n"
+        "from clcnet import memory\n"
+        "def taken(): return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()\n"
+        "memory.keep_freed_memory()\n"
+        "at_first = taken()\n"
+        "blocks = [b'x' * 10_000_000 for _ in range(6)]\n"
+        "del blocks\n"
+        "kept = taken()\n"
+        "memory.return_freed_memory()\n"
+        "print(kept - at_first, taken() - at_first)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", program]
+    printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    kept, returned = map(int, printed.split())
+    assert kept > 55_000_000 and returned < 5_000_000
