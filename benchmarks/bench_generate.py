@@ -95,7 +95,8 @@ def measure_ratio(scratch: Path) -> list[dict[str, Any]]:
         for turn in range(TURNS):
             loops = LOOPS if turn % 2 else LOOPS[::-1]
             turns.append({loop: images_per_second(loop, model, folder, amp) for loop in loops})
-        results.append({"case": title, "turns": turns})
+        medians = {loop: statistics.median(turn[loop] for turn in turns) for loop in LOOPS}
+        results.append({"case": title, "medians": medians, "turns": turns})
         print(results[-1], flush=True)
     return results
 
@@ -198,7 +199,7 @@ def as_text(results: dict[str, Any]) -> str:
         rows = []
         for result in results["ratio"]:
             turns = result["turns"]
-            speeds = [f"{statistics.median(turn[name] for turn in turns):.0f}" for name in ("bare", "step3")]
+            speeds = [f"{result['medians'][name]:.0f}" for name in ("bare", "step3")]
             ratios = [
                 f"{statistics.median(turn['step3'] / turn[name] for turn in turns):.3f}"
                 for name in ("bare", "bare, set up")
