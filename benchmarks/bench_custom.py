@@ -15,7 +15,6 @@ import json
 import math
 import multiprocessing
 import platform
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,11 +22,18 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from clcnet import cli
+from clcnet.memory import keep_freed_memory
+
+if __name__ == "__main__":
+    cli.leave_cores_to_decoders()  # as step 5 does
+    keep_freed_memory()
+
 import numpy as np
 import timm
 import torch
 
-from clcnet import cli
+from benchmarks.peak import peak_mebibytes
 from clcnet.classifiers import Classifier, load_classifier
 from clcnet.image_cascade import Cascade, stream
 from clcnet.images import ImageSet, list_images
@@ -143,7 +149,7 @@ def _peak_memory(num_images: int) -> float:
     _, confidence, _ = run(cascade, images, 64)
     cascade.threshold = float(np.quantile(confidence, DEFERRED))
     run(cascade, images.subset(np.resize(np.arange(len(images)), num_images)), 64)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_mebibytes()
 
 
 def save(results: dict[str, Any]) -> None:

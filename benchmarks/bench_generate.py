@@ -36,6 +36,7 @@ import torch
 from timm.models import save_for_hf
 
 from benchmarks.one_loop import LOOPS
+from benchmarks.peak import peak_mebibytes
 from clcnet.classifiers import load_classifier, measure_milliseconds, resolve_device
 from clcnet.generation import generate_table
 from clcnet.images import list_images
@@ -178,8 +179,7 @@ def _peak_memory(model: str, num_images: int) -> float:
     classifier = load_classifier(model, img_size=32)
     with tempfile.TemporaryDirectory() as scratch:
         generate_table(classifier, images, images.targets, Path(scratch, "table.csv"), 64, 0)
-    status = Path("/proc/self/status").read_text()  # getrusage would tell the peak of the process that started this one
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return peak_mebibytes()
 
 
 PARTS: dict[str, Callable[[Path], Any]] = {
