@@ -162,14 +162,15 @@ class Recommendation:
     def is_better_than(self, other: "Recommendation") -> bool:
         """Whether this cascade, for the same goal, is worth using where the other is not, or surpasses it by far.
 
-        On the images that no threshold was chosen on: by more than a hundredth of its FLOPs or, where the goal is a
-        cost, of a point of accuracy.
+        On the images that no threshold was chosen on: by more than a hundredth of its FLOPs, and no lower in accuracy,
+        or, where the goal is a cost, by more than a hundredth of a point.
         """
         if not self.choice == other.choice == "cascade":
             return self.choice == "cascade"
+        ours, theirs = self.cross_fitted, other.cross_fitted
         if self.goal.kind == "flops":
-            return self.cross_fitted.accuracy > other.cross_fitted.accuracy + 0.01
-        return self.cross_fitted.saving > 1.01 * other.cross_fitted.saving
+            return ours.accuracy > theirs.accuracy + 0.01
+        return ours.saving > 1.01 * theirs.saving and ours.accuracy >= theirs.accuracy - 0.01
 
 
 def recommend(stages: Sequence[Stage], folds: NDArray[np.int64], goal: Goal, seed: int = 42) -> Recommendation:

@@ -199,6 +199,8 @@ def test_a_recommendation_is_better_by_its_verdict_then_by_what_it_saves_on_imag
     assert not single.is_better_than(single) and not cascade.is_better_than(cascade)
     cheaper = replace(cascade, cross_fitted=replace(cascade.cross_fitted, saving=cascade.cross_fitted.saving * 1.02))
     assert cheaper.is_better_than(cascade) and not cascade.is_better_than(cheaper)
+    dearly = replace(cheaper, cross_fitted=replace(cheaper.cross_fitted, accuracy=cascade.cross_fitted.accuracy - 0.02))
+    assert not dearly.is_better_than(cascade)
     within = replace(cascade, goal=Goal("flops", 3.0))
     righter = replace(within, cross_fitted=replace(within.cross_fitted, accuracy=within.cross_fitted.accuracy + 0.02))
     assert righter.is_better_than(within) and not within.is_better_than(righter)
