@@ -331,7 +331,7 @@ def classify(
     if not len(indices):
         return
     forward = HalvingForward(classifier, batch_size or default_batch_size(classifier.device))
-    dataset = ImageDataset(images, classifier, indices)
+    dataset = ImageDataset(images.subset(indices), classifier)
     loader = create_loader(
         dataset,  # type: ignore[arg-type]  # timm asks for one of its own, and uses no more than this one has
         batch_size=forward.size,
@@ -347,7 +347,8 @@ def classify(
             if on_unreadable is None:
                 raise ValueError(f"image {dataset.path(position)} cannot be read ({reason})")
             on_unreadable(int(indices[position]), reason)
-        yield indices[read.positions[read.readable]], probs[read.readable]
+        readable = read.readable
+        yield indices[read.positions[readable]], probs[readable]
 
 
 def _answers(
@@ -414,12 +415,9 @@ def collate(batch: Sequence[tuple[torch.Tensor, int, str]]) -> tuple[torch.Tenso
 class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int, str]]):
     """Images for timm's loader, each with its position; for a file that cannot be read a black one, and the reason."""
 
-    def __init__(
-        self, images: ImageSet, classifier: Classifier, indices: Sequence[int] | np.ndarray | None = None
-    ) -> None:
-        files = images.files if indices is None else [images.files[index] for index in indices]
+    def __init__(self, images: ImageSet, classifier: Classifier) -> None:
         self._root = os.fspath(images.root)
-        self._files = np.array([os.fsencode(file) for file in files])  # one block of memory, shared with forked workers
+        self._files = np.array([os.fsencode(file) for file in images.files])  # one block, shared with forked workers
         self.mode = classifier.image_mode
         self.input_size = classifier.input_size
         self.transform: Callable[[Image.Image], torch.Tensor] | None = None  # create_loader sets it

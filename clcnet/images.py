@@ -32,7 +32,7 @@ class ImageSet:
     Attributes:
         root: the folder that was listed.
         files: where each image lies below `root`, with forward slashes; strings, because a million pathlib.Path would
-            take half a minute to make, and 500 MB.
+            take half a minute to make.
         names: each image's name in a table: the bare file name while bare names are unique in the data set, else the
             path from the class folder's parent, else the path from `root`; always with forward slashes.
         targets: (N,) index into `class_names`; -1 where the class is not known.

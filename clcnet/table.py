@@ -252,7 +252,7 @@ def _check_memory(paths: Sequence[Path | str]) -> None:
 
 
 def _needed_bytes(path: Path, at_once: bool = False) -> int:
-    """What reading a table takes at most: the numbers twice, because the pieces and the whole are alive together."""
+    """What reading takes at most: of a CSV file at once, or in pieces, when these and the whole are alive together."""
     _check_file(path)
     num_rows, num_values = table_parquet.size(path) if is_parquet(path) else table_csv.estimate_size(path)
     of_values = (
