@@ -87,13 +87,9 @@ def read_rows(path: Path, at_once: bool) -> Rows:
     """
     num_columns = _count_columns(path)
     try:
-        names, sorted_probs, labels = (at_once and _read_at_once(path)) or _read_in_pieces(path, num_columns)
-    except ValueError as error:  # pandas' ParserError and UnicodeDecodeError among them
+        return (at_once and _read_at_once(path)) or _read_in_pieces(path, num_columns)
+    except ValueError as error:  # pandas' ParserError and UnicodeDecodeError among them; so is a row that is too short
         raise ValueError(_first_bad_row(path, num_columns) or f"table {path} cannot be read ({error})") from None
-    # a row that is too short is filled up with NaN
-    if np.isnan(labels).any() and (message := _first_bad_row(path, num_columns)):
-        raise ValueError(message)
-    return names, sorted_probs, labels
 
 
 def _read_at_once(path: Path) -> Rows | None:
