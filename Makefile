@@ -43,7 +43,7 @@ $(call run,python eval_custom_data.py --custom-data $(2)/$(FIVE_PARTS) --thresho
 endef
 
 demo: .venv/installed ## the whole way on images of handwriting that it makes: four minutes, all of it under data/demo
-	$(call run,python -m clcnet.demo --output $(DEMO))
+	$(call run,python -m examples.demo --output $(DEMO))
 	$(call steps,$(DEMO),$(DEMO),0.8)
 	@{ echo; echo 'Next: the same steps on your own images and models, from step 3 of README.md on'; } >&2
 

@@ -32,15 +32,16 @@ if __name__ == "__main__":
 
 import torch
 
-from clcnet import Cascade, CLCNet, distributed, report
-from clcnet.cascade import SHALLOW_ALONE
-from clcnet.classifiers import Classifier, load_classifier, resolve_device
+from clcnet import Cascade, CLCNet, distributed
+from clcnet.cascade.curve import SHALLOW_ALONE
+from clcnet.cascade.predictions import STAGE_NAMES
+from clcnet.cascade.resume import partial_folder
+from clcnet.cascade.runner import Summary, answer_folder, known_targets, name_classes
+from clcnet.cascade.schedule import DEEP
+from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
+from clcnet.data.images import errors_file, list_images
 from clcnet.files import check_output
-from clcnet.images import errors_file, list_images
-from clcnet.inference import Summary, answer_folder, known_targets, name_classes
-from clcnet.predictions import STAGE_NAMES
-from clcnet.resume import partial_folder
-from clcnet.schedule import DEEP
+from clcnet.report import tables as report
 
 DEFAULT_WEIGHT = cli.WEIGHTS_DIR / "CLCNet_custom_data.zip"
 DEFAULT_MODELS = ("tf_efficientnet_b4.aa_in1k", "tf_efficientnet_b7.ra_in1k")

@@ -30,15 +30,17 @@ if __name__ == "__main__":
 import numpy as np
 from numpy.typing import NDArray
 
-from clcnet import distributed, plots, report
-from clcnet.baselines import compare, confidences
-from clcnet.cascade import SHALLOW_ALONE, Bools, Curve, Floats, Stage, oracle, sweep
-from clcnet.deep_offset import can_have_offset, cross_fitted_offsets, fit_deep_offset, with_deep_offset
-from clcnet.evaluation import Pair, flops_of, load_fold_networks, pair_from_tables
+from clcnet import distributed
+from clcnet.cascade.baselines import compare, confidences
+from clcnet.cascade.curve import SHALLOW_ALONE, Bools, Curve, Floats, Stage, oracle, sweep
+from clcnet.cascade.deep_offset import can_have_offset, cross_fitted_offsets, fit_deep_offset, with_deep_offset
+from clcnet.cascade.evaluation import Pair, flops_of, load_fold_networks, pair_from_tables
+from clcnet.cascade.selection import Goal, Recommendation, Reference, recommend
+from clcnet.data.images import ImageSet, list_images
 from clcnet.files import check_output, output_lock
-from clcnet.images import ImageSet, list_images
-from clcnet.paper_table import PAPER_REFERENCES, Row, accuracy_interval, display_name, merge_rows, results_rows
-from clcnet.selection import Goal, Recommendation, Reference, recommend
+from clcnet.report import plots
+from clcnet.report import tables as report
+from clcnet.report.paper_table import PAPER_REFERENCES, Row, accuracy_interval, display_name, merge_rows, results_rows
 
 STAGES = ("shallow", "deep")
 DEFAULT_MODELS = ("tf_efficientnet_b4.aa_in1k", "tf_efficientnet_b7.ra_in1k")
@@ -276,9 +278,9 @@ def load_tables(args: argparse.Namespace, images: ImageSet) -> Pair:
 def run_models(args: argparse.Namespace, images: ImageSet) -> Pair | None:
     """Classify with both models, each image at most once; None in processes other than the main one."""
     # timm takes seconds to import, and tables need none of it
-    from clcnet.cached_inference import Options, pair_from_images
-    from clcnet.classifiers import Classifier, load_classifier, resolve_device
-    from clcnet.images import errors_file, write_errors
+    from clcnet.cascade.cached_inference import Options, pair_from_images
+    from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
+    from clcnet.data.images import errors_file, write_errors
 
     if not images.has_labels:
         raise ValueError(f"image folder {args.imagenet_split} has no class folders; make them, accuracy needs them")

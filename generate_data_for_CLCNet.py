@@ -31,11 +31,11 @@ import torch
 from timm.models import safe_model_name
 
 from clcnet import distributed
-from clcnet.classifiers import class_indices, load_classifier, resolve_device
+from clcnet.cascade.generation import generate_table
+from clcnet.cascade.resume import partial_folder
+from clcnet.classifiers.classifier import class_indices, load_classifier, resolve_device
+from clcnet.data.images import errors_file, list_images
 from clcnet.files import check_output
-from clcnet.generation import generate_table
-from clcnet.images import errors_file, list_images
-from clcnet.resume import partial_folder
 
 
 def get_args_parser() -> cli.ArgumentParser:

@@ -21,14 +21,14 @@ if __name__ == "__main__":
 import numpy as np
 from numpy.typing import NDArray
 
-from clcnet.cascade import Stage
-from clcnet.classifiers import resolve_device
-from clcnet.deep_offset import can_have_offset, fit_deep_offset, with_deep_offset
+from clcnet.cascade.curve import Stage
+from clcnet.cascade.deep_offset import can_have_offset, fit_deep_offset, with_deep_offset
+from clcnet.cascade.selection import Goal, choose, short_threshold
+from clcnet.classifiers.classifier import resolve_device
+from clcnet.data.table import Table, read_tables
 from clcnet.files import atomic_paths, check_output, output_lock
-from clcnet.selection import Goal, choose, short_threshold
-from clcnet.table import Table, read_tables
-from clcnet.training import Split, split_rows, train_clcnet
-from clcnet.training_cli import (
+from clcnet.network.training import Split, split_rows, train_clcnet
+from clcnet.network.training_cli import (
     add_training_arguments,
     epoch_log,
     figures_of,

@@ -20,12 +20,12 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from clcnet.classifiers import resolve_device
+from clcnet.classifiers.classifier import resolve_device
+from clcnet.data.images import NUM_FOLDS, list_images
+from clcnet.data.table import Table, match_rows, read_tables
 from clcnet.files import atomic_paths, check_output, output_lock
-from clcnet.images import NUM_FOLDS, list_images
-from clcnet.table import Table, match_rows, read_tables
-from clcnet.training import Split, fold_splits, train_many
-from clcnet.training_cli import (
+from clcnet.network.training import Split, fold_splits, train_many
+from clcnet.network.training_cli import (
     add_training_arguments,
     epoch_log,
     figures_of,
@@ -34,7 +34,7 @@ from clcnet.training_cli import (
     settings_of,
     simple_figures,
 )
-from clcnet.weights_file import SPLIT_FILE, check_no_other_fold_weights, fold_weights_name
+from clcnet.network.weights import SPLIT_FILE, check_no_other_fold_weights, fold_weights_name
 
 
 def get_args_parser() -> cli.ArgumentParser:

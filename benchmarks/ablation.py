@@ -22,12 +22,12 @@ from sklearn.neural_network import MLPClassifier
 
 from benchmarks.bench_network import write_page
 from clcnet import cli, metrics
-from clcnet.cascade import Stage, area_under_deferral, sweep
+from clcnet.cascade.curve import Stage, area_under_deferral, sweep
 from clcnet.confidence import SIMPLE_CONFIDENCES
-from clcnet.images import list_images
-from clcnet.model import CLCNet
-from clcnet.table import fold_of_rows, read_table
-from clcnet.training import RECIPES, Settings, Split, fold_splits, train_many
+from clcnet.data.images import list_images
+from clcnet.data.table import fold_of_rows, read_table
+from clcnet.network.model import CLCNet
+from clcnet.network.training import RECIPES, Settings, Split, fold_splits, train_many
 
 DATA = cli.ROOT.parent / "shared" / "cifar10"
 RESULTS = cli.ROOT / "benchmarks" / "results"

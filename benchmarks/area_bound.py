@@ -19,9 +19,9 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.ablation import NAMES, RESULTS, load
 from clcnet import cli, metrics
-from clcnet.cascade import Stage, area_under_deferral, sweep
+from clcnet.cascade.curve import Stage, area_under_deferral, sweep
 from clcnet.confidence import margin, max_softmax, negative_entropy
-from clcnet.report import markdown
+from clcnet.report.tables import markdown
 
 LEAST_AUROC = (0.8641, 0.8638, 0.8635, 0.8630, 0.8620, 0.8600)
 

@@ -23,14 +23,14 @@ import torch
 from timm.data import resolve_model_data_config
 
 from clcnet import cli
-from clcnet.baselines import compare
-from clcnet.cascade import Curve, Stage, sweep
-from clcnet.evaluation import Outputs, fold_confidence
-from clcnet.flops import count_flops
-from clcnet.model import CLCNet
-from clcnet.paper_table import PAPER_REFERENCES, results_rows
-from clcnet.report import markdown
-from clcnet.selection import Goal, recommend
+from clcnet.cascade.baselines import compare
+from clcnet.cascade.curve import Curve, Stage, sweep
+from clcnet.cascade.evaluation import Outputs, fold_confidence
+from clcnet.cascade.selection import Goal, recommend
+from clcnet.classifiers.flops import count_flops
+from clcnet.network.model import CLCNet
+from clcnet.report.paper_table import PAPER_REFERENCES, results_rows
+from clcnet.report.tables import markdown
 
 NUM_IMAGES, NUM_CLASSES = 50_000, 1000
 REPEATS = 5
@@ -177,7 +177,7 @@ What an evaluation takes when both models' outputs are in the cache, {NUM_IMAGES
 
 {markdown(["Step", "Seconds"], [[name, f"{value:.2f}"] for name, value in steps.items()])}
 
-Multiply-adds in billions, counted by `clcnet.flops.count_flops` at the models' native sizes, and as timm publishes
+Multiply-adds in billions, counted by `classifiers.flops.count_flops` at the models' native sizes, and as timm publishes
 them (attention included in the vision transformer's):
 
 {markdown(["Model", "Counted", "Published", "Ratio"], flops)}

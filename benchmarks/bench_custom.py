@@ -34,13 +34,13 @@ import timm
 import torch
 
 from benchmarks.peak import peak_mebibytes
-from clcnet.classifiers import Classifier, load_classifier
-from clcnet.image_cascade import Cascade, stream
-from clcnet.images import ImageSet, list_images
-from clcnet.inference import Stopwatch
-from clcnet.model import CLCNet
-from clcnet.report import markdown
-from clcnet.schedule import SHALLOW
+from clcnet.cascade.image_cascade import Cascade, stream
+from clcnet.cascade.runner import Stopwatch
+from clcnet.cascade.schedule import SHALLOW
+from clcnet.classifiers.classifier import Classifier, load_classifier
+from clcnet.data.images import ImageSet, list_images
+from clcnet.network.model import CLCNet
+from clcnet.report.tables import markdown
 
 SHARED = cli.ROOT.parent / "shared"
 RESULTS = cli.ROOT / "benchmarks" / "results" / "custom.json"

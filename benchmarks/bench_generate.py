@@ -37,10 +37,10 @@ from timm.models import save_for_hf
 
 from benchmarks.one_loop import LOOPS
 from benchmarks.peak import peak_mebibytes
-from clcnet.classifiers import load_classifier, measure_milliseconds, resolve_device
-from clcnet.generation import generate_table
-from clcnet.images import list_images
-from clcnet.report import markdown
+from clcnet.cascade.generation import generate_table
+from clcnet.classifiers.classifier import load_classifier, measure_milliseconds, resolve_device
+from clcnet.data.images import list_images
+from clcnet.report.tables import markdown
 
 SHARED = cli.ROOT.parent / "shared"
 RESULTS = cli.ROOT / "benchmarks" / "results" / "generate.json"

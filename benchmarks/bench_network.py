@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from clcnet import cli
-from clcnet.calibration import Calibration
-from clcnet.model import CLCNet, to_released_state
-from clcnet.training import Settings, Split, _Run
+from clcnet.network.calibration import Calibration
+from clcnet.network.model import CLCNet, to_released_state
+from clcnet.network.training import Settings, Split, _Run
 
 sys.path.insert(0, str(cli.ROOT / "tests"))
 from literal_clcnet import LiteralCLCNet  # noqa: E402

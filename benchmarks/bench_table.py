@@ -3,7 +3,7 @@
     python -m benchmarks.bench_table                # about four minutes on two cores, 5 GB of memory
     python -m benchmarks.bench_table --rows 5000
 
-Written and read, as CSV and as Parquet, by `clcnet.table` and, as CSV, by pandas with each of its engines, into the
+Written and read, as CSV and Parquet, by `clcnet.data.table` and, as CSV, by pandas with each of its engines, into the
 same arrays of names, probabilities and labels. Writing is one run; reading the median of several in turn, each in a
 process of its own, because memory that an earlier one gave back would be quicker to get; the file is in the system's
 cache. Results go to benchmarks/results/table.json and, as text, to benchmarks/table.md.
@@ -29,8 +29,8 @@ import pandas as pd
 import pyarrow
 
 from clcnet import cli
-from clcnet.report import markdown
-from clcnet.table import Table, read_table, write_table
+from clcnet.data.table import Table, read_table, write_table
+from clcnet.report.tables import markdown
 
 RESULTS = cli.ROOT / "benchmarks" / "results" / "table.json"
 TEXT = cli.ROOT / "benchmarks" / "table.md"

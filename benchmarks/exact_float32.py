@@ -2,7 +2,7 @@
 
     python -m benchmarks.exact_float32      # about five minutes on one core
 
-The table is read that way (`clcnet.table_csv`), and mends the numbers that this prints.
+The table is read that way (`clcnet.data.table_csv`), and mends the numbers that this prints.
 """
 
 import numpy as np

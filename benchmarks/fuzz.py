@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from clcnet import CLCNet  # noqa: E402
-from clcnet.table import Table, read_table, write_table  # noqa: E402
+from clcnet.data.table import Table, read_table, write_table  # noqa: E402
 
 SLOW = 10.0
 Samples = dict[str, list[bytes]]

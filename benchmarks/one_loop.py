@@ -22,9 +22,9 @@ if __name__ == "__main__" and "bare" not in sys.argv[1:2]:
 import torch
 from timm.data import ImageDataset, create_loader
 
-from clcnet.classifiers import Classifier, load_classifier
-from clcnet.generation import generate_table
-from clcnet.images import list_images
+from clcnet.cascade.generation import generate_table
+from clcnet.classifiers.classifier import Classifier, load_classifier
+from clcnet.data.images import list_images
 
 LOOPS = ("bare", "bare, set up", "step3")
 

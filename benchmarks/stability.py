@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.ablation import load
 from benchmarks.bench_network import STABILITY, write_page
 from clcnet import cli
-from clcnet.training import RECIPES, Settings, fold_splits, train_many
+from clcnet.network.training import RECIPES, Settings, fold_splits, train_many
 
 FIRST_EPOCH = 5
 

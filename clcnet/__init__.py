@@ -3,7 +3,7 @@
     from clcnet import CLCNet     # the confidence network: load, save, predict
     from clcnet import Cascade    # the whole cascade on images
 
-Both names are loaded on first use, so that `import clcnet.cascade` and the other array modules need no torch.
+Both names are loaded on first use, so that `import clcnet.cascade.curve` and the other array modules need no torch.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clcnet.image_cascade import Cascade
-    from clcnet.model import CLCNet
+    from clcnet.cascade.image_cascade import Cascade
+    from clcnet.network.model import CLCNet
 
 __all__ = ["CLCNet", "Cascade"]
 
-_HOME = {"CLCNet": "clcnet.model", "Cascade": "clcnet.image_cascade"}
+_HOME = {"CLCNet": "clcnet.network.model", "Cascade": "clcnet.cascade.image_cascade"}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clcnet.model import CLCNet, load_released_state
+from clcnet.network.model import CLCNet, load_released_state
 
 REFERENCE = Path(__file__).parent / "data" / "clcnet_reference.npz"
 

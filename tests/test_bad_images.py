@@ -13,10 +13,10 @@ import scripts
 from PIL import Image
 from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, GENERATE, Workshop, refusal
 
-from clcnet import classifiers
-from clcnet.classifiers import ImageDataset
-from clcnet.images import errors_file, list_images
-from clcnet.table import read_table
+from clcnet.classifiers import classifier as classifiers
+from clcnet.classifiers.classifier import ImageDataset
+from clcnet.data.images import errors_file, list_images
+from clcnet.data.table import read_table
 
 READERS = (GENERATE, EVALUATE_FOLDS, EVALUATE_CUSTOM)
 

@@ -23,11 +23,11 @@ from scripts import (
     refusal,
 )
 
-from clcnet import classifiers
-from clcnet.classifiers import ImageDataset
+from clcnet.cascade.resume import UnfinishedAnswers
+from clcnet.cascade.schedule import Outcome
+from clcnet.classifiers import classifier as classifiers
+from clcnet.classifiers.classifier import ImageDataset
 from clcnet.files import atomic_paths, check_output, output_lock
-from clcnet.resume import UnfinishedAnswers
-from clcnet.schedule import Outcome
 
 resource = pytest.importorskip("resource", reason="limits of a process are Unix's")
 ON_IMAGES = (GENERATE, EVALUATE_FOLDS, EVALUATE_CUSTOM)
@@ -186,7 +186,11 @@ def test_a_signal_ends_the_work_with_one_line_and_130(
     workshop: Workshop, tmp_path: Path, script: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = lay_old(workshop, script, tmp_path)
-    place = "clcnet.classifiers.ImageDataset.read" if script in ON_IMAGES else "clcnet.training.metrics.brier"
+    place = (
+        "clcnet.classifiers.classifier.ImageDataset.read"
+        if script in ON_IMAGES
+        else "clcnet.network.training.metrics.brier"
+    )
     module, _, name = place.rpartition(".")
     original = getattr(ImageDataset if script in ON_IMAGES else __import__("clcnet.metrics").metrics, name)
     calls = iter(range(10_000))
@@ -263,7 +267,11 @@ def test_a_machine_without_enough_memory_is_one_line(
     def run_out(*_: object, **__: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")
 
-    place = "clcnet.classifiers.Classifier.probabilities" if script in ON_IMAGES else "clcnet.training._Run.train_epoch"
+    place = (
+        "clcnet.classifiers.classifier.Classifier.probabilities"
+        if script in ON_IMAGES
+        else "clcnet.network.training._Run.train_epoch"
+    )
     monkeypatch.setattr(place, run_out)
     line = refusal(scripts.run(script, *workshop.command(script, tmp_path)))
     assert "memory" in line

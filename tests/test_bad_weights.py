@@ -18,7 +18,7 @@ import torch
 from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, Workshop, contents, refusal
 
 from clcnet import CLCNet
-from clcnet.weights_file import LARGEST_MEMBER, PARAMS_MEMBER, STATE_MEMBER
+from clcnet.network.weights import LARGEST_MEMBER, PARAMS_MEMBER, STATE_MEMBER
 
 Members = dict[str, bytes]
 

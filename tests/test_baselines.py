@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import logit, softmax
 
-from clcnet.baselines import (
+from clcnet.cascade.baselines import (
     Rule,
     average_is_correct,
     compare,
@@ -14,8 +14,8 @@ from clcnet.baselines import (
     temperature_scaled,
     tempered_top,
 )
-from clcnet.cascade import Stage, sweep
-from clcnet.deep_offset import fit_deep_offset
+from clcnet.cascade.curve import Stage, sweep
+from clcnet.cascade.deep_offset import fit_deep_offset
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(0, 1.5, (600, 6)).astype(np.float32)

@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from clcnet.cache import OutputCache, images_key
-from clcnet.images import list_images
+from clcnet.data.cache import OutputCache, images_key
+from clcnet.data.images import list_images
 
 PROBS = np.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]], dtype=np.float32)
 

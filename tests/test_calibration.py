@@ -5,7 +5,7 @@ import pytest
 import torch
 from networks import sorted_rows
 
-from clcnet.calibration import Calibration, fit_calibration, simple_scores
+from clcnet.network.calibration import Calibration, fit_calibration, simple_scores
 
 
 def test_simple_scores_of_a_known_row():

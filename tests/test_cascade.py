@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clcnet.cascade import (
+from clcnet.cascade.curve import (
     Stage,
     accuracy_at_deferral,
     area_under_deferral,

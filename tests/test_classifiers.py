@@ -18,8 +18,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from timm.data import ImageDataset, create_loader, resolve_model_data_config
 
-from clcnet import classifiers
-from clcnet.classifiers import (
+from clcnet.classifiers import classifier as classifiers
+from clcnet.classifiers.classifier import (
     Classifier,
     class_indices,
     classify,
@@ -28,7 +28,7 @@ from clcnet.classifiers import (
     measure_milliseconds,
     resolve_device,
 )
-from clcnet.images import list_images
+from clcnet.data.images import list_images
 
 Factory = Callable[..., Path]
 

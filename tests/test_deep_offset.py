@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from clcnet.cascade import Stage, outcome, run_cascade
-from clcnet.deep_offset import are_probabilities, cross_fitted_offsets, fit_deep_offset, shifted, with_deep_offset
+from clcnet.cascade.curve import Stage, outcome, run_cascade
+from clcnet.cascade.deep_offset import (
+    are_probabilities,
+    cross_fitted_offsets,
+    fit_deep_offset,
+    shifted,
+    with_deep_offset,
+)
 
 
 def test_an_offset_of_log_3_turns_even_odds_into_3_to_1():

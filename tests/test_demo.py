@@ -15,9 +15,10 @@ from scipy import ndimage
 from sklearn.datasets import load_digits
 from timm.data import create_transform, resolve_data_config
 
-from clcnet import cli, demo
-from clcnet.classifiers import class_indices, classify, load_classifier
-from clcnet.images import list_images
+from clcnet import cli
+from clcnet.classifiers.classifier import class_indices, classify, load_classifier
+from clcnet.data.images import list_images
+from examples import demo
 
 NUM_DIGITS = 120
 

@@ -18,9 +18,9 @@ import torch
 
 import eval_custom_data as script
 from clcnet import CLCNet
-from clcnet.classifiers import classify, load_classifier
-from clcnet.images import list_images
-from clcnet.resume import UnfinishedAnswers
+from clcnet.cascade.resume import UnfinishedAnswers
+from clcnet.classifiers.classifier import classify, load_classifier
+from clcnet.data.images import list_images
 
 Factory = Callable[..., Path]
 Evaluate = Callable[..., dict[str, Any]]
@@ -644,7 +644,7 @@ def test_a_resumed_run_that_finds_everything_answered_states_no_speed(
 ) -> None:
     folder = image_folder()
     with monkeypatch.context() as patch:
-        patch.setattr("clcnet.inference._finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("clcnet.cascade.runner._finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             evaluate(folder)
     outcome = evaluate(folder, "--resume")

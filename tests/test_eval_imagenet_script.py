@@ -13,16 +13,16 @@ from forking import run_together
 from scipy.special import expit
 
 import eval_imagenet_5fold_cv as script
-from clcnet import baselines, cached_inference, selection
-from clcnet.calibration import Calibration
-from clcnet.cascade import Stage, sweep
-from clcnet.classifiers import class_indices, classify, load_classifier
-from clcnet.deep_offset import fit_deep_offset
-from clcnet.evaluation import Pair
-from clcnet.images import list_images
-from clcnet.model import CLCNet
-from clcnet.selection import Goal, Reference
-from clcnet.table import Table, sort_probs, write_table
+from clcnet.cascade import baselines, cached_inference, selection
+from clcnet.cascade.curve import Stage, sweep
+from clcnet.cascade.deep_offset import fit_deep_offset
+from clcnet.cascade.evaluation import Pair
+from clcnet.cascade.selection import Goal, Reference
+from clcnet.classifiers.classifier import class_indices, classify, load_classifier
+from clcnet.data.images import list_images
+from clcnet.data.table import Table, sort_probs, write_table
+from clcnet.network.calibration import Calibration
+from clcnet.network.model import CLCNet
 
 ROOT = script.cli.ROOT
 
@@ -358,7 +358,7 @@ def test_unreadable_images_are_left_out_and_counted(run, models, images, weights
 def test_flops_and_times_are_measured_once_in_the_life_of_the_cache(run, models, monkeypatch):
     first = run(*models, "--threshold-searching", draw=True)
     monkeypatch.setattr(cached_inference, "measure_milliseconds", None)
-    monkeypatch.setattr("clcnet.classifiers.count_flops", None)
+    monkeypatch.setattr("clcnet.classifiers.classifier.count_flops", None)
     second = run(*models, "--threshold-searching", draw=True)
     assert (second["curve"].stage_flops == first["curve"].stage_flops).all()
     times = [pd.read_csv(outcome["performance_result"]).milliseconds for outcome in (first, second)]

@@ -6,7 +6,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from clcnet.flops import count_flops
+from clcnet.classifiers.flops import count_flops
 
 # timm's published multiply-adds (billions) at native sizes; the counter finds 1.5 to 3.5% less, as it leaves out
 # normalisation, activations and pooling

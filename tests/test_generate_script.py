@@ -20,9 +20,9 @@ from timm.data import ImageDataset, create_loader, resolve_model_data_config
 
 import generate_data_for_CLCNet as script
 from clcnet import cli
-from clcnet.images import list_images
-from clcnet.resume import LEFT_OUT, RIGHT, WRONG, UnfinishedTable
-from clcnet.table import read_table
+from clcnet.cascade.resume import LEFT_OUT, RIGHT, WRONG, UnfinishedTable
+from clcnet.data.images import list_images
+from clcnet.data.table import read_table
 
 Factory = Callable[..., Path]
 Generate = Callable[..., dict[str, object]]

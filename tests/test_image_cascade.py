@@ -15,11 +15,11 @@ from PIL import Image
 from torch import nn
 
 from clcnet import Cascade, CLCNet
-from clcnet.classifiers import Classifier, classify, load_classifier
-from clcnet.image_cascade import Predictions, stream
-from clcnet.images import ImageSet, list_images
-from clcnet.predictions import Answers
-from clcnet.schedule import DEEP, SHALLOW, Outcome
+from clcnet.cascade.image_cascade import Predictions, stream
+from clcnet.cascade.predictions import Answers
+from clcnet.cascade.schedule import DEEP, SHALLOW, Outcome
+from clcnet.classifiers.classifier import Classifier, classify, load_classifier
+from clcnet.data.images import ImageSet, list_images
 
 Factory = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -437,7 +437,9 @@ def test_batches_done_by_an_earlier_run_are_not_run_again(cascade: Cascade, imag
 
 
 def test_the_array_modules_need_no_torch() -> None:
-    code = "import clcnet.cascade, clcnet.metrics, clcnet.schedule, sys; assert 'torch' not in sys.modules"
+    code = (
+        "import clcnet.cascade.curve, clcnet.metrics, clcnet.cascade.schedule, sys; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
 
 

@@ -9,7 +9,7 @@ import scipy.io
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clcnet.images import balanced_folds, list_images, natural_key
+from clcnet.data.images import balanced_folds, list_images, natural_key
 
 
 def touch(root: Path, *names: str) -> Path:

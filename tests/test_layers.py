@@ -5,7 +5,7 @@ import pytest
 import torch
 from literal_clcnet import sparsemax as literal_sparsemax
 
-from clcnet.layers import GAUSSIAN_REACH, GhostBatchNorm, gaussian_basis, sparsemax, times_gaussian
+from clcnet.network.layers import GAUSSIAN_REACH, GhostBatchNorm, gaussian_basis, sparsemax, times_gaussian
 
 CPU = (torch.float32, torch.device("cpu"))
 

@@ -9,8 +9,8 @@ import torch
 from literal_clcnet import LiteralCLCNet
 from networks import part_of, read_reference, released_network, sorted_rows, trained_looking
 
-from clcnet.calibration import Calibration
-from clcnet.model import (
+from clcnet.network.calibration import Calibration
+from clcnet.network.model import (
     CLCNet,
     load_released_state,
     released_names,

@@ -10,11 +10,11 @@ import torch
 from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, GENERATE, TRAIN_CUSTOM, TRAIN_FOLDS, Workshop, refusal
 
 from clcnet import CLCNet
-from clcnet.cascade import Stage, run_cascade, sweep
-from clcnet.classifiers import load_classifier
+from clcnet.cascade.curve import Stage, run_cascade, sweep
+from clcnet.classifiers.classifier import load_classifier
 from clcnet.confidence import SIMPLE_CONFIDENCES
-from clcnet.table import Table as Rows
-from clcnet.table import check_sorted_probs, read_table, sort_probs, write_table
+from clcnet.data.table import Table as Rows
+from clcnet.data.table import check_sorted_probs, read_table, sort_probs, write_table
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -62,7 +62,7 @@ def test_a_classifier_whose_answer_is_no_number_is_one_line_with_the_image(
     workshop: Workshop, tmp_path: Path, script: str, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "clcnet.classifiers.Classifier.probabilities",
+        "clcnet.classifiers.classifier.Classifier.probabilities",
         lambda self, batch: torch.full((len(batch), 3), value).softmax(dim=-1),
     )
     line = refusal(scripts.run(script, *workshop.command(script, tmp_path)))

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from clcnet.cascade import Stage, sweep
-from clcnet.paper_table import (
+from clcnet.cascade.curve import Stage, sweep
+from clcnet.cascade.selection import Reference
+from clcnet.report.paper_table import (
     PAPER_REFERENCES,
     accuracy_interval,
     cascade_name,
@@ -12,7 +13,6 @@ from clcnet.paper_table import (
     merge_rows,
     results_rows,
 )
-from clcnet.selection import Reference
 
 NUM_IMAGES = 10_000
 FOLDS = np.arange(NUM_IMAGES) % 5

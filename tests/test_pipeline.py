@@ -10,8 +10,9 @@ import pytest
 from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, GENERATE, TRAIN_CUSTOM, TRAIN_FOLDS, run
 from sklearn.datasets import load_digits
 
-from clcnet import CLCNet, demo
-from clcnet.images import list_images
+from clcnet import CLCNet
+from clcnet.data.images import list_images
+from examples import demo
 
 STAGES = ("shallow", "deep")
 THRESHOLD = 0.6

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clcnet.predictions import COLUMNS, UNKNOWN, Answers, Verdicts, decide, write_result
-from clcnet.schedule import DEEP, NOTHING, SHALLOW, Outcome, Task
+from clcnet.cascade.predictions import COLUMNS, UNKNOWN, Answers, Verdicts, decide, write_result
+from clcnet.cascade.schedule import DEEP, NOTHING, SHALLOW, Outcome, Task
 
 NAMES = ["a.png", "b.png", "c.png", "d.png", "e.png"]
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clcnet.cascade import Stage, sweep
-from clcnet.images import list_images
-from clcnet.table import Table, match_rows, read_table, sort_probs, write_table
-from clcnet.training import fold_splits, split_rows
+from clcnet.cascade.curve import Stage, sweep
+from clcnet.data.images import list_images
+from clcnet.data.table import Table, match_rows, read_table, sort_probs, write_table
+from clcnet.network.training import fold_splits, split_rows
 
 file_names = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=12)
 
@@ -61,7 +61,7 @@ def test_folds_do_not_depend_on_the_order_in_which_the_disk_lists_its_files(
             yield folder, subfolders, random.sample(files, len(files))
 
     expected = list_images(root)
-    with mock.patch("clcnet.images.os.walk", shuffled):
+    with mock.patch("clcnet.data.images.os.walk", shuffled):
         images = list_images(root)
     assert images.names == expected.names and images.targets.tolist() == expected.targets.tolist()
     assert images.folds.tolist() == expected.folds.tolist()

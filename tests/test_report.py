@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clcnet import plots, report
-from clcnet.baselines import compare, confidences
-from clcnet.cascade import Stage, sweep
-from clcnet.paper_table import CrossFitted, Row, results_rows
-from clcnet.selection import Reference
+from clcnet.cascade.baselines import compare, confidences
+from clcnet.cascade.curve import Stage, sweep
+from clcnet.cascade.selection import Reference
+from clcnet.report import plots
+from clcnet.report import tables as report
+from clcnet.report.paper_table import CrossFitted, Row, results_rows
 
 RANDOM = np.random.default_rng(0)
 NUM_IMAGES = 200

@@ -5,7 +5,7 @@ from collections import deque
 import numpy as np
 import pytest
 
-from clcnet.schedule import DEEP, NOTHING, SHALLOW, Outcome, Schedule, Task
+from clcnet.cascade.schedule import DEEP, NOTHING, SHALLOW, Outcome, Schedule, Task
 
 RNG = np.random.default_rng(0)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clcnet.cascade import Stage, resampled_sweeps, sweep
-from clcnet.selection import (
+from clcnet.cascade.curve import Stage, resampled_sweeps, sweep
+from clcnet.cascade.selection import (
     Goal,
     Reference,
     cheapest_at_accuracy,

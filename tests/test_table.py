@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clcnet.images import list_images
-from clcnet.table import (
+from clcnet.data.images import list_images
+from clcnet.data.table import (
     Table,
     TableWriter,
     check_sorted_probs,
@@ -25,7 +25,7 @@ from clcnet.table import (
     sort_probs,
     write_table,
 )
-from clcnet.table_csv import encode_rows
+from clcnet.data.table_csv import encode_rows
 
 
 def make_table(names: list[str], sorted_probs: list[list[float]], correct: list[int]) -> Table:
@@ -148,10 +148,10 @@ def test_where_memory_is_short_a_table_is_read_in_pieces_and_is_the_same(
         sizes.append(options.get("chunksize"))
         return read_csv(*arguments, **options)
 
-    monkeypatch.setattr("clcnet.table_csv.pd.read_csv", spy)
-    monkeypatch.setattr("clcnet.table_rows.VALUES_A_READ", 100_000)
+    monkeypatch.setattr("clcnet.data.table_csv.pd.read_csv", spy)
+    monkeypatch.setattr("clcnet.data.table_rows.VALUES_A_READ", 100_000)
     for free in (40_000_000, 15_000_000):  # a million numbers: 30 and 8 bytes each, and some more
-        monkeypatch.setattr("clcnet.table.free_bytes", lambda free=free: free)
+        monkeypatch.setattr("clcnet.data.table.free_bytes", lambda free=free: free)
         assert_same(read_table(tmp_path / "t.csv"), large_table)
     assert sizes == [None, 199]
 

@@ -12,9 +12,9 @@ from test_training import made_table
 import train_custom_data
 import train_imagenet_5fold_cv
 from clcnet import metrics
-from clcnet.model import CLCNet
-from clcnet.table import Table, write_table
-from clcnet.weights_file import find_fold_weights
+from clcnet.data.table import Table, write_table
+from clcnet.network.model import CLCNet
+from clcnet.network.weights import find_fold_weights
 
 QUICK = ["--max-epochs", "2", "--batch-size", "32", "--virtual-batch-size", "16", "--device", "cpu"]
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from clcnet import metrics, training
+from clcnet import metrics
 from clcnet.confidence import negative_entropy
-from clcnet.model import CLCNet
-from clcnet.training import RECIPES, Settings, Split, fold_splits, split_rows, train_clcnet, train_many
+from clcnet.network import training
+from clcnet.network.model import CLCNet
+from clcnet.network.training import RECIPES, Settings, Split, fold_splits, split_rows, train_clcnet, train_many
 
 QUICK = Settings(max_epochs=3, batch_size=64, virtual_batch_size=32)
 
@@ -325,8 +326,8 @@ def test_ties_one_hot_and_uniform_rows_are_trained_on():
 
 def test_quality_on_cifar10_reaches_the_simple_scores(shared):
     """One seed and ten epochs of what benchmarks/ablation.py measures in full."""
-    from clcnet.images import list_images
-    from clcnet.table import fold_of_rows, read_table
+    from clcnet.data.images import list_images
+    from clcnet.data.table import fold_of_rows, read_table
 
     images = list_images(shared / "cifar10" / "imagenet_splits_5")
     tables = {name: read_table(shared / "cifar10" / f"{name}.csv") for name in ("resnet20", "resnet56")}

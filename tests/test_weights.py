@@ -9,8 +9,9 @@ import pytest
 from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, run
 from test_demo import make_small
 
-from clcnet import CLCNet, cli, plots
-from clcnet.weights_file import find_fold_weights
+from clcnet import CLCNet, cli
+from clcnet.network.weights import find_fold_weights
+from clcnet.report import plots
 
 CARD = (cli.WEIGHTS_DIR / "README.md").read_text(encoding="utf-8")
 DEMO_LOG = (cli.ROOT / "benchmarks" / "results" / "demo.txt").read_text(encoding="utf-8")
@@ -46,7 +47,7 @@ def test_steps_4_and_5_run_on_demo_images_without_training_as_the_card_says(
 ) -> None:
     (block,) = re.findall(r"^```sh\n(.*?)^```", CARD, flags=re.DOTALL | re.MULTILINE)
     make, *evaluations = (shlex.split(line)[1:] for line in block.splitlines())
-    assert make == ["-m", "clcnet.demo", "--output", "data/demo"]
+    assert make == ["-m", "examples.demo", "--output", "data/demo"]
     assert [words[0] for words in evaluations] == [f"{EVALUATE_FOLDS}.py", f"{EVALUATE_CUSTOM}.py"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plots, "save", lambda *_: [])

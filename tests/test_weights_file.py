@@ -10,9 +10,9 @@ import pytest
 import torch
 from networks import part_of, read_reference, released_network, sorted_rows, trained_looking
 
-from clcnet.calibration import Calibration
-from clcnet.model import CLCNet
-from clcnet.weights_file import check_no_other_fold_weights, find_fold_weights
+from clcnet.network.calibration import Calibration
+from clcnet.network.model import CLCNet
+from clcnet.network.weights import check_no_other_fold_weights, find_fold_weights
 
 
 def test_saved_networks_load_with_the_same_scores_calibration_and_metadata(tmp_path):

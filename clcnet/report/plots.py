@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from clcnet import metrics
-from clcnet.baselines import Rule
-from clcnet.cascade import Bools, Floats, Stage
+from clcnet.cascade.baselines import Rule
+from clcnet.cascade.curve import Bools, Floats, Stage
+from clcnet.cascade.selection import Reference
 from clcnet.files import atomic_path
 from clcnet.intervals import exact_interval
-from clcnet.selection import Reference
 
 BLACK, BLUE, ORANGE, GREEN, PINK, GREY = "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676"
 SKY = "#56B4E9"

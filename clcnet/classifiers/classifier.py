@@ -27,9 +27,9 @@ from timm.data.loader import create_loader
 from timm.data.transforms_factory import create_transform
 from torch import nn
 
-from clcnet import timm_models
-from clcnet.flops import count_flops
-from clcnet.images import ImageSet
+from clcnet.classifiers import models as timm_models
+from clcnet.classifiers.flops import count_flops
+from clcnet.data.images import ImageSet
 from clcnet.memory import return_freed_memory
 
 _logger = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clcnet.data.images import NUM_FOLDS
 from clcnet.files import atomic_path
-from clcnet.images import NUM_FOLDS
 
 FORMAT_VERSION = 1
 LARGEST_MEMBER = 64 * 2**20  # bytes; a network for 1,000 classes takes 150 kB

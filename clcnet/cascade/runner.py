@@ -14,13 +14,13 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from tqdm import tqdm
 
 from clcnet import distributed
-from clcnet.classifiers import Classifier, class_indices
+from clcnet.cascade.image_cascade import Cascade, stream
+from clcnet.cascade.predictions import UNKNOWN, Answers, Verdicts, write_result
+from clcnet.cascade.resume import Arguments, UnfinishedAnswers, check_processes_agree, partial_folder, run_arguments
+from clcnet.cascade.schedule import DEEP, NOTHING, SHALLOW, Outcome
+from clcnet.classifiers.classifier import Classifier, class_indices
+from clcnet.data.images import ImageSet, errors_file, write_errors
 from clcnet.files import output_lock
-from clcnet.image_cascade import Cascade, stream
-from clcnet.images import ImageSet, errors_file, write_errors
-from clcnet.predictions import UNKNOWN, Answers, Verdicts, write_result
-from clcnet.resume import Arguments, UnfinishedAnswers, check_processes_agree, partial_folder, run_arguments
-from clcnet.schedule import DEEP, NOTHING, SHALLOW, Outcome
 
 
 class Stopwatch:

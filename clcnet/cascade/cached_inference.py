@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from clcnet import distributed
-from clcnet.cache import OutputCache
-from clcnet.cascade import Stage
-from clcnet.classifiers import Classifier, class_indices, classify, measure_milliseconds
-from clcnet.evaluation import Outputs, Pair, fold_confidence
-from clcnet.images import ImageSet
-from clcnet.model import CLCNet
+from clcnet.cascade.curve import Stage
+from clcnet.cascade.evaluation import Outputs, Pair, fold_confidence
+from clcnet.classifiers.classifier import Classifier, class_indices, classify, measure_milliseconds
+from clcnet.data.cache import OutputCache
+from clcnet.data.images import ImageSet
+from clcnet.network.model import CLCNet
 
 _IMAGES_A_ROUND = 4096  # of one process; what several processes found is brought together after each round
 _GPU_TIMING_BATCH = 64

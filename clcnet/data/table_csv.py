@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
-from clcnet.table_rows import Rows, encode_name, map_rows, rows_a_read
+from clcnet.data.table_rows import Rows, encode_name, map_rows, rows_a_read
 
 BYTES_A_VALUE_AT_ONCE = 30  # while pandas holds numbers twice and takes a third of the text apart
 _LONGEST_LINE = 1 << 24

@@ -27,10 +27,10 @@ import timm
 import torch
 
 from clcnet import distributed
-from clcnet.classifiers import Classifier
+from clcnet.cascade.schedule import Outcome, Task
+from clcnet.classifiers.classifier import Classifier
+from clcnet.data.images import ImageSet
 from clcnet.files import atomic_path, naming_full_disks
-from clcnet.images import ImageSet
-from clcnet.schedule import Outcome, Task
 
 WRONG, RIGHT, LEFT_OUT = 0, 1, 2
 _ROWS_AT_ONCE = 1024

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clcnet.calibration import Calibration
 from clcnet.confidence import SUM_TOLERANCE
-from clcnet.layers import (
+from clcnet.network.calibration import Calibration
+from clcnet.network.layers import (
     QUERY_WIDTH,
     RESIDUAL_SCALE,
     AttentiveTransformers,
@@ -27,7 +27,7 @@ from clcnet.layers import (
     sparsemax,
     times_gaussian,
 )
-from clcnet.weights_file import (
+from clcnet.network.weights import (
     STATE_MEMBER,
     constructor_arguments,
     metadata_of,

@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 
 from clcnet import metrics
-from clcnet.baselines import DEFERRAL_SHARES, Rule, resample
-from clcnet.cascade import Curve, Floats, Stage
+from clcnet.cascade.baselines import DEFERRAL_SHARES, Rule, resample
+from clcnet.cascade.curve import Curve, Floats, Stage
 from clcnet.files import atomic_path
 from clcnet.intervals import Interval, exact_interval, percentile_interval
-from clcnet.paper_table import CrossFitted, Row
+from clcnet.report.paper_table import CrossFitted, Row
 
 
 def format_flops(flops: float) -> str:

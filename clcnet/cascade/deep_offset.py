@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from clcnet.cascade import Floats, Stage
+from clcnet.cascade.curve import Floats, Stage
 
 _SUREST = 1 - 2.0**-24  # float32 knows none between this and 1; the logit of 1 itself is infinite
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clcnet.cascade import Curve, Floats, Stage, outcome, percent, resampled_sweeps, sweep
+from clcnet.cascade.curve import Curve, Floats, Stage, outcome, percent, resampled_sweeps, sweep
 from clcnet.intervals import NUM_SWEEP_RESAMPLES, Interval, exact_interval, percentile_interval, resampled_means
 
 Choice = Literal["cascade", "shallow", "deep"]

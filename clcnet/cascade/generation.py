@@ -17,11 +17,11 @@ import numpy as np
 from tqdm import tqdm
 
 from clcnet import distributed
-from clcnet.classifiers import Classifier, classify, default_batch_size
+from clcnet.cascade.resume import LEFT_OUT, UnfinishedTable, check_processes_agree, partial_folder, run_arguments
+from clcnet.classifiers.classifier import Classifier, classify, default_batch_size
+from clcnet.data.images import ImageSet, errors_file, write_errors
+from clcnet.data.table import TableWriter, sort_probs
 from clcnet.files import atomic_path, check_output, output_lock
-from clcnet.images import ImageSet, errors_file, write_errors
-from clcnet.resume import LEFT_OUT, UnfinishedTable, check_processes_agree, partial_folder, run_arguments
-from clcnet.table import TableWriter, sort_probs
 
 
 @dataclass(frozen=True)

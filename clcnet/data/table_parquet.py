@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from clcnet.table_rows import Rows, encode_name, rows_a_read
+from clcnet.data.table_rows import Rows, encode_name, rows_a_read
 
 
 class RowsWriter:

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clcnet.cascade import Curve, Stage, outcome, sweep
-from clcnet.intervals import Interval, exact_interval, percentile_interval, resampled_means
-from clcnet.selection import (
+from clcnet.cascade.curve import Curve, Stage, outcome, sweep
+from clcnet.cascade.selection import (
     Reference,
     cheapest_at_accuracy,
     cross_fit,
@@ -19,6 +18,7 @@ from clcnet.selection import (
     score,
     short_threshold,
 )
+from clcnet.intervals import Interval, exact_interval, percentile_interval, resampled_means
 
 SAME_ACCURACY = 0.1  # points; a row at a reference's FLOPs whose accuracy is this close serves as both rows
 

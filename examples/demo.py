@@ -1,6 +1,6 @@
 """The embedded data set: images of real handwriting and two classifiers, made on the spot without a network.
 
-    python -m clcnet.demo --output data/demo
+    python -m examples.demo --output data/demo
 
 Output, in the folder:
 
@@ -34,10 +34,10 @@ from torch import nn
 from tqdm import tqdm
 
 from clcnet import cli
+from clcnet.classifiers.flops import count_flops
+from clcnet.classifiers.models import configuration
+from clcnet.data.images import NUM_FOLDS
 from clcnet.files import atomic_path, output_lock
-from clcnet.flops import count_flops
-from clcnet.images import NUM_FOLDS
-from clcnet.timm_models import configuration
 
 IMAGE_SIZE = 32
 NUM_CLASSES = 10
@@ -71,7 +71,7 @@ class Settings:
 
 
 def get_args_parser() -> cli.ArgumentParser:
-    parser = cli.ArgumentParser(prog="python -m clcnet.demo", description=__doc__)
+    parser = cli.ArgumentParser(prog="python -m examples.demo", description=__doc__)
     defaults, add = Settings(), parser.add_argument
     add("--output", type=Path, default=cli.DATA_DIR / "demo", metavar="FOLDER", help="where to make it")
     add("--views", type=cli.positive_int, default=defaults.views, metavar="N", help="images of each of 900 originals")

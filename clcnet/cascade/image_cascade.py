@@ -1,7 +1,7 @@
 """The whole cascade on images: `Cascade`, for a service to hold, and its run over the images of a folder.
 
 from clcnet import Cascade, CLCNet
-from clcnet.classifiers import load_classifier
+from clcnet.classifiers.classifier import load_classifier
 
 shallow = load_classifier("tf_efficientnet_b0.aa_in1k")
 deep = load_classifier("tf_efficientnet_b4.aa_in1k")
@@ -25,7 +25,10 @@ from timm.data.loader import adapt_to_chs
 from torch import nn
 
 from clcnet import distributed
-from clcnet.classifiers import (
+from clcnet.cascade.deep_offset import shifted
+from clcnet.cascade.predictions import STAGE_NAMES, decide
+from clcnet.cascade.schedule import DEEP, NOTHING, SHALLOW, Outcome, Schedule, Task, is_deferred
+from clcnet.classifiers.classifier import (
     Classifier,
     HalvingForward,
     ImageDataset,
@@ -36,11 +39,8 @@ from clcnet.classifiers import (
     loaded_batches,
     read_image,
 )
-from clcnet.deep_offset import shifted
-from clcnet.images import ImageSet
-from clcnet.predictions import STAGE_NAMES, decide
-from clcnet.schedule import DEEP, NOTHING, SHALLOW, Outcome, Schedule, Task, is_deferred
-from clcnet.table import sort_probs
+from clcnet.data.images import ImageSet
+from clcnet.data.table import sort_probs
 
 Picture = Image.Image | str | os.PathLike[str]
 
@@ -70,8 +70,8 @@ class Cascade:
     """A shallow model that answers every image and a deep one for those whose confidence is below a threshold.
 
     The deep answer stands where it is the surer of the two (arXiv:2205.09612), after a head start if it is given one
-    (`clcnet.deep_offset`). Several threads may share one cascade: calls change nothing inside but the number of images
-    at once, which shrinks when memory runs out.
+    (`clcnet.cascade.deep_offset`). Several threads may share one cascade: calls change nothing inside but the number of
+    images at once, which shrinks when memory runs out.
     """
 
     def __init__(

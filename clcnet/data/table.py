@@ -13,12 +13,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from clcnet import table_csv, table_parquet
 from clcnet.confidence import SUM_TOLERANCE
+from clcnet.data import table_csv, table_parquet
+from clcnet.data.images import ImageSet, names_of
+from clcnet.data.table_rows import ROWS_A_CHUNK, bytes_a_read, map_rows
 from clcnet.files import atomic_path
-from clcnet.images import ImageSet, names_of
 from clcnet.memory import free_bytes
-from clcnet.table_rows import ROWS_A_CHUNK, bytes_a_read, map_rows
 
 _NAME_BYTES = 100  # of a name in memory, roughly
 

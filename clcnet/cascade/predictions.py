@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clcnet.cascade import Stage, percent, run_cascade
+from clcnet.cascade.curve import Stage, percent, run_cascade
+from clcnet.cascade.schedule import DEEP, NOTHING, SHALLOW, Outcome
 from clcnet.files import atomic_path
-from clcnet.schedule import DEEP, NOTHING, SHALLOW, Outcome
 
 COLUMNS = (
     "file",

@@ -7,7 +7,7 @@ CLCNet: arXiv:2205.09612, section 3. TabNet: arXiv:1908.07442. What is computed 
 * The feature transformers of all steps live in one module, in parameters with a leading dimension of blocks, and run
   at once where the steps have the same input.
 * Every layer works on the last dimensions. Parameters may carry a leading dimension of models as well, and then one
-  call trains or scores that many networks; see `clcnet.training`.
+  call trains or scores that many networks; see `clcnet.network.training`.
 """
 
 import math

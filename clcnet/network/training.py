@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from clcnet import metrics
-from clcnet.calibration import Calibration, fit_calibration
-from clcnet.images import NUM_FOLDS
-from clcnet.model import CLCNet
-from clcnet.table import check_sorted_probs
+from clcnet.data.images import NUM_FOLDS
+from clcnet.data.table import check_sorted_probs
+from clcnet.network.calibration import Calibration, fit_calibration
+from clcnet.network.model import CLCNet
 
 VALIDATION_SHARE = TEST_SHARE = 0.1
 STATISTICS_ROWS = 2048  # training rows that batch norm's statistics are estimated from

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from clcnet import cli, metrics
 from clcnet.confidence import max_softmax, negative_entropy
 from clcnet.files import atomic_path, check_output
-from clcnet.training import RECIPES, Settings
+from clcnet.network.training import RECIPES, Settings
 
 FIGURES = {"auroc": "AUROC", "aurc": "AURC", "mse": "MSE", "calibration_error": "calibration error"}
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from clcnet.data.images import ImageSet
 from clcnet.files import atomic_path, output_lock, reserve
-from clcnet.images import ImageSet
 
 
 def images_key(images: ImageSet) -> str:

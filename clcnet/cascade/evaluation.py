@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clcnet.baselines import average_is_correct
-from clcnet.cascade import Bools, Stage
-from clcnet.images import NUM_FOLDS, ImageSet
-from clcnet.model import CLCNet
-from clcnet.table import match_rows, read_table, sort_probs
-from clcnet.weights_file import SPLIT_FILE, find_fold_weights
+from clcnet.cascade.baselines import average_is_correct
+from clcnet.cascade.curve import Bools, Stage
+from clcnet.data.images import NUM_FOLDS, ImageSet
+from clcnet.data.table import match_rows, read_table, sort_probs
+from clcnet.network.model import CLCNet
+from clcnet.network.weights import SPLIT_FILE, find_fold_weights
 
 
 @dataclass
@@ -164,7 +164,7 @@ def flops_of(model: str) -> float:
     import timm
     from timm.data.config import resolve_model_data_config
 
-    from clcnet.flops import count_flops
+    from clcnet.classifiers.flops import count_flops
 
     try:
         architecture = timm.create_model(model, pretrained=False)

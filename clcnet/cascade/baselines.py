@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from clcnet.cascade import (
+from clcnet.cascade.curve import (
     Bools,
     Curve,
     Floats,
@@ -23,9 +23,9 @@ from clcnet.cascade import (
     resampled_sweeps,
     sweep,
 )
+from clcnet.cascade.deep_offset import can_have_offset, cross_fitted_offsets, with_deep_offset
+from clcnet.cascade.selection import cheapest_at_accuracy
 from clcnet.confidence import SIMPLE_CONFIDENCES
-from clcnet.deep_offset import can_have_offset, cross_fitted_offsets, with_deep_offset
-from clcnet.selection import cheapest_at_accuracy
 
 DEFERRAL_SHARES = (0.1, 0.2, 0.3, 0.5)
 NUM_RULE_RESAMPLES = 400  # of every rule's curve; enough for an interval printed with two digits

@@ -1,0 +1,1 @@
+"""Which answer stands, what that costs, and its run over images."""

@@ -1,0 +1,1 @@
+"""A timm model, and what it says about images."""

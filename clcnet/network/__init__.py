@@ -1,0 +1,1 @@
+"""The confidence network: layers, scoring, calibration, its weights file, training."""
