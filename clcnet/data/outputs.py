@@ -171,7 +171,7 @@ class Outputs:
         """The images at these places, in that order, or those where a mask is True."""
         places = np.asarray(rows)
         places = np.flatnonzero(places) if places.dtype == bool else places
-        parts = {
+        parts: dict[str, Any] = {
             name: None if (array := getattr(self, name)) is None else array[places]
             for name in ("sorted_probs", "classes", "targets", "correct")
         }
