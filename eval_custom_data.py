@@ -12,13 +12,12 @@ answers and confidences. Images that cannot be read are left out and listed in R
 
 For several GPUs or machines: torchrun --nproc-per-node N eval_custom_data.py ...
 
-Exit codes: 0 done, 2 bad input, 3 done but some images were left out, 130 interrupted (go on with --resume). torchrun
+Exit codes: 0 done, 2 bad input, 3 done but some images were left out, 130 interrupted (the same command goes on). torchrun
 makes 1 of them all but 0, so under it a run that left images out ends with 0; the last line still counts them.
 """
 
 import argparse
-import hashlib
-import math
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,18 @@ if __name__ == "__main__":
 
 import torch
 
-from clcnet import Cascade, CLCNet, distributed
+from clcnet import CLCNet, distributed
 from clcnet.cascade.curve import SHALLOW_ALONE
-from clcnet.cascade.predictions import STAGE_NAMES
-from clcnet.cascade.resume import partial_folder
-from clcnet.cascade.runner import Summary, answer_folder, known_targets, name_classes
-from clcnet.cascade.schedule import DEEP
+from clcnet.cascade.policy import Policy
+from clcnet.cascade.rule import CLCNET, Rule, Surest
+from clcnet.cascade.runner import run_folder, write_result
+from clcnet.classifiers.classes import known_targets, name_classes
 from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
-from clcnet.data.images import errors_file, list_images
-from clcnet.files import check_output
-from clcnet.report import tables as report
+from clcnet.data.images import errors_file, list_images, write_errors
+from clcnet.files import check_output, output_lock
+from clcnet.report.folder import print_summary, summarise
 
+STAGES = ("shallow", "deep")
 DEFAULT_WEIGHT = cli.WEIGHTS_DIR / "CLCNet_custom_data.zip"
 DEFAULT_MODELS = ("tf_efficientnet_b4.aa_in1k", "tf_efficientnet_b7.ra_in1k")
 
@@ -61,7 +61,7 @@ def get_args_parser() -> cli.ArgumentParser:
     )
     group = parser.add_argument_group("models")
     add = group.add_argument
-    for stage, default in zip(STAGE_NAMES, DEFAULT_MODELS, strict=True):
+    for stage, default in zip(STAGES, DEFAULT_MODELS, strict=True):
         add(f"--{stage}-model", default=default, metavar="NAME", help="timm model, local-dir:FOLDER or hf-hub:NAME")
         add(
             f"--{stage}-model-weight",
@@ -87,156 +87,76 @@ def get_args_parser() -> cli.ArgumentParser:
         help="images with less confidence go to the deep model",
     )
     add(
-        "--deep-offset",
-        type=cli.finite_float,
-        default=0.0,
-        metavar="H",
-        help="head start, in log-odds, of the deep answer against the shallow one, as train_custom_data.py and "
-        "eval_imagenet_5fold_cv.py measure it (default: 0, the paper's rule)",
+        "--policy",
+        type=Path,
+        metavar="FILE",
+        help="cascade.json of train_custom_data.py or of step 4: models, rule and thresholds, in place of all the above",
+    )
+    add(
+        "--models",
+        nargs="+",
+        metavar="NAME",
+        help="where the policy's models lie here, in its order (default: where they lay when they were measured)",
     )
     group = parser.add_argument_group("output")
     add = group.add_argument
     add("--result", type=Path, default=cli.ROOT / "custom-data-result.csv", metavar="FILE", help="CSV to write")
-    add("--resume", action="store_true", help="go on with an interrupted run that had the same arguments")
+    cli.add_store_arguments(group)
     cli.add_preprocessing_arguments(parser)
     cli.add_device_arguments(parser)
     return parser
 
 
-def load_model(args: argparse.Namespace, stage: str, device: torch.device) -> Classifier:
-    """Load the shallow or the deep classifier, each by its own name and weights, and print what it is."""
-    classifier = load_classifier(
-        getattr(args, f"{stage}_model"),
-        weight=getattr(args, f"{stage}_model_weight"),
-        device=device,
-        **cli.classifier_options(args),
-    )
-    if distributed.is_main():
-        print(f"{stage} model: {classifier.describe()}", flush=True)
-    return classifier
+def load_cascade(
+    args: argparse.Namespace, device: torch.device
+) -> tuple[list[Classifier], Rule, list[float], list[float | None]]:
+    """The models, the rule, the thresholds and the models' FLOPs: the policy's, or the paper's of the flags."""
+    options = cli.classifier_options(args)
+    if args.policy:
+        policy = Policy.load(args.policy)
+        how = {name: options[name] for name in ("amp", "channels_last", "compile")}
+        models = policy.load_classifiers(args.models, device, **how)
+        return models, policy.rule, policy.thresholds, [model.flops for model in policy.models]
+    network = CLCNet.load(args.weight, device=device)
+    # never asked at such a threshold, so the deep one need not be had
+    stages = STAGES if args.threshold > SHALLOW_ALONE else STAGES[:1]
+    models, flops = [], list[float | None]()
+    for stage in stages:
+        weight = getattr(args, f"{stage}_model_weight")
+        models.append(load_classifier(getattr(args, f"{stage}_model"), weight=weight, device=device, **options))
+        flops.append(getattr(args, f"{stage}_model_FLOPs") or models[-1].flops)
+    flops += [args.deep_model_FLOPs] * (len(STAGES) - len(flops))
+    return models, Surest(CLCNET, clcnet=network), [args.threshold] * (len(models) - 1), flops
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Write the result file, print the summary and return it. Unreadable images are counted, not raised."""
     torch.manual_seed(args.seed)
-    output = check_output(
-        args.result,
-        inputs=[args.labels, args.class_map, args.weight, args.shallow_model_weight, args.deep_model_weight],
-    )
+    inputs = [args.labels, args.class_map, args.weight, args.policy, args.shallow_model_weight, args.deep_model_weight]
+    output = check_output(args.result, inputs=inputs)
     device = resolve_device(args.device)
     images = list_images(args.custom_data, class_map=args.class_map, labels=args.labels, any_folder=True)
-    clcnet = CLCNet.load(args.weight, device=device)
     with distributed.processes():
-        shallow = load_model(args, "shallow", device)
-        # never asked at such a threshold, so it need not be had
-        deep = load_model(args, "deep", device) if args.threshold > SHALLOW_ALONE else shallow
-        cascade = Cascade(shallow, deep, clcnet, args.threshold, deep_offset=args.deep_offset)
+        models, rule, thresholds, flops = load_cascade(args, device)
+        names = STAGES[: len(models)] if len(models) <= len(STAGES) else [model.name for model in models]
         mapped, stated = args.class_map is not None, bool(args.class_map or args.labels)
-        targets, note = known_targets(images, shallow, by_position=mapped, must_fit=stated)
+        targets, note = known_targets(images, models[0], by_position=mapped, must_fit=stated)
+        class_names = name_classes(images, targets, models[0], images.class_names if mapped else None)
         if distributed.is_main():
+            for name, model in zip(names, models, strict=True):
+                print(f"{name} model: {model.describe()}" if name in STAGES else model.describe(), flush=True)
             print(f"{len(images)} images in {args.custom_data}{f'; {note}' if note else ''}", flush=True)
-        try:
-            summary = answer_folder(
-                cascade,
-                images,
-                output,
-                targets,
-                name_classes(images, targets, shallow, images.class_names if mapped else None),
-                arguments={
-                    "threshold": args.threshold,
-                    "deep offset": args.deep_offset,
-                    "CLCNet weights": file_digest(args.weight),
-                },
-                batch_size=args.batch_size,
-                workers=args.workers,
-                resume=args.resume,
+        with output_lock(output) if distributed.is_main() else contextlib.nullcontext():
+            found = run_folder(
+                models, rule, thresholds, images, targets, args.store, args.batch_size, args.workers
             )
-        except KeyboardInterrupt:
-            kept = partial_folder(output)
-            advice = f"the rows so far are in {kept}; go on with --resume"
-            raise KeyboardInterrupt(*[advice] if kept.exists() else []) from None
-        if not distributed.is_main():
-            return {}
-        deep_flops = args.deep_model_FLOPs or (deep.flops if deep is not shallow else math.nan)
-        outcome = summarise(summary, [args.shallow_model_FLOPs or shallow.flops, deep_flops])
-        print_summary(outcome, output)
+            if found is None:
+                return {}
+            write_result(output, images, found.answers, names, class_names)
+            write_errors(errors_file(output), images, found.unreadable)
+        outcome = summarise(found, flops, names, class_names)
+        print_summary(outcome, names, output)
     return outcome
-
-
-def file_digest(path: Path) -> str:
-    """Name for the file's content."""
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-
-
-def summarise(summary: Summary, flops: list[float]) -> dict[str, Any]:
-    """All figures of the last lines: accuracies in percent, shares as fractions, FLOPs in billions of multiply-adds."""
-    verdicts, stopwatch = summary.verdicts, summary.stopwatch
-    cascade_flops = flops[0] + (summary.deferral * flops[1] if summary.deferral else 0)
-    outcome = {
-        "num_images": len(verdicts),
-        "num_unreadable": len(summary.unreadable),
-        "num_deferred": int(verdicts.deferred.sum()),
-        "num_answered_by_deep": int((verdicts.answered_by == DEEP).sum()),
-        "deferral": summary.deferral,
-        "flops": cascade_flops,
-        "deep_flops": flops[1],
-        "flops_saving": flops[1] / cascade_flops,
-        "seconds": stopwatch.wall,
-        "deep_seconds": stopwatch.wall * stopwatch.time_saving,
-        "time_saving": stopwatch.time_saving,
-        "images_per_second": stopwatch.images_per_second,
-        "most_deferred": summary.most_deferred(),
-    }
-    return outcome | (verdicts.accuracies(summary.targets) if summary.has_labels else {})
-
-
-def print_summary(outcome: dict[str, Any], output: Path) -> None:
-    """Print accuracy where known, deferral, cost and time against the deep model's, and where the result is."""
-    if "accuracy" in outcome:
-        print(f"accuracy {outcome['accuracy']:.2f}% (the shallow model alone {outcome['shallow_accuracy']:.2f}%)")
-    print(
-        f"deferred to the deep model: {outcome['deferral']:.1%} of the images ({outcome['num_deferred']}); "
-        f"its answer stands for {outcome['num_answered_by_deep']}"
-    )
-    if "accuracy" in outcome and outcome["num_deferred"]:
-        print(
-            f"on the deferred ones the shallow model has {outcome['shallow_accuracy_on_deferred']:.2f}%, "
-            f"the deep one {outcome['deep_accuracy_on_deferred']:.2f}%"
-        )
-    if outcome["most_deferred"]:
-        by = "" if "accuracy" in outcome else ", by the shallow model's answers"
-        shares = (f"{name}: {part / total:.0%} ({part} of {total})" for name, part, total in outcome["most_deferred"])
-        print(f"classes that defer most{by}: {', '.join(shares)}")
-    print(_describe_flops(outcome))
-    print(_describe_time(outcome))
-    left_out = (
-        f", {outcome['num_unreadable']} unreadable left out ({errors_file(output)})"
-        if outcome["num_unreadable"]
-        else ""
-    )
-    print(f"{outcome['num_images']} images{left_out}; result in {output}")
-
-
-def _describe_flops(outcome: dict[str, Any]) -> str:
-    text = f"FLOPs: {report.format_flops(outcome['flops'])} an image"
-    if math.isnan(outcome["flops_saving"]):  # it was not loaded
-        return f"{text}; those of the deep model are not known"
-    deep = report.format_flops(outcome["deep_flops"])
-    return f"{text}; the deep model on every image: {deep}, {_times(outcome['flops_saving'], 'many')}"
-
-
-def _describe_time(outcome: dict[str, Any]) -> str:
-    if math.isnan(outcome["images_per_second"]):
-        return "time: none; the interrupted run had answered every image"
-    text = f"time: {outcome['seconds']:.1f} s, {outcome['images_per_second']:.1f} images/s"
-    if math.isnan(outcome["time_saving"]):
-        return f"{text}; that of the deep model is not known"
-    deep = f"about {outcome['deep_seconds']:.1f} s by its time on the deferred ones"
-    return f"{text}; the deep model on every image: {deep}, {_times(outcome['time_saving'], 'long')}"
-
-
-def _times(saving: float, word: str) -> str:
-    return f"{saving:.2f} times as {word}" + (": the cascade saves nothing" if saving < 1 else "")
 
 
 if __name__ == "__main__":

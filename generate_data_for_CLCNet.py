@@ -16,6 +16,7 @@ makes 1 of them all but 0, so under it a run that left images out ends with 0; t
 """
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,18 @@ if __name__ == "__main__":
     cli.leave_cores_to_decoders()
     keep_freed_memory()
 
+import numpy as np
 import torch
 from timm.models import safe_model_name
 
 from clcnet import distributed
-from clcnet.cascade.generation import generate_table
-from clcnet.cascade.resume import partial_folder
 from clcnet.classifiers.classifier import class_indices, load_classifier, resolve_device
-from clcnet.data.images import errors_file, list_images
-from clcnet.files import check_output
+from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
+from clcnet.data.images import errors_file, list_images, write_errors
+from clcnet.data.tables import TableWriter
+from clcnet.files import atomic_path, check_output, output_lock
+
+_ROWS_AT_ONCE = 1024
 
 
 def get_args_parser() -> cli.ArgumentParser:
@@ -59,7 +63,7 @@ def get_args_parser() -> cli.ArgumentParser:
         help="classes of --model-weight (default: the model's)",
     )
     add("--output", type=Path, metavar="FILE", help=".csv or .parquet (default: MODEL_output_ds_for_CLCNet.csv)")
-    add("--resume", action="store_true", help="go on with an interrupted run that had the same arguments")
+    cli.add_store_arguments(group)
     cli.add_preprocessing_arguments(parser)
     cli.add_device_arguments(parser)
     return parser
@@ -93,36 +97,44 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if distributed.is_main():
             print(classifier.describe(), flush=True)
             print(f"{len(images)} images of {len(images.class_names)} classes in {args.data_path}", flush=True)
-        try:
-            outcome = generate_table(
-                classifier,
-                images,
-                targets,
-                output,
-                batch_size=args.batch_size,
-                workers=args.workers,
-                resume=args.resume,
-            )
-        except KeyboardInterrupt:
-            kept = partial_folder(output)
-            advice = f"the rows so far are in {kept}; go on with --resume"
-            raise KeyboardInterrupt(*[advice] if kept.exists() else []) from None
-        if not distributed.is_main():
-            return {}
-        summary = f"{classifier.name}: top-1 {outcome.top1:.2f}% of {outcome.num_rows} images"
-        if outcome.num_unreadable:
-            summary += f", {outcome.num_unreadable} unreadable ones left out ({errors_file(output)})"
-        print(f"{summary}; {outcome.images_per_second:.1f} images/s; table in {output}")
+        with kept_answers(args.store, classifier, images, targets) as kept:
+            num_before = kept.num_before if kept else 0
+            seconds = classify_missing(kept, classifier, images, None, args.batch_size, args.workers)
+            if kept is None:
+                return {}
+            num_rows, num_right = write_table(kept, output)
+        num_unreadable, top1 = len(images) - num_rows, 100 * num_right / num_rows
+        summary = f"{classifier.name}: top-1 {top1:.2f}% of {num_rows} images"
+        if num_unreadable:
+            summary += f", {num_unreadable} unreadable ones left out ({errors_file(output)})"
+        speed = (len(images) - num_before) / seconds if seconds else math.nan
+        if seconds:
+            summary += f"; {speed:.1f} images/s"
+        print(f"{summary}; table in {output}")
     return {
         "output": output,
         "model": classifier.name,
         "flops": classifier.flops,
-        "top1": outcome.top1,
-        "num_images": outcome.num_images,
-        "num_rows": outcome.num_rows,
-        "num_unreadable": outcome.num_unreadable,
-        "images_per_second": outcome.images_per_second,
+        "top1": top1,
+        "num_images": len(images),
+        "num_rows": num_rows,
+        "num_unreadable": num_unreadable,
+        "images_per_second": speed,
     }
+
+
+def write_table(kept: Kept, output: Path) -> tuple[int, int]:
+    """Write the table, in bounded memory, and the errors file; returns the numbers of rows and of right answers."""
+    answered = np.flatnonzero(kept.places >= 0)
+    num_right = 0
+    with output_lock(output), atomic_path(output) as temporary, TableWriter(temporary, kept.record) as writer:
+        for start in range(0, len(answered), _ROWS_AT_ONCE):
+            outputs = kept.outputs(answered[start : start + _ROWS_AT_ONCE])
+            assert outputs.correct is not None, "every image has a class"
+            num_right += int(outputs.correct.sum())
+            writer.write(outputs)
+    write_errors(errors_file(output), kept.images, kept.reasons)
+    return len(answered), num_right
 
 
 if __name__ == "__main__":

@@ -169,6 +169,22 @@ def add_seed_argument(parser: Any) -> None:
     parser.add_argument("--seed", type=seed, default=42, metavar="N", help="seed of all random numbers")
 
 
+def add_store_arguments(parser: Any) -> None:
+    """Add to a parser or group where answers are kept, for the scripts that run classifiers."""
+    parser.add_argument(
+        "--store",
+        "--cache",
+        dest="store",
+        type=Path,
+        default=DATA_DIR / "store",
+        metavar="FOLDER",
+        help="where models' answers are kept, so that no model sees an image twice",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="nothing more: what the store holds is always taken from there"
+    )
+
+
 def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that override a model's own preprocessing, named as in timm."""
     group = parser.add_argument_group("preprocessing")

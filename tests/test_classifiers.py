@@ -1,12 +1,13 @@
 """Models by name, their probabilities against timm's own, odd images, odd checkpoints, and memory that runs out."""
 
+import copy
 import dataclasses
 import logging
 import os
 import pickle
 import signal
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,16 @@ from PIL import Image
 from timm.data import ImageDataset, create_loader, resolve_model_data_config
 
 from clcnet.classifiers import classifier as classifiers
+from clcnet.classifiers import stream
 from clcnet.classifiers.classifier import (
     Classifier,
     class_indices,
-    classify,
     is_out_of_memory,
     load_classifier,
     measure_milliseconds,
     resolve_device,
 )
+from clcnet.classifiers.stream import Batch, classify
 from clcnet.data.images import list_images
 
 Factory = Callable[..., Path]
@@ -43,7 +45,11 @@ def probabilities_of_timm(model: str, folder: Path, **overrides: object) -> np.n
 
 
 def probabilities_of_ours(classifier: Classifier, folder: Path, **options: object) -> np.ndarray:
-    return np.concatenate([probs for _, probs in classify(classifier, list_images(folder), workers=0, **options)])
+    return np.concatenate([batch.probs for batch in classify(classifier, list_images(folder), workers=0, **options)])
+
+
+def reasons_of(batches: Iterable[Batch]) -> dict[int, str]:
+    return {place: reason for batch in batches for place, reason in batch.reasons.items()}
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -69,9 +75,9 @@ def test_probabilities_equal_those_of_timms_own_loader_and_model(
     folder = image_folder(images_per_class=3, size=48)
     images = list_images(folder)
     batches = list(classify(classifier, images, batch_size=4, workers=workers))
-    assert [len(indices) for indices, _ in batches] == [4, 4, 1]
-    assert np.concatenate([indices for indices, _ in batches]).tolist() == list(range(9))
-    probs = np.concatenate([probs for _, probs in batches])
+    assert [len(batch.indices) for batch in batches] == [4, 4, 1]
+    assert np.concatenate([batch.answered for batch in batches]).tolist() == list(range(9))
+    probs = np.concatenate([batch.probs for batch in batches])
     assert probs.dtype == np.float32
     np.testing.assert_allclose(probs, probabilities_of_timm(model, folder), atol=1e-6, rtol=0)
     np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-6)
@@ -112,17 +118,17 @@ def test_the_transform_for_single_pictures_gives_the_same_probabilities_as_the_l
 ) -> None:
     images = list_images(image_folder(images_per_class=1, size=50))
     batch = torch.stack([classifier.transform(Image.open(path).convert("RGB")) for path in images.paths])
-    probs = np.concatenate([probs for _, probs in classify(classifier, images, workers=0)])
+    probs = np.concatenate([batch.probs for batch in classify(classifier, images, workers=0)])
     # the loader normalises whole batches of bytes, the transform single pictures: the last digits of float32 differ
     np.testing.assert_allclose(classifier.probabilities(batch).numpy(), probs, atol=1e-5)
 
 
 def test_chosen_indices_are_answered_in_their_own_order(image_folder: Factory, classifier: Classifier) -> None:
     images = list_images(image_folder())
-    everything = np.concatenate([probs for _, probs in classify(classifier, images, workers=0)])
-    ((indices, probs),) = classify(classifier, images, indices=[7, 2, 11], workers=0)
-    assert indices.tolist() == [7, 2, 11]
-    np.testing.assert_allclose(probs, everything[[7, 2, 11]], atol=1e-6)
+    everything = np.concatenate([batch.probs for batch in classify(classifier, images, workers=0)])
+    (batch,) = classify(classifier, images, indices=[7, 2, 11], workers=0)
+    assert batch.indices.tolist() == [7, 2, 11]
+    np.testing.assert_allclose(batch.probs, everything[[7, 2, 11]], atol=1e-6)
     assert list(classify(classifier, images, indices=[])) == []
 
 
@@ -209,29 +215,22 @@ def test_files_that_are_no_images_are_left_out_and_reported_with_the_reason(
         files.insert(2 * position, name)  # between the good ones
     bad = [files.index(name) for name in UNREADABLE]
     mixed = dataclasses.replace(images.subset([0] * len(files)), files=files)
-    reasons: dict[int, str] = {}
-    batches = list(classify(classifier, mixed, batch_size=4, workers=workers, on_unreadable=reasons.__setitem__))
+    batches = list(classify(classifier, mixed, batch_size=4, workers=workers))
+    reasons = reasons_of(batches)
     assert sorted(reasons) == sorted(bad)
     for index, (_, words) in zip(bad, UNREADABLE.values(), strict=True):
         assert words in reasons[index]
         assert str(folder) not in reasons[index]
-    kept = np.concatenate([indices for indices, _ in batches])
+    kept = np.concatenate([batch.answered for batch in batches])
     assert kept.tolist() == [index for index in range(len(files)) if index not in bad]
-    np.testing.assert_allclose(np.concatenate([probs for _, probs in batches]), expected, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate([batch.probs for batch in batches]), expected, atol=1e-6)
 
 
 def test_a_batch_of_nothing_but_unreadable_files_is_yielded_empty(tmp_path: Path, classifier: Classifier) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).touch()
-    reasons: dict[int, str] = {}
-    ((indices, probs),) = classify(classifier, list_images(tmp_path), workers=0, on_unreadable=reasons.__setitem__)
-    assert indices.shape == (0,) and probs.shape == (0, 3) and set(reasons) == {0, 1}
-
-
-def test_an_unreadable_image_is_an_error_where_nobody_listens(tmp_path: Path, classifier: Classifier) -> None:
-    (tmp_path / "a.png").touch()
-    with pytest.raises(ValueError, match="a.png cannot be read"):
-        list(classify(classifier, list_images(tmp_path), workers=0))
+    (batch,) = classify(classifier, list_images(tmp_path), workers=0)
+    assert batch.answered.shape == (0,) and batch.probs.shape == (0, 3) and set(batch.reasons) == {0, 1}
 
 
 def test_a_decompression_bomb_is_left_out(
@@ -239,8 +238,7 @@ def test_a_decompression_bomb_is_left_out(
 ) -> None:
     picture(size=(100, 100)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)  # PIL refuses twice that
-    reasons: dict[int, str] = {}
-    list(classify(classifier, list_images(tmp_path), workers=0, on_unreadable=reasons.__setitem__))
+    reasons = reasons_of(classify(classifier, list_images(tmp_path), workers=0))
     assert "bomb" in reasons[0]
 
 
@@ -256,8 +254,7 @@ def test_an_image_that_fails_once_is_reported_with_the_reason_of_that_once(
         return read(self, position)
 
     monkeypatch.setattr(classifiers.ImageDataset, "read", fail_once)
-    reasons: dict[int, str] = {}
-    list(classify(classifier, list_images(image_folder()), workers=0, on_unreadable=reasons.__setitem__))
+    reasons = reasons_of(classify(classifier, list_images(image_folder()), workers=0))
     assert reasons == {0: "stale file handle"}
 
 
@@ -332,15 +329,13 @@ def test_a_gpu_starts_on_the_next_batch_before_the_answers_to_this_one_are_waite
     image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    launch, real_copy = classifiers.HalvingForward.launch, classifiers._Copy
+    launch = classifiers.HalvingForward.launch
 
-    def start(probs: torch.Tensor) -> object:
-        copy = object.__new__(real_copy)
-        copy.asynchronous, copy._copy = True, probs
-        copy._arrived = types.SimpleNamespace(synchronize=lambda: events.append("wait"))
-        return copy
+    def fetch(probs: torch.Tensor) -> Callable[[], np.ndarray]:
+        return lambda: events.append("wait") or probs.numpy()
 
-    monkeypatch.setattr(classifiers, "_Copy", start)
+    monkeypatch.setattr(stream, "_computes_apart", lambda device: True)
+    monkeypatch.setattr(stream, "_fetch", fetch)
     monkeypatch.setattr(
         classifiers.HalvingForward, "launch", lambda *arguments: events.append("launch") or launch(*arguments)
     )
@@ -349,6 +344,26 @@ def test_a_gpu_starts_on_the_next_batch_before_the_answers_to_this_one_are_waite
     assert events == ["launch", "launch", "wait", "launch", "wait", "wait"]
     monkeypatch.undo()
     np.testing.assert_array_equal(probs, probabilities_of_ours(classifier, folder, batch_size=5))
+
+
+def test_the_answers_of_a_second_gpu_are_waited_for_on_its_own_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[object] = []
+
+    class OnSecondGpu:
+        device = torch.device("cuda:1")
+
+        def to(self, place: str, non_blocking: bool) -> torch.Tensor:
+            events.append((place, non_blocking))
+            return torch.tensor([0.5])
+
+    def current_stream(device: torch.device) -> object:
+        event = types.SimpleNamespace(synchronize=lambda: events.append(f"{device} has arrived"))
+        return types.SimpleNamespace(record_event=lambda: event)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    fetched = stream._fetch(OnSecondGpu())
+    assert events == [("cpu", True)]
+    assert fetched().tolist() == [0.5] and events[1:] == ["cuda:1 has arrived"]
 
 
 # ---------------------------------------------------------------- names and tags
@@ -637,7 +652,7 @@ def test_numbers_are_indices_of_a_model_with_names_too(tmp_path: Path, classifie
 # ---------------------------------------------------------------- keys, devices, speed
 
 
-def test_the_key_changes_with_weights_preprocessing_and_precision_and_with_nothing_else(
+def test_the_key_says_what_the_model_is_and_the_run_key_also_how_it_runs(
     other_folder: Path, classifier: Classifier, model: str, state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     assert load_classifier(model, device="cpu").key == classifier.key
@@ -646,11 +661,21 @@ def test_the_key_changes_with_weights_preprocessing_and_precision_and_with_nothi
         load_classifier(model, weight=tmp_path / "w.pth", device="cpu"),
         load_classifier(model, device="cpu", img_size=40),
         load_classifier(model, device="cpu", crop_mode="squash"),
-        load_classifier(model, device="cpu", amp="bfloat16"),
     ]
-    assert len({other.key for other in others} | {classifier.key}) == 5
+    assert len({other.key for other in others} | {classifier.key}) == 4
     same_weights = load_classifier(f"local-dir:{other_folder}", device="cpu")
     assert same_weights.key == others[0].key  # wherever the file lies
+    half = load_classifier(model, device="cpu", amp="bfloat16")
+    assert half.key == classifier.key and half.run_key != classifier.run_key
+
+
+def test_another_activation_is_another_model_though_the_weights_are_the_same(classifier: Classifier) -> None:
+    other = dataclasses.replace(classifier, model=copy.deepcopy(classifier.model))
+    assert other.key == classifier.key
+    other.model.act1 = torch.nn.Sigmoid()
+    another = dataclasses.replace(classifier, model=copy.deepcopy(classifier.model))
+    another.model.bn1.eps = 0.5
+    assert len({classifier.key, dataclasses.replace(other).key, another.key}) == 3
 
 
 @pytest.mark.parametrize("text", ["cuda:99", "quantum", "meta", "cpu:x"])

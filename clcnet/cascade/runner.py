@@ -1,150 +1,105 @@
-"""A cascade and a folder of images -> the result on disk: resumable, in bounded memory, by one process or many."""
+"""A cascade over a folder of images: each model sees only what goes on to it, and nothing that the store knows."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from timm.data import ImageNetInfo, infer_imagenet_subset
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from clcnet import distributed
-from clcnet.cascade.image_cascade import Cascade, stream
-from clcnet.cascade.predictions import UNKNOWN, Answers, Verdicts, write_result
-from clcnet.cascade.resume import Arguments, UnfinishedAnswers, check_processes_agree, partial_folder, run_arguments
-from clcnet.cascade.schedule import DEEP, NOTHING, SHALLOW, Outcome
-from clcnet.classifiers.classifier import Classifier, class_indices
-from clcnet.data.images import ImageSet, errors_file, write_errors
-from clcnet.files import output_lock
+from clcnet.cascade.rule import Rule
+from clcnet.classifiers.classes import match_classes
+from clcnet.classifiers.classifier import Classifier, default_batch_size
+from clcnet.classifiers.kept import Kept, kept_answers
+from clcnet.classifiers.schedule import NOTHING, Entering, Indices
+from clcnet.classifiers.stream import Batch, Round, stream
+from clcnet.data.images import ImageSet
+from clcnet.data.outputs import UNKNOWN
+from clcnet.files import atomic_path
+
+_IMAGES_AT_ONCE = 1024  # of those that the store knows
 
 
 class Stopwatch:
-    """The time that a run takes, and how much of it the deep model does, waiting for its images included."""
+    """The time that a run takes, and how much of it each model does, waiting for its images included."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_stages: int) -> None:
         self._started = time.perf_counter()
-        self._deep_batches: list[tuple[int, float]] = []  # images and seconds
-        self.num_images = 0
-        self.num_deferred = 0
+        self._rounds: list[list[tuple[int, float]]] = [[] for _ in range(num_stages)]  # images and seconds
         self.wall = 0.0
 
-    def add(self, outcome: Outcome) -> None:
-        """Count an outcome of this run, whichever process it comes from."""
+    def add(self, found: Round) -> None:
+        """Count a round."""
         self.wall = time.perf_counter() - self._started
-        count = len(outcome.task.indices)
-        if outcome.task.stage == SHALLOW:
-            self.num_images += count
-        elif outcome.task.stage == DEEP:
-            self.num_deferred += count
-            self._deep_batches.append((count, outcome.seconds))
+        if found.stage != NOTHING:
+            self._rounds[found.stage].append((found.num_images, found.seconds))
+
+    def num_images(self, stage: int = 0) -> int:
+        """Images that a model saw in this run."""
+        return sum(count for count, _ in self._rounds[stage])
 
     @property
     def images_per_second(self) -> float:
-        """Images that this run went through in a second; NaN if there were none."""
-        return self.num_images / self.wall if self.num_images else math.nan
-
-    @property
-    def deep_seconds(self) -> float:
-        """Seconds of one process that the deep model took an image; NaN where no image was deferred in this run.
-
-        The first batch, in which libraries set themselves up, does not count where there are two more.
-        """
-        if not self._deep_batches:
-            return math.nan
-        counts, seconds = zip(*self._deep_batches[1 if len(self._deep_batches) > 2 else 0 :], strict=True)
-        return sum(seconds) / sum(counts)
+        """Images that the first model went through in a second of this run; NaN if there were none."""
+        return self.num_images() / self.wall if self.num_images() else math.nan
 
     @property
     def time_saving(self) -> float:
-        """The time that the deep model alone would have taken for every image, over the time taken; NaN if unknown."""
-        alone = self.num_images * self.deep_seconds / distributed.world_size()
-        return alone / self.wall if self.num_images else math.nan
+        """The time that the last model alone would have taken for every image, over the time taken; NaN if unknown.
 
-
-def known_targets(
-    images: ImageSet, classifier: Classifier, by_position: bool = False, must_fit: bool = False
-) -> tuple[np.ndarray, str | None]:
-    """The classes of the images as the classifier numbers them; UNKNOWN for all where the folders are not its classes.
-
-    Args:
-        images: the images.
-        classifier: the model.
-        by_position: the data set's classes are numbered by a class map.
-        must_fit: the user said that these are the classes, so that it is an error if they are not.
-
-    Returns:
-        (N,) int64, and what to tell the user about folders that are not classes, or are taken for classes by their
-        order alone.
-
-    Raises:
-        ValueError: the classes do not fit and must, or some folders are classes of the model and others are not.
-    """
-    nothing = np.full(len(images), UNKNOWN)
-    if not images.has_labels:
-        return nothing, None
-    some_known = bool(set(images.class_names) & set(classifier.label_names or ()))
-    try:
-        targets = class_indices(images, classifier, by_position)
-    except ValueError as error:
-        if must_fit or some_known:
-            raise
-        return nothing, f"the folders are not taken for classes, so no accuracy is reported: {error}"
-    if some_known or by_position or all(name.isdigit() for name in images.class_names):
-        return targets, None
-    return targets, "the folders are taken for the model's classes, in natural order"
-
-
-def name_classes(
-    images: ImageSet, targets: np.ndarray, classifier: Classifier, class_map: Sequence[str] | None = None
-) -> list[str] | None:
-    """Name the classifier's classes by the class map, else by the model's own names, the folders, or ImageNet.
-
-    Args:
-        images: the images.
-        targets: (N,) their classes as the classifier numbers them, UNKNOWN where not known.
-        classifier: the model.
-        class_map: names by class index.
-
-    Returns:
-        A name for every class, empty where none is known; None where none at all is.
-    """
-    names = [""] * classifier.num_classes
-    subset = infer_imagenet_subset(classifier.model) if classifier.label_names_inferred else None
-    if subset:
-        names = list(ImageNetInfo(subset).label_descriptions())
-    numbers, firsts = np.unique(targets, return_index=True)
-    for number, first in zip(numbers, firsts, strict=True):
-        if number != UNKNOWN:
-            names[number] = images.class_names[images.targets[first]]
-    if classifier.label_names and not classifier.label_names_inferred:
-        names = list(classifier.label_names)
-    for index, name in enumerate((class_map or [])[: classifier.num_classes]):
-        names[index] = name
-    return names if any(names) else None
+        Its first round, in which libraries set themselves up, does not count where there are two more.
+        """
+        rounds = self._rounds[-1][1 if len(self._rounds[-1]) > 2 else 0 :]
+        if not rounds or not self.num_images():
+            return math.nan
+        counts, seconds = zip(*rounds, strict=True)
+        return self.num_images() * sum(seconds) / sum(counts) / self.wall
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What a finished run over a folder says.
+class Answers:
+    """The answers that stand, for the M images that could be read.
 
     Attributes:
-        verdicts: the answers that stand.
-        targets: (M,) classes of the images answered, UNKNOWN where not known.
-        class_names: of all classes, where known.
-        unreadable: name of an image left out -> reason.
-        stopwatch: the time it took.
+        places: (M,) their places in the list, ascending.
+        labels: (M,) the class that stands, as the first model numbers them.
+        confidence: (M,) float32, how sure it is.
+        answered_by: (M,) number of the model whose answer stands.
+        last_seen: (M,) number of the last model that saw the image.
+        own_labels: (K, M) each model's own answer, UNKNOWN where it was not asked.
+        own_confidence: (K, M) float32, how sure the cascade was of it; NaN where it was not asked.
+        targets: (M,) classes, UNKNOWN where not known.
     """
 
-    verdicts: Verdicts
-    targets: np.ndarray
-    class_names: list[str] | None
-    unreadable: dict[str, str]
-    stopwatch: Stopwatch
+    places: Indices
+    labels: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    answered_by: Indices
+    last_seen: Indices
+    own_labels: NDArray[np.int64]
+    own_confidence: NDArray[np.float32]
+    targets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def calls(self) -> NDArray[np.float64]:
+        """(K,) share of the images that each model saw."""
+        return np.array([(self.last_seen >= stage).mean() for stage in range(len(self.own_labels))])
+
+    @property
+    def deferred(self) -> NDArray[np.bool_]:
+        """(M,) whether an image went beyond the first model."""
+        return self.last_seen > 0
 
     @property
     def has_labels(self) -> bool:
@@ -152,130 +107,206 @@ class Summary:
         return bool(len(self.targets)) and bool((self.targets != UNKNOWN).all())
 
     @property
-    def deferral(self) -> float:
-        """Share of the images that the deep model was asked about."""
-        return float(self.verdicts.deferred.mean())
+    def correct(self) -> NDArray[np.bool_]:
+        """(M,) whether the answer that stands is right."""
+        right: NDArray[np.bool_] = self.labels == self.targets
+        return right
 
-    def most_deferred(self) -> list[tuple[str, int, int]]:
-        """The classes that defer most, by the shallow model's answers where the true ones are not known.
+    def most_deferred(self, count: int = 5) -> list[tuple[int, int, int]]:
+        """The classes with the largest share of deferred images, by the first model's answers where no class is known.
 
         Returns:
-            (name, deferred images, all its images), most deferred first.
+            (class, deferred, images) each, largest share first, then most images; classes without a deferred image are
+            left out.
         """
-        classes = self.targets if self.has_labels else self.verdicts.top1[SHALLOW]
-        names = self.class_names or [str(index) for index in range(classes.max() + 1)]
-        return [
-            (names[index] or str(index), deferred, total)
-            for index, deferred, total in self.verdicts.most_deferred(classes)
+        classes = self.targets if self.has_labels else self.own_labels[0]
+        known, group = np.unique(classes, return_inverse=True)
+        totals = np.bincount(group)
+        deferred = np.bincount(group, weights=self.deferred).astype(np.int64)
+        order = np.lexsort((known, -totals, -deferred / totals))
+        return [(int(known[k]), int(deferred[k]), int(totals[k])) for k in order[:count] if deferred[k]]
+
+
+@dataclass(frozen=True)
+class FolderRun:
+    """What a run over a folder found: the answers, why images were left out, the time, what the store knew before."""
+
+    answers: Answers
+    unreadable: dict[int, str]
+    stopwatch: Stopwatch
+    num_before: list[int]
+
+
+class _Run:
+    """The state of a run, in the main process: what each image has been told so far."""
+
+    def __init__(
+        self,
+        kept: Sequence[Kept],
+        orders: Sequence[Indices | None],
+        rule: Rule,
+        thresholds: Sequence[float],
+        targets: NDArray[np.int64],
+    ) -> None:
+        self.kept, self.orders, self.rule, self.thresholds, self.targets = kept, orders, rule, thresholds, targets
+        shape = (len(kept), len(targets))
+        self.own_labels = np.full(shape, UNKNOWN)
+        self.own_confidence = np.full(shape, np.nan, np.float32)
+        self.labels = np.full(len(targets), UNKNOWN)
+        self.confidence = np.full(len(targets), np.nan, np.float32)
+        self.answered_by, self.last_seen = np.full((2, len(targets)), -1)
+        self.failed = np.zeros(len(targets), bool)
+
+    def enter(self, stage: int, indices: Indices) -> Entering:
+        """Images that are to see a model: what the store knows is decided at once, the rest is given back."""
+        known = self.kept[stage].known(indices)
+        entering = [(stage, indices[~known])] if not known.all() else []
+        for start in range(0, int(known.sum()), _IMAGES_AT_ONCE):
+            entering += self.decide(stage, indices[known][start : start + _IMAGES_AT_ONCE])
+        return entering
+
+    def take(self, batch: Batch) -> Entering:
+        """Keep a batch's answers and decide."""
+        self.kept[batch.stage].add(batch)
+        self.failed[batch.indices[~batch.readable]] = True
+        return self.decide(batch.stage, batch.answered)
+
+    def decide(self, stage: int, indices: Indices) -> Entering:
+        """Let the rule speak on images that a model has answered; those below its threshold enter the next one."""
+        if not len(indices):
+            return []
+        outputs = [
+            kept.outputs(indices, order)
+            for kept, order in zip(self.kept[: stage + 1], self.orders[: stage + 1], strict=True)
         ]
+        step = self.rule.step(outputs)
+        assert step.labels is not None, "a model's own outputs know their classes"
+        self.own_labels[stage, indices] = outputs[-1].labels
+        self.own_confidence[stage, indices] = step.own_confidence
+        self.labels[indices], self.confidence[indices] = step.labels, step.confidence
+        self.answered_by[indices], self.last_seen[indices] = step.answered_by, stage
+        if stage == len(self.kept) - 1:
+            return []
+        return self.enter(stage + 1, indices[step.confidence < self.thresholds[stage]])
+
+    def answers(self) -> Answers:
+        """The answers to the images that every model that was asked could read."""
+        places = np.flatnonzero((self.last_seen >= 0) & ~self.failed)
+        return Answers(
+            places,
+            self.labels[places],
+            self.confidence[places],
+            self.answered_by[places],
+            self.last_seen[places],
+            self.own_labels[:, places],
+            self.own_confidence[:, places],
+            self.targets[places],
+        )
 
 
-def answer_folder(
-    cascade: Cascade,
+def run_folder(
+    classifiers: Sequence[Classifier],
+    rule: Rule,
+    thresholds: Sequence[float],
     images: ImageSet,
-    output: Path,
-    targets: np.ndarray,
-    class_names: list[str] | None,
-    arguments: Arguments,
+    targets: NDArray[np.int64],
+    store: Path,
     batch_size: int | None = None,
     workers: int | None = None,
-    resume: bool = False,
-) -> Summary:
-    """Run the cascade over all images and write the result; of the processes of a torchrun, the main one writes.
+) -> FolderRun | None:
+    """Run a cascade over all images; every process of a torchrun calls this.
 
     Args:
-        cascade: of two timm models.
-        images: the images; their order is the result's.
-        output: CSV file to write; replaced only by the finished result.
-        targets: (N,) classes as the shallow model numbers them, UNKNOWN where not known.
-        class_names: of all classes, where known.
-        arguments: what the rows depend on besides models and images.
-        batch_size: images a batch; by default what suits the device.
-        workers: decoding processes; by default what suits the machine.
-        resume: go on with the rows of an interrupted run with the same arguments, if there are any.
+        classifiers: the K models, in the order in which an image sees them.
+        rule: which answer stands, and how sure it is.
+        thresholds: K - 1; an image goes on past model k while its confidence is below threshold k.
+        images: the images.
+        targets: (N,) their classes as the first model numbers them, UNKNOWN where not known.
+        store: folder of what models said.
+        batch_size, workers: as in `stream`.
+
+    Returns:
+        What it found, in the main process; None in the others.
 
     Raises:
-        ValueError: other arguments than the interrupted run's; no image can be read; a model's answer is not a number.
-        OSError: the output cannot be written, or another run is writing it.
+        ValueError: the models have different classes; no image can be read; see `stream` for more.
     """
-    batch_size = batch_size or cascade.batch_size
-    classifiers = [model for model in (cascade.shallow, cascade.deep) if isinstance(model, Classifier)]
-    arguments = run_arguments(classifiers, images, targets, batch_size) | arguments
-    check_processes_agree(arguments)
-    unfinished = UnfinishedAnswers(partial_folder(output), arguments)
-    with output_lock(output) if distributed.is_main() else contextlib.nullcontext():
-        done = distributed.broadcast(_open(unfinished, resume) if distributed.is_main() else None)
-        answers, stopwatch = _answer_rest(cascade, images, unfinished, done, batch_size, workers)
-        verdicts = answers.decide(cascade.threshold)
-        if distributed.is_main():
-            _finish(unfinished, images, output, targets, answers, verdicts, class_names)
-    unreadable = {images.names[place]: reason for place, reason in answers.unreadable.items()}
-    return Summary(verdicts, targets[verdicts.places], class_names, unreadable, stopwatch)
-
-
-def _open(unfinished: UnfinishedAnswers, resume: bool) -> list[Outcome]:
-    if resume and unfinished.exists():
-        return unfinished.resume()
-    if resume:
-        print(f"nothing to resume: {unfinished.folder} does not exist; starting from the first image", flush=True)
-    elif unfinished.exists():
-        print(f"starting again: the rows of an interrupted run in {unfinished.folder} are discarded", flush=True)
-    unfinished.start()
-    return []
-
-
-def _answer_rest(
-    cascade: Cascade,
-    images: ImageSet,
-    unfinished: UnfinishedAnswers,
-    done: list[Outcome],
-    batch_size: int,
-    workers: int | None,
-) -> tuple[Answers, Stopwatch]:
-    answers = Answers(len(images))
-    for outcome in done:
-        answers.add(outcome)
-    num_done = sum(len(outcome.task.indices) for outcome in done if outcome.task.stage == SHALLOW)
-    if done and distributed.is_main():
-        print(f"resuming after {num_done} of {len(images)} images", flush=True)
-    stopwatch = Stopwatch()
-    with tqdm(
-        total=len(images),
-        initial=num_done,
-        unit="img",
-        desc="cascade",
-        smoothing=0.1,
-        disable=not distributed.is_main(),
-    ) as bar:
-        for outcome in stream(cascade, images, batch_size, workers, done):
-            stopwatch.add(outcome)
-            if outcome.task.stage == NOTHING:
-                continue
-            answers.add(outcome)
-            if distributed.is_main():
-                unfinished.append(outcome)
-            if outcome.task.stage == DEEP:
-                bar.set_postfix_str(f"{stopwatch.num_deferred} deferred", refresh=False)
-            else:
-                bar.update(len(outcome.task.indices))
-    return answers, stopwatch
-
-
-def _finish(
-    unfinished: UnfinishedAnswers,
-    images: ImageSet,
-    output: Path,
-    targets: np.ndarray,
-    answers: Answers,
-    verdicts: Verdicts,
-    class_names: list[str] | None,
-) -> None:
-    write_errors(errors_file(output), images, dict(sorted(answers.unreadable.items())))
-    if not len(verdicts):
-        unfinished.remove()
-        place, reason = next(iter(answers.unreadable.items()))
-        raise ValueError(
-            f"none of the {len(images)} images in {images.root} can be read ({images.names[place]}: {reason})"
+    assert len(thresholds) == len(classifiers) - 1, "one threshold between two models"
+    orders = match_classes(classifiers)
+    batch_size = batch_size or default_batch_size(classifiers[0].device)
+    with contextlib.ExitStack() as stack:
+        kept = [stack.enter_context(kept_answers(store, model, images, targets)) for model in classifiers]
+        mine = [one for one in kept if one is not None]
+        run = _Run(mine, orders, rule, thresholds, targets) if mine else None
+        first, waiting = distributed.broadcast(_begin(run, batch_size) if run else None)
+        stopwatch = Stopwatch(len(classifiers))
+        rounds = stream(
+            classifiers, images, first, run.take if run else _nowhere, waiting, batch_size=batch_size, workers=workers
         )
-    write_result(output, images.names, targets, verdicts, class_names)
-    unfinished.remove()
+        for found in _with_progress(rounds, len(images), sum(map(len, first)), stopwatch, quiet=run is None):
+            stopwatch.add(found)
+        if run is None:
+            return None
+        mine[0].refuse_nothing_read()
+        unreadable = {place: reason for one in mine for place, reason in one.reasons.items()}
+        return FolderRun(run.answers(), dict(sorted(unreadable.items())), stopwatch, [one.num_before for one in mine])
+
+
+def _nowhere(batch: Batch) -> Entering:
+    raise AssertionError("only the main process decides")
+
+
+def _begin(run: _Run, batch_size: int) -> tuple[list[Indices], Entering]:
+    """Batches of the first model, and images that wait for later ones since the store knows the first one's answers."""
+    everything = np.arange(len(run.targets))
+    waiting = [pair for pair in run.enter(0, everything) if pair[0] > 0]
+    return run.kept[0].missing(everything, batch_size), waiting
+
+
+def _with_progress(
+    rounds: Iterator[Round], num_images: int, num_missing: int, stopwatch: Stopwatch, quiet: bool
+) -> Iterator[Round]:
+    known = num_images - num_missing
+    with tqdm(total=num_images, initial=known, unit="img", desc="cascade", smoothing=0.1, disable=quiet) as bar:
+        for found in rounds:
+            yield found
+            if found.stage > 0:
+                bar.set_postfix_str(f"{stopwatch.num_images(1)} deferred", refresh=False)
+            elif found.stage == 0:
+                bar.update(found.num_images)
+
+
+def write_result(
+    path: Path | str, images: ImageSet, answers: Answers, stage_names: Sequence[str], class_names: Sequence[str] | None
+) -> None:
+    """Write the result file: a header, then one row an image in the order of the list.
+
+    Args:
+        path: CSV to write; an existing one is replaced only by a finished one.
+        images: the images; a row names its file by the path below their folder.
+        answers: what stands.
+        stage_names: of the models, in the columns.
+        class_names: of all classes, or None (an empty column).
+    """
+    columns = ["file", "predict", "GT", "class_name", "confidence", "answered_by"]
+    columns += [f"{name}_{what}" for name in stage_names for what in ("predict", "confidence")]
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for row, place in enumerate(answers.places):
+            label, target = answers.labels[row], answers.targets[row]
+            own = zip(answers.own_labels[:, row], answers.own_confidence[:, row], strict=True)
+            writer.writerow(
+                [
+                    images.files[place],
+                    label,
+                    target if target != UNKNOWN else "",
+                    class_names[label] if class_names else "",
+                    answers.confidence[row],
+                    stage_names[answers.answered_by[row]],
+                    *(cell for pair in own for cell in (pair if pair[0] != UNKNOWN else ("", ""))),
+                ]
+            )

@@ -12,18 +12,18 @@ import logging
 import os
 import stat
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import PIL
+import timm
 import torch
 from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
-from timm.data.loader import create_loader
 from timm.data.transforms_factory import create_transform
 from torch import nn
 
@@ -32,13 +32,14 @@ from clcnet.classifiers.flops import count_flops
 from clcnet.data.images import IMAGE_FORMATS, ImageSet
 from clcnet.memory import return_freed_memory
 
+_PLAIN = bool | int | float | str | tuple | None
+
 _logger = logging.getLogger(__name__)
 
 GPU_BATCH_SIZE = 256
 CPU_BATCH_SIZE = 64
 MAX_WORKERS = 8  # enough decoders for one device; more only take memory
 
-OnUnreadable = Callable[[int, str], None]
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Classifier:
         amp: type of the mixed precision, or None for float32 throughout.
         channels_last: whether images are laid out with channels last.
         compile: whether it runs through `torch.compile`.
+        loaded_from: the arguments with which `load_classifier` loads the same model again, devices and speed apart.
     """
 
     model: nn.Module
@@ -68,6 +70,7 @@ class Classifier:
     amp: torch.dtype | None = None
     channels_last: bool = False
     compile: bool = False
+    loaded_from: dict[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def flops(self) -> float:
@@ -95,14 +98,23 @@ class Classifier:
 
     @functools.cached_property
     def key(self) -> str:
-        """Name for caches: differs as soon as the architecture, a weight, the preprocessing or the precision does."""
+        """Digest of what the model is: differs as soon as architecture, arguments, weights or preprocessing do."""
         settings = {name: self.data_config[name] for name in sorted(self.data_config)}
-        text = json.dumps([timm_models.configuration(self.model)["architecture"], settings, str(self.amp)], default=str)
-        digest = hashlib.blake2b(text.encode(), digest_size=16)
+        modules = [(name, str(type(module)), _settings(module)) for name, module in self.model.named_modules()]
+        digest = hashlib.blake2b(json.dumps([modules, settings], default=str).encode(), digest_size=16)
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    @functools.cached_property
+    def run_key(self) -> str:
+        """Digest of all that its answers depend on: what it is, and how and by what it runs.
+
+        Apart from the batch that an image stands in and the number of a CPU's threads, which may sway the last bit.
+        """
+        run = [self.key, str(self.amp), self.device.type, self.channels_last, self.compile, versions()]
+        return hashlib.blake2b(json.dumps(run).encode(), digest_size=16).hexdigest()
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -149,6 +161,22 @@ class Classifier:
         )
 
 
+def versions() -> dict[str, str]:
+    """The libraries that decode images and run models."""
+    return {library.__name__: library.__version__ for library in (torch, timm, PIL)}
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The numbers, words and functions that a module holds besides weights, such as an activation or an epsilon."""
+    simple = {
+        name: value if isinstance(value, _PLAIN) else getattr(value, "__qualname__", type(value).__qualname__)
+        for name, value in sorted(vars(module).items())
+        if isinstance(value, _PLAIN) or callable(value)
+    }
+    simple.pop("training")
+    return simple
+
+
 def resolve_device(text: str | None = None) -> torch.device:
     """The device named, or the best one here: cuda, then mps, then cpu. Processes of one torchrun take a GPU each.
 
@@ -162,6 +190,8 @@ def resolve_device(text: str | None = None) -> torch.device:
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % max(torch.cuda.device_count(), 1))
         torch.zeros(1, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # what names no device is then on this one: events, streams, pinned memory
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0].split(". ")[0]
         raise ValueError(f"device {text} cannot be used here ({reason}); give another --device or none") from None
@@ -203,6 +233,7 @@ def load_classifier(
     device = device if isinstance(device, torch.device) else resolve_device(device)
     model = timm_models.create(name, weight, num_classes, img_size)
     overrides = {"img_size": img_size, "crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": interpolation}
+    given = {"name": name, "weight": weight and str(weight), "num_classes": num_classes, **overrides}
     resolved = timm_models.resolved_name(name, model) if weight is None else name
     note = timm_models.tag_note(name, resolved)
     if note:
@@ -219,6 +250,7 @@ def load_classifier(
         amp=getattr(torch, amp) if isinstance(amp, str) else amp,
         channels_last=channels_last,
         compile=compile,
+        loaded_from={argument: value for argument, value in given.items() if value is not None},
     )
 
 
@@ -296,93 +328,6 @@ def default_workers() -> int:
     return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
-def classify(
-    classifier: Classifier,
-    images: ImageSet,
-    indices: Sequence[int] | np.ndarray | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    on_unreadable: OnUnreadable | None = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Classify images batch by batch, in order.
-
-    A file that is not a readable image is left out and reported. A batch that does not fit into memory is halved, as
-    are those after it, and the user is told.
-
-    Args:
-        classifier: the model.
-        images: the data set.
-        indices: which of its images, in which order; all by default.
-        batch_size: images a batch; by default what suits the device.
-        workers: processes that decode; 0 decodes in this process; by default what suits the machine.
-        on_unreadable: called with the index and the reason of each image left out, before its batch is yielded; without
-            it such an image raises ValueError.
-
-    Yields:
-        (B,) indices into `images` and (B, C) float32 probabilities, once for every batch: an empty pair where none of
-        its images could be read.
-
-    Raises:
-        ValueError: an unreadable image and no `on_unreadable`.
-        MemoryError: a single image does not fit into memory.
-        ChildProcessError: a decoding process died.
-    """
-    indices = np.arange(len(images)) if indices is None else np.asarray(indices, dtype=np.int64)
-    if not len(indices):
-        return
-    forward = HalvingForward(classifier, batch_size or default_batch_size(classifier.device))
-    dataset = ImageDataset(images.subset(indices), classifier)
-    loader = create_loader(
-        dataset,  # type: ignore[arg-type]  # timm asks for one of its own, and uses no more than this one has
-        batch_size=forward.size,
-        num_workers=default_workers() if workers is None else workers,
-        device=classifier.device,
-        pin_memory=classifier.device.type == "cuda",
-        persistent_workers=False,
-        collate_fn=collate,
-        **classifier.data_config,
-    )
-    for read, probs in _answers(forward, loaded_batches(loader)):
-        for position, reason in read.reasons.items():
-            if on_unreadable is None:
-                raise ValueError(f"image {dataset.path(position)} cannot be read ({reason})")
-            on_unreadable(int(indices[position]), reason)
-        readable = read.readable
-        yield indices[read.positions[readable]], probs[readable]
-
-
-def _answers(
-    forward: "HalvingForward", batches: Iterator[tuple[torch.Tensor, "ReadImages"]]
-) -> Iterator[tuple["ReadImages", np.ndarray]]:
-    """Probabilities of every batch; a GPU computes the next batch while the caller looks at this one."""
-    under_way: deque[tuple[ReadImages, _Copy]] = deque()
-    for batch, read in batches:
-        under_way.append((read, _Copy(forward.launch(batch))))
-        while len(under_way) > 1 or (under_way and not under_way[0][1].asynchronous):
-            read, copy = under_way.popleft()
-            yield read, copy.wait()
-    for read, copy in under_way:
-        yield read, copy.wait()
-
-
-class _Copy:
-    """A batch's probabilities on their way to main memory."""
-
-    def __init__(self, probs: torch.Tensor) -> None:
-        self.asynchronous = probs.device.type == "cuda"
-        self._copy = probs.to("cpu", non_blocking=self.asynchronous)
-        if self.asynchronous:
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
-
-    def wait(self) -> np.ndarray:
-        """They, as an array."""
-        if self.asynchronous:
-            self._arrived.synchronize()
-        probs: np.ndarray = self._copy.numpy()
-        return probs
-
-
 @dataclass(frozen=True)
 class ReadImages:
     """Which images a batch holds. Not a tensor, which would take a file descriptor from process to process.
@@ -399,10 +344,6 @@ class ReadImages:
     def readable(self) -> np.ndarray:
         """(B,) bool."""
         return np.array([position not in self.reasons for position in self.positions.tolist()], np.bool_)
-
-    def to(self, **_: Any) -> "ReadImages":
-        """Stay in main memory, when timm's loader sends the batch to a GPU."""
-        return self
 
 
 def collate(batch: Sequence[tuple[torch.Tensor, int, str]]) -> tuple[torch.Tensor, ReadImages]:

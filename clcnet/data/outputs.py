@@ -28,6 +28,7 @@ class Record:
         milliseconds: an image, where it was measured, on `device`.
         device: where it ran.
         versions: of torch, timm and the like.
+        loaded_from: the arguments of `load_classifier`.
     """
 
     model: str = ""
@@ -38,6 +39,7 @@ class Record:
     milliseconds: float | None = None
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    loaded_from: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

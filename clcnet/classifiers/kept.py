@@ -1,0 +1,160 @@
+"""One model over an image set, through the store: what was said before is read, what is missing is computed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from clcnet import distributed
+from clcnet.classifiers.classifier import Classifier, default_batch_size, versions
+from clcnet.classifiers.schedule import Indices, cut
+from clcnet.classifiers.stream import Batch, stream
+from clcnet.data.images import ImageSet
+from clcnet.data.keys import image_keys
+from clcnet.data.outputs import Outputs, Record
+from clcnet.data.store import READ, UNREADABLE, Store
+
+
+class Kept:
+    """What the store knows of one classifier's answers to an image set; to be closed. Of the main process alone.
+
+    Args:
+        folder: of the store.
+        classifier: the model.
+        images: the images.
+        targets: (N,) their classes as the classifier numbers them, UNKNOWN where not known.
+
+    Attributes:
+        places: (N,) where in the store an image's answer is kept, -1 where there is none.
+        reasons: place of an image that this run could not read -> why.
+        num_before: how many answers were there before this run.
+    """
+
+    def __init__(self, folder: Path, classifier: Classifier, images: ImageSet, targets: NDArray[np.int64]) -> None:
+        self.classifier, self.images, self.targets = classifier, images, targets
+        self.store = Store(folder, classifier.run_key, classifier.num_classes)
+        self._keys = image_keys(images)
+        self.places, self._failed = self.store.find(self._keys)
+        self.reasons: dict[int, str] = {}
+        self.num_before = int((self.places >= 0).sum())
+
+    def missing(self, wanted: Indices, batch_size: int) -> list[Indices]:
+        """Those of the images that have no answer yet, cut into batches.
+
+        What an earlier run could not read is tried again, apart from the others: these are cut where a run that was
+        never interrupted cuts them, and a model's answer may depend, in its last bit, on the batch that it stands in.
+        """
+        left = wanted[self.places[wanted] < 0]
+        failed = self._failed[left]
+        return cut(left[failed], batch_size) + cut(left[~failed], batch_size)
+
+    def add(self, batch: Batch) -> None:
+        """Keep a batch's answers."""
+        if not len(batch.indices):
+            return
+        probs = np.zeros((len(batch.indices), self.classifier.num_classes), np.float32)
+        probs[batch.readable] = batch.probs
+        status = np.where(batch.readable, READ, UNREADABLE).astype(np.uint8)
+        places = self.store.append(self._keys[batch.indices], status, probs)
+        self.places[batch.answered] = places[batch.readable]
+        self.reasons.update(batch.reasons)
+
+    def outputs(self, indices: Indices, order: Indices | None = None) -> Outputs:
+        """What the model said of these images, all of which have an answer, its classes brought into this order."""
+        probs = self.store.probs(self.places[indices])
+        return Outputs.from_probs(
+            probs if order is None else probs[:, order],
+            [self.images.names[index] for index in indices],
+            self.targets[indices],
+            self.record,
+        )
+
+    @functools.cached_property
+    def record(self) -> Record:
+        """Where the outputs come from; the multiply-adds are counted once in the life of the store."""
+        classifier = self.classifier
+        if "flops" in self.store.about:
+            classifier.flops = float(self.store.about["flops"])
+        else:
+            self.store.remember(model=classifier.name, flops=classifier.flops)
+        return Record(
+            model=classifier.name,
+            weights=classifier.key,
+            flops=classifier.flops,
+            class_names=classifier.label_names,
+            preprocessing=classifier.data_config,
+            device=str(classifier.device),
+            versions=versions(),
+            loaded_from=classifier.loaded_from,
+        )
+
+    def refuse_nothing_read(self) -> None:
+        """Raise ValueError where no image at all has an answer."""
+        if not (self.places >= 0).any():
+            place, reason = next(iter(self.reasons.items()))
+            raise ValueError(
+                f"none of the {len(self.images)} images in {self.images.root} can be read "
+                f"({self.images.names[place]}: {reason})"
+            )
+
+
+@contextlib.contextmanager
+def kept_answers(
+    folder: Path, classifier: Classifier, images: ImageSet, targets: NDArray[np.int64]
+) -> Iterator[Kept | None]:
+    """What is kept of a classifier's answers, in the main process; None in the others of a torchrun."""
+    kept = Kept(folder, classifier, images, targets) if distributed.is_main() else None
+    try:
+        yield kept
+    finally:
+        if kept is not None:
+            kept.store.close()
+
+
+def classify_missing(
+    kept: Kept | None,
+    classifier: Classifier,
+    images: ImageSet,
+    wanted: Indices | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+) -> float:
+    """Classify what the store lacks; every process of a torchrun calls this.
+
+    Args:
+        kept: in the main process.
+        classifier: the model.
+        images: the images.
+        wanted: places of those that are wanted; all of them when left out. Read in the main process.
+        batch_size, workers: as in `stream`.
+
+    Returns:
+        Seconds that it took; 0 where nothing was missing.
+
+    Raises:
+        ValueError: of the wanted images none can be read; see `stream` for more.
+    """
+    batch_size = batch_size or default_batch_size(classifier.device)
+    wanted = np.arange(len(images)) if wanted is None else wanted
+    batches = distributed.broadcast(kept.missing(wanted, batch_size) if kept else None)
+    num_missing = sum(map(len, batches))
+    seconds = 0.0
+    if kept and num_missing < len(wanted):
+        print(f"{len(wanted) - num_missing} of {len(wanted)} images were classified before; see {kept.store.folder}")
+    bar = tqdm(total=num_missing, unit="img", desc=classifier.name, smoothing=0.1, disable=not (kept and num_missing))
+    with bar:
+        for found in stream([classifier], images, batches, batch_size=batch_size, workers=workers):
+            assert kept is not None, "rounds are handed out in the main process"
+            for batch in found.batches:
+                kept.add(batch)
+            seconds += found.seconds
+            bar.update(found.num_images)
+    if kept:
+        kept.refuse_nothing_read()
+    return seconds
