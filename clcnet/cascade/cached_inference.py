@@ -4,18 +4,19 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from clcnet import distributed
-from clcnet.cascade.curve import Stage
-from clcnet.cascade.evaluation import Outputs, Pair, fold_confidence
+from clcnet.cascade.curve import Bools, Stage
+from clcnet.cascade.evaluation import Pair, fold_confidence
 from clcnet.classifiers.classifier import Classifier, class_indices, classify, measure_milliseconds
 from clcnet.data.cache import OutputCache
 from clcnet.data.images import ImageSet
+from clcnet.data.outputs import Outputs, Record
 from clcnet.network.model import CLCNet
 
 _IMAGES_A_ROUND = 4096  # of one process; what several processes found is brought together after each round
@@ -95,7 +96,9 @@ class CachedModel:
 
     def outputs(self, indices: NDArray[np.int64]) -> Outputs:
         """What the model said about images that it has seen."""
-        return Outputs.from_probs(np.asarray(self.cache.probs[indices]), self.targets[indices])
+        names = [self.images.names[index] for index in indices]
+        record = Record(self.classifier.name)
+        return Outputs.from_probs(np.asarray(self.cache.probs[indices]), names, self.targets[indices], record)
 
     def flops(self) -> float:
         """Multiply-adds in billions, counted once in the life of the cache."""
@@ -186,7 +189,7 @@ def _judge(shallow: CachedModel, networks: Sequence[CLCNet] | None) -> tuple[NDA
 
 def _shallow_alone(shallow: CachedModel, answered: NDArray[np.int64], given_flops: Sequence[float | None]) -> Pair:
     flops = given_flops[0] or shallow.flops()
-    correct = shallow.outputs(answered).correct
+    correct = cast(Bools, shallow.outputs(answered).correct)
     surest = np.full(len(answered), np.inf)
     stages = [Stage(surest, correct, flops), Stage(-surest, np.zeros(len(answered)), given_flops[1] or 0.0)]
     folds = shallow.images.folds[answered]
@@ -207,9 +210,9 @@ def _both(
     outputs = [shallow.outputs(answered), deep.outputs(answered[known])]
     deep_confidence, deep_correct = np.full(len(answered), -np.inf), np.zeros(len(answered), dtype=bool)
     deep_confidence[known] = fold_confidence(networks, outputs[1], folds[known])
-    deep_correct[known] = outputs[1].correct
+    deep_correct[known] = cast(Bools, outputs[1].correct)
     stages = [
-        Stage(confidence, outputs[0].correct, given_flops[0] or shallow.flops()),
+        Stage(confidence, cast(Bools, outputs[0].correct), given_flops[0] or shallow.flops()),
         Stage(deep_confidence, deep_correct, given_flops[1] or deep.flops()),
     ]
     return Pair(

@@ -40,7 +40,7 @@ from clcnet.classifiers.classifier import (
     read_image,
 )
 from clcnet.data.images import ImageSet
-from clcnet.data.table import sort_probs
+from clcnet.data.outputs import sort_probs
 
 Picture = Image.Image | str | os.PathLike[str]
 
@@ -150,7 +150,8 @@ class Cascade:
         Raises:
             ValueError: there is a deep offset, and the confidences are no probabilities.
         """
-        sorted_probs, _, top1 = sort_probs(probs, np.zeros(len(probs), np.int64))
+        sorted_probs, classes = sort_probs(probs)
+        top1 = classes[:, 0].astype(np.int64)
         confidence = np.asarray(self.clcnet.predict(sorted_probs))
         if stage == DEEP and self.deep_offset:
             confidence = shifted(confidence, self.deep_offset)
