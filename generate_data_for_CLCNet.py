@@ -36,8 +36,8 @@ from clcnet import distributed
 from clcnet.classifiers.classifier import class_indices, load_classifier, resolve_device
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
 from clcnet.data.images import errors_file, list_images, write_errors
-from clcnet.data.tables import TableWriter
-from clcnet.files import atomic_path, check_output, output_lock
+from clcnet.data.tables import TableWriter, check_table_output
+from clcnet.files import atomic_path, output_lock
 
 _ROWS_AT_ONCE = 1024
 
@@ -79,7 +79,7 @@ def default_output(model: str) -> Path:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Write the table and return what the last lines say. Unreadable images are counted, not raised."""
     torch.manual_seed(args.seed)
-    output = check_output(
+    output = check_table_output(
         args.output or default_output(args.model), inputs=[args.labels, args.class_map, args.model_weight]
     )
     device = resolve_device(args.device)

@@ -25,9 +25,10 @@ from timm.data import resolve_model_data_config
 from clcnet import cli
 from clcnet.cascade.baselines import compare
 from clcnet.cascade.curve import Curve, Stage, sweep
-from clcnet.cascade.evaluation import Outputs, fold_confidence
+from clcnet.cascade.evaluation import fold_confidence
 from clcnet.cascade.selection import Goal, recommend
 from clcnet.classifiers.flops import count_flops
+from clcnet.data.outputs import Outputs
 from clcnet.network.model import CLCNet
 from clcnet.report.paper_table import PAPER_REFERENCES, results_rows
 from clcnet.report.tables import markdown
@@ -127,7 +128,7 @@ def measure_evaluation() -> dict[str, float]:
         del probs
 
         def read(number: int) -> Outputs:
-            return Outputs.from_probs(np.load(Path(folder) / f"{number}.npy"), targets)
+            return Outputs.from_probs(np.load(Path(folder) / f"{number}.npy"), targets=targets)
 
         outputs = timed("read and sort both models' outputs", lambda: [read(0), read(1)])
     confidence = timed("score both with CLCNet", lambda: [fold_confidence(networks, out, folds) for out in outputs])

@@ -2,8 +2,9 @@
 
     from clcnet import CLCNet     # the confidence network: load, save, predict
     from clcnet import Cascade    # the whole cascade on images
+    from clcnet import Outputs    # what a classifier said: from logits, to and from files
 
-Both names are loaded on first use, so that `import clcnet.cascade.curve` and the other array modules need no torch.
+The names are loaded on first use, so that `import clcnet.cascade.curve` and the other array modules need no torch.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clcnet.cascade.image_cascade import Cascade
+    from clcnet.cascade.cascade import Cascade
+    from clcnet.data.outputs import Outputs
     from clcnet.network.model import CLCNet
 
-__all__ = ["CLCNet", "Cascade"]
+__all__ = ["CLCNet", "Cascade", "Outputs"]
 
-_HOME = {"CLCNet": "clcnet.network.model", "Cascade": "clcnet.cascade.image_cascade"}
+_HOME = {"CLCNet": "clcnet.network.model", "Cascade": "clcnet.cascade.cascade", "Outputs": "clcnet.data.outputs"}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from clcnet.cascade.evaluation import Pair
 from clcnet.cascade.selection import Goal, Reference
 from clcnet.classifiers.classifier import class_indices, classify, load_classifier
 from clcnet.data.images import list_images
-from clcnet.data.table import Table, sort_probs, write_table
+from clcnet.data.outputs import Outputs
 from clcnet.network.calibration import Calibration
 from clcnet.network.model import CLCNet
 
@@ -51,9 +51,7 @@ def make_table(images, accuracy, path, seed):
     probs = -np.sort(-random.dirichlet([0.3] * 3, len(names)).astype(np.float32), axis=1)
     correct = random.random(len(names)) < accuracy
     order = random.permutation(len(names))  # tables need not stand in the order of the folder
-    write_table(
-        Table([names[i] for i in order], probs[order], correct[order], np.zeros(len(names), dtype=np.int64)), path
-    )
+    Outputs([names[i] for i in order], probs[order], correct=correct[order]).save(path)
     return probs, correct
 
 
@@ -221,7 +219,7 @@ def test_tables_of_different_classes_are_refused(run, table_flags, images, tmp_p
     names = list_images(images).names
     probs = np.full((len(names), 4), 0.25, dtype=np.float32)
     correct = np.ones(len(names), dtype=bool)
-    write_table(Table(names, probs, correct, np.zeros(len(names), dtype=np.int64)), tmp_path / "large.csv")
+    Outputs(names, probs, correct=correct).save(tmp_path / "large.csv")
     with pytest.raises(ValueError, match="small.csv has 3 classes but .*large.csv has 4"):
         run(*table_flags)
 
@@ -285,8 +283,8 @@ def direct_stage(name, images, weights, flops):
     listed = list_images(images)
     classifier = load_classifier(name, device="cpu")
     probs = np.concatenate([probs for _, probs in classify(classifier, listed, workers=0)])
-    sorted_probs, correct, _ = sort_probs(probs, class_indices(listed, classifier))
-    return Stage(confidence_by_fold(weights, sorted_probs, listed.folds), correct, flops), probs
+    outputs = Outputs.from_probs(probs, targets=class_indices(listed, classifier))
+    return Stage(confidence_by_fold(weights, outputs.sorted_probs, listed.folds), outputs.correct, flops), probs
 
 
 def test_images_give_the_same_as_running_both_models_on_everything(run, models, images, weights, tmp_path):

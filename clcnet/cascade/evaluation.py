@@ -7,6 +7,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,31 +16,9 @@ from numpy.typing import NDArray
 from clcnet.cascade.baselines import average_is_correct
 from clcnet.cascade.curve import Bools, Stage
 from clcnet.data.images import NUM_FOLDS, ImageSet
-from clcnet.data.table import match_rows, read_table, sort_probs
+from clcnet.data.outputs import Outputs, load_labelled, match_rows
 from clcnet.network.model import CLCNet
 from clcnet.network.weights import SPLIT_FILE, find_fold_weights
-
-
-@dataclass
-class Outputs:
-    """What one model says about M images.
-
-    Attributes:
-        sorted_probs: (M, n) float32, descending.
-        correct: (M,) whether the top-1 answer is right.
-        probs: (M, C) float32 in the order of the classes, where the model's own outputs are at hand.
-        targets: (M,) the classes, likewise.
-    """
-
-    sorted_probs: NDArray[np.float32]
-    correct: Bools
-    probs: NDArray[np.float32] | None = None
-    targets: NDArray[np.int64] | None = None
-
-    @classmethod
-    def from_probs(cls, probs: NDArray[np.float32], targets: NDArray[np.int64]) -> "Outputs":
-        sorted_probs, correct, _ = sort_probs(probs, targets)
-        return cls(sorted_probs, correct, probs, targets)
 
 
 @dataclass
@@ -64,10 +43,12 @@ class Pair:
     unreadable: dict[int, str] = field(default_factory=dict)
 
     def average_correct(self) -> Bools | None:
-        """Whether the average of both models' answers is right, (N,); None where only sorted tables are at hand."""
+        """Whether the average of both models' answers is right, (N,); None where a table does not know the classes."""
         assert self.outputs is not None
         shallow, deep = self.outputs
-        if shallow.probs is None or deep.probs is None or shallow.targets is None:
+        if shallow.classes is None or deep.classes is None or shallow.targets is None or deep.targets is None:
+            return None
+        if not np.array_equal(shallow.targets, deep.targets):  # the models number their classes differently
             return None
         return average_is_correct(shallow.probs, deep.probs, shallow.targets)
 
@@ -80,7 +61,7 @@ def pair_from_tables(
     Raises:
         OSError, ValueError: a table is missing or broken, or the two differ in classes or images.
     """
-    tables = [read_table(path) for path in paths]
+    tables = [load_labelled(path) for path in paths]
     if tables[0].num_classes != tables[1].num_classes:
         raise ValueError(
             f"{paths[0]} has {tables[0].num_classes} classes but {paths[1]} has {tables[1].num_classes}; "
@@ -89,12 +70,10 @@ def pair_from_tables(
     matched = [match_rows(table, images, str(path)) for table, path in zip(tables, paths, strict=True)]
     _check_same_images(matched, paths, images)
     orders = [np.argsort(indices) for indices in matched]
-    outputs = [
-        Outputs(table.sorted_probs[order], table.correct[order]) for table, order in zip(tables, orders, strict=True)
-    ]
+    outputs = [table.subset(order) for table, order in zip(tables, orders, strict=True)]
     folds = images.folds[np.sort(matched[0])]
     stages = [
-        Stage(fold_confidence(networks, output, folds), output.correct, cost)
+        Stage(fold_confidence(networks, output, folds), cast(Bools, output.correct), cost)
         for output, cost in zip(outputs, flops, strict=True)
     ]
     return Pair(models, stages, outputs, folds)

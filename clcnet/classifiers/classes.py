@@ -17,10 +17,14 @@ from clcnet.data.outputs import UNKNOWN
 class HasClasses(Protocol):
     """What `match_classes` asks of a model."""
 
-    name: str
-    num_classes: int | None
-    label_names: list[str] | None
-    label_names_inferred: bool
+    @property
+    def name(self) -> str: ...
+    @property
+    def num_classes(self) -> int | None: ...
+    @property
+    def label_names(self) -> list[str] | None: ...
+    @property
+    def label_names_inferred(self) -> bool: ...
 
 
 def match_classes(models: Sequence[HasClasses]) -> list[NDArray[np.int64] | None]:

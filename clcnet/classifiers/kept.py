@@ -44,13 +44,18 @@ class Kept:
         self.reasons: dict[int, str] = {}
         self.num_before = int((self.places >= 0).sum())
 
+    def known(self, indices: Indices) -> NDArray[np.bool_]:
+        """Whether the store has answers to these images."""
+        known: NDArray[np.bool_] = self.places[indices] >= 0
+        return known
+
     def missing(self, wanted: Indices, batch_size: int) -> list[Indices]:
         """Those of the images that have no answer yet, cut into batches.
 
         What an earlier run could not read is tried again, apart from the others: these are cut where a run that was
         never interrupted cuts them, and a model's answer may depend, in its last bit, on the batch that it stands in.
         """
-        left = wanted[self.places[wanted] < 0]
+        left = wanted[~self.known(wanted)]
         failed = self._failed[left]
         return cut(left[failed], batch_size) + cut(left[~failed], batch_size)
 
@@ -144,11 +149,12 @@ def classify_missing(
     wanted = np.arange(len(images)) if wanted is None else wanted
     batches = distributed.broadcast(kept.missing(wanted, batch_size) if kept else None)
     num_missing = sum(map(len, batches))
-    seconds = 0.0
     if kept and num_missing < len(wanted):
         print(f"{len(wanted) - num_missing} of {len(wanted)} images were classified before; see {kept.store.folder}")
-    bar = tqdm(total=num_missing, unit="img", desc=classifier.name, smoothing=0.1, disable=not (kept and num_missing))
-    with bar:
+    if not num_missing:
+        return 0.0
+    seconds = 0.0
+    with tqdm(total=num_missing, unit="img", desc=Path(classifier.name).name, smoothing=0.1, disable=not kept) as bar:
         for found in stream([classifier], images, batches, batch_size=batch_size, workers=workers):
             assert kept is not None, "rounds are handed out in the main process"
             for batch in found.batches:
