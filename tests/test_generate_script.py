@@ -1,6 +1,5 @@
 """Step 3 from the command line to the file: content, resuming after a kill, several processes, outputs left alone."""
 
-import json
 import random
 import shutil
 import signal
@@ -20,9 +19,10 @@ from timm.data import ImageDataset, create_loader, resolve_model_data_config
 
 import generate_data_for_CLCNet as script
 from clcnet import cli
-from clcnet.cascade.resume import LEFT_OUT, RIGHT, WRONG, UnfinishedTable
+from clcnet.classifiers.classifier import Classifier
 from clcnet.data.images import list_images
 from clcnet.data.outputs import Outputs
+from clcnet.data.store import Store
 
 Factory = Callable[..., Path]
 Generate = Callable[..., dict[str, object]]
@@ -49,7 +49,7 @@ def parse(folder: Path, model: str, output: Path, *arguments: str):
 
 def command_line(folder: Path, model: str, output: Path, *arguments: str) -> list[str]:
     fixed = ["--data-path", str(folder), "--model", model, "--output", str(output), "-j", "0", "--device", "cpu"]
-    return [*fixed, "-b", "4", *arguments]
+    return [*fixed, "-b", "4", "--store", str(output.with_suffix(".store")), *arguments]
 
 
 def expected_rows(folder: Path, model: str, **overrides: object) -> tuple[np.ndarray, np.ndarray]:
@@ -83,6 +83,7 @@ def test_the_table_holds_what_timm_says_in_timms_order(
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == [
         "images",
         f"table{suffix}",
+        "table.store",
     ]
 
 
@@ -217,7 +218,6 @@ def test_a_folder_of_nothing_but_unreadable_images_leaves_the_old_table(generate
     with pytest.raises(ValueError, match=r"none of the 1 images .* can be read \(bad.png: cannot identify"):
         generate(tmp_path / "images", tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_text() == "old"
-    assert not (tmp_path / "t.csv.partial").exists()
 
 
 # ---------------------------------------------------------------- resuming
@@ -225,14 +225,14 @@ def test_a_folder_of_nothing_but_unreadable_images_leaves_the_old_table(generate
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, num_batches: int) -> None:
     """Let the run stop, as by Ctrl-C, before it keeps batch number `num_batches`, counted from 0."""
-    append, count = UnfinishedTable.append, iter(range(1000))
+    append, count = Store.append, iter(range(1000))
 
-    def stop(self: UnfinishedTable, *arguments: object) -> None:
+    def stop(self: Store, *arguments: np.ndarray) -> np.ndarray:
         if next(count) == num_batches:
             raise KeyboardInterrupt
-        append(self, *arguments)
+        return append(self, *arguments)
 
-    monkeypatch.setattr(UnfinishedTable, "append", stop)
+    monkeypatch.setattr(Store, "append", stop)
 
 
 @pytest.fixture
@@ -245,91 +245,72 @@ def interrupted(
     generate(folder, tmp_path / "whole.csv")
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2)
-        with pytest.raises(KeyboardInterrupt, match="t.csv.partial; go on with --resume"):
+        with pytest.raises(KeyboardInterrupt, match="kept in .*t.store; the same command goes on"):
             generate(folder, tmp_path / "t.csv")
     return folder, tmp_path / "t.csv", (tmp_path / "whole.csv").read_bytes()
 
 
-def test_resume_goes_on_after_the_last_whole_batch_and_ends_with_the_same_bytes(
-    interrupted: tuple[Path, Path, bytes], generate: Generate, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each call of a model sees."""
+    calls: list[int] = []
+    probabilities = Classifier.probabilities
+
+    def count(self: Classifier, batch: torch.Tensor) -> torch.Tensor:
+        calls.append(len(batch))
+        return probabilities(self, batch)
+
+    monkeypatch.setattr(Classifier, "probabilities", count)
+    return calls
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"]])
+def test_the_same_command_goes_on_after_the_last_whole_batch_and_ends_with_the_same_bytes(
+    interrupted: tuple[Path, Path, bytes],
+    generate: Generate,
+    capsys: pytest.CaptureFixture[str],
+    seen: list[int],
+    flags: list[str],
 ) -> None:
     folder, output, expected = interrupted
     assert not output.exists()
-    outcome = generate(folder, output, "--resume")
-    assert "resuming after 8 of 16 images" in capsys.readouterr().out
+    outcome = generate(folder, output, *flags)
+    assert "7 of 16 images were classified before" in capsys.readouterr().out  # of eight, one could not be read
+    assert seen == [1, 4, 4]  # the unreadable one is tried again, apart from the others
     assert output.read_bytes() == expected
     assert outcome["num_unreadable"] == 1 and outcome["num_rows"] == 15
     assert Path(f"{output}.errors.csv").read_text() == "file,reason\nant_0000b.png,cannot identify image file\n"
-    assert not Path(f"{output}.partial").exists()
 
 
-@pytest.mark.parametrize("missing_bytes", [1, 13, 14, 51, 52, 53, 103])
-def test_records_cut_short_at_any_byte_are_made_again(
-    interrupted: tuple[Path, Path, bytes], generate: Generate, missing_bytes: int
+def test_a_second_table_of_the_same_images_runs_no_model(
+    image_folder: Factory, generate: Generate, tmp_path: Path, seen: list[int]
 ) -> None:
-    folder, output, expected = interrupted
-    rows, reasons = (Path(f"{output}.partial") / name for name in ("rows", "unreadable.jsonl"))
-    assert rows.stat().st_size == 8 * 13  # eight records of a status byte and three float32
-    rows.write_bytes(rows.read_bytes()[:-missing_bytes])
-    reasons.write_text(reasons.read_text() + '[14, "half a li')  # a reason is written before its record
-    generate(folder, output, "--resume")
-    assert output.read_bytes() == expected
+    folder = image_folder()
+    generate(folder, tmp_path / "t.csv")
+    assert sum(seen) == 15
+    generate(folder, tmp_path / "t.parquet")
+    assert sum(seen) == 15
+    assert (Outputs.load(tmp_path / "t.parquet").sorted_probs == Outputs.load(tmp_path / "t.csv").sorted_probs).all()
 
 
-def test_without_resume_an_interrupted_runs_rows_are_discarded_and_the_user_is_told(
-    interrupted: tuple[Path, Path, bytes], generate: Generate, capsys: pytest.CaptureFixture[str]
+def test_what_determines_an_answer_is_looked_at_and_nothing_else(
+    image_folder: Factory, classifier_dir: Factory, generate: Generate, tmp_path: Path, seen: list[int]
 ) -> None:
-    folder, output, expected = interrupted
-    generate(folder, output)
-    assert "starting again: the rows of an interrupted run" in capsys.readouterr().out
-    assert output.read_bytes() == expected
-
-
-def test_resume_with_nothing_to_resume_starts_from_the_first_image(
-    image_folder: Factory, generate: Generate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    generate(image_folder(), tmp_path / "t.csv", "--resume")
-    assert "nothing to resume" in capsys.readouterr().out
-    assert len(Outputs.load(tmp_path / "t.csv")) == 15
-
-
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        (["--batch-size", "5"], "batch size 4, this one has 5"),
-        (["--crop-mode", "squash"], "weights and preprocessing"),
-        (["--amp"], "precision float32, this one has bfloat16"),
-        (["--channels-last"], "channels last False, this one has True"),
-    ],
-)
-def test_resume_with_other_arguments_is_refused_and_loses_nothing(
-    interrupted: tuple[Path, Path, bytes], generate: Generate, flags: list[str], named: str
-) -> None:
-    folder, output, expected = interrupted
-    with pytest.raises(ValueError, match=named):
-        generate(folder, output, "--resume", *flags)
-    generate(folder, output, "--resume")
-    assert output.read_bytes() == expected
-
-
-def test_resume_with_other_images_or_another_model_is_refused(
-    interrupted: tuple[Path, Path, bytes], classifier_dir: Factory, generate: Generate
-) -> None:
-    folder, output, _ = interrupted
-    with pytest.raises(ValueError, match="had model local-dir"):
-        script.main(parse(folder, f"local-dir:{classifier_dir(seed=1)}", output, "--resume"))
-    (folder / "bee" / "bee_0004.png").unlink()
-    with pytest.raises(ValueError, match="had number of images 16, this one has 15"):
-        generate(folder, output, "--resume")
-
-
-def test_resume_with_a_damaged_record_of_the_arguments_is_refused(
-    interrupted: tuple[Path, Path, bytes], generate: Generate
-) -> None:
-    folder, output, _ = interrupted
-    (Path(f"{output}.partial") / "arguments.json").write_text("{")
-    with pytest.raises(ValueError, match="arguments.json is damaged; delete"):
-        generate(folder, output, "--resume")
+    folder = image_folder()
+    generate(folder, tmp_path / "t.csv")
+    for flags in (["--crop-mode", "squash"], ["--amp"], ["--channels-last"]):
+        seen.clear()
+        generate(folder, tmp_path / "t.csv", *flags)
+        assert sum(seen) == 15, flags
+    seen.clear()
+    generate(folder, tmp_path / "t.csv", "--batch-size", "5", "--seed", "1")
+    assert seen == []
+    Image.new("RGB", (32, 32)).save(folder / "ant" / "ant_0002.png")  # another picture of the same name
+    Image.new("RGB", (32, 32)).save(folder / "ant" / "new.png")
+    generate(folder, tmp_path / "t.csv")
+    assert seen == [2]
+    script.main(parse(folder, f"local-dir:{classifier_dir(seed=1)}", tmp_path / "t.csv"))
+    assert sum(seen) == 2 + 16
 
 
 def test_a_run_killed_at_ten_random_points_ends_with_the_bytes_of_an_uninterrupted_one(
@@ -338,58 +319,28 @@ def test_a_run_killed_at_ten_random_points_ends_with_the_bytes_of_an_uninterrupt
     folder = image_folder(images_per_class=50)
     (folder / "bee" / "bad.png").touch()
     generate(folder, tmp_path / "whole.csv")
-    output, rows = tmp_path / "t.csv", tmp_path / "t.csv.partial" / "rows"
+    output, store = tmp_path / "t.csv", tmp_path / "t.store"
     generator = random.Random(0)
     progress = []
+
+    def kept() -> int:
+        return sum(path.stat().st_size for path in store.glob("*/*.answers"))
+
     for kill in range(10):
-        process = forking.start(forking.generate, *command_line(folder, model, output, "--resume"))
-        aim = (kill + generator.random()) / 10 * 151 * 13  # so many bytes of rows, more each time
-        while process.is_alive() and not (rows.exists() and rows.stat().st_size >= aim):
+        process = forking.start(forking.generate, *command_line(folder, model, output))
+        aim = (kill + generator.random()) / 10 * 151 * (16 + 2 + 3 * 4)  # so many bytes of records, more each time
+        while process.is_alive() and kept() < aim:
             time.sleep(0.0005)
         time.sleep(generator.random() * 0.005)
         process.kill()
         process.join()
-        if not rows.exists():  # it was quick enough to finish
+        if output.exists():  # it was quick enough to finish
             break
-        progress.append(rows.stat().st_size)
+        progress.append(kept())
     assert len(progress) >= 8 and len(set(progress)) > 5
-    generate(folder, output, "--resume")
+    generate(folder, output)
     assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert Path(f"{output}.errors.csv").read_bytes() == (tmp_path / "whole.csv.errors.csv").read_bytes()
-
-
-def test_a_kill_while_the_finished_table_is_put_in_place_is_resumed_too(
-    interrupted: tuple[Path, Path, bytes], generate: Generate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, output, expected = interrupted
-
-    def die(_: UnfinishedTable) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(UnfinishedTable, "remove", die)
-        with pytest.raises(KeyboardInterrupt):
-            generate(folder, output, "--resume")
-    assert output.read_bytes() == expected
-    generate(folder, output, "--resume")
-    assert output.read_bytes() == expected
-
-
-def test_the_rows_of_an_unfinished_table_come_back_in_order(tmp_path: Path) -> None:
-    unfinished = UnfinishedTable(tmp_path / "partial", {"a": 1}, num_classes=2)
-    assert not unfinished.exists()
-    unfinished.start()
-    assert unfinished.exists()
-    unfinished.append(np.array([RIGHT, LEFT_OUT]), np.array([[0.75, 0.25], [0, 0]]), {1: "no image"})
-    unfinished.append(np.array([WRONG]), np.array([[0.5, 0.5]]), {})
-    assert unfinished.count() == (2, 1) and unfinished.reasons == {1: "no image"}
-    ((start, status, probs),) = unfinished.chunks()
-    assert start == 0 and status.tolist() == [RIGHT, LEFT_OUT, WRONG]
-    assert probs.tolist() == [[0.75, 0.25], [0, 0], [0.5, 0.5]]
-    assert json.loads((tmp_path / "partial" / "arguments.json").read_text()) == {"a": 1}
-    again = UnfinishedTable(tmp_path / "partial", {"a": 1}, num_classes=2)
-    again.resume(batch_size=2, num_images=5)
-    assert again.num_images == 2 and again.reasons == {1: "no image"}
 
 
 # ---------------------------------------------------------------- several processes
@@ -405,11 +356,12 @@ def test_two_processes_give_the_file_of_one_and_resume_what_one_began(
     command = command_line(folder, model, tmp_path / "two.csv")
     assert forking.run_together(2, forking.generate, *command) == [0, 0]
     assert (tmp_path / "two.csv").read_bytes() == expected
+    shutil.rmtree(tmp_path / "two.store")
     with monkeypatch.context() as patch:
         interrupt_after(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             generate(folder, tmp_path / "two.csv")
-    assert forking.run_together(2, forking.generate, *command, "--resume") == [0, 0]
+    assert forking.run_together(2, forking.generate, *command) == [0, 0]
     assert (tmp_path / "two.csv").read_bytes() == expected
     assert (tmp_path / "two.csv.errors.csv").read_bytes() == (tmp_path / "one.csv.errors.csv").read_bytes()
 
@@ -457,7 +409,7 @@ def test_a_model_with_other_classes_is_refused_before_anything_is_written(
     (tmp_path / "t.csv").write_text("old")
     with pytest.raises(ValueError, match="class 'dog' of the images is not among the classes of"):
         generate(image_folder(classes=("ant", "bee", "dog")), tmp_path / "t.csv")
-    assert (tmp_path / "t.csv").read_text() == "old" and not (tmp_path / "t.csv.partial").exists()
+    assert (tmp_path / "t.csv").read_text() == "old"
 
 
 def test_an_output_that_is_a_folder_is_refused_before_the_model_is_loaded(
@@ -482,7 +434,7 @@ def test_answers_that_are_not_numbers_are_refused(
     with torch.no_grad():
         network.get_classifier().bias[0] = float("nan")
     torch.save(network.state_dict(), tmp_path / "nan.pth")
-    with pytest.raises(ValueError, match="ant_0000.png: the model's answer is not a number"):
+    with pytest.raises(ValueError, match="ant_0000.png: the answer of .* is not a number"):
         script.main(
             parse(
                 image_folder(), f"local-dir:{folder}", tmp_path / "t.csv", "--model-weight", str(tmp_path / "nan.pth")

@@ -117,6 +117,8 @@ def kept_answers(
     kept = Kept(folder, classifier, images, targets) if distributed.is_main() else None
     try:
         yield kept
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"what was classified is kept in {folder}; the same command goes on from there") from None
     finally:
         if kept is not None:
             kept.store.close()

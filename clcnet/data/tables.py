@@ -65,7 +65,7 @@ class Rows(NamedTuple):
 def check_table_output(path: Path | str, inputs: Iterable[Path | str | None] = ()) -> Path:
     """As `files.check_output`, for a table: its extension must also say in which format to write it."""
     path = Path(path)
-    if path.suffix.lower() not in (".csv", ".parquet", ".pq"):
+    if not path.is_dir() and path.suffix.lower() not in (".csv", ".parquet", ".pq"):
         raise ValueError(f"output {path} ends in neither .csv nor .parquet; name one of these formats")
     return check_output(path, inputs)
 
