@@ -20,16 +20,15 @@ from PIL import Image
 from timm.data import ImageDataset, create_loader, resolve_model_data_config
 
 from clcnet.classifiers import classifier as classifiers
-from clcnet.classifiers import stream
+from clcnet.classifiers import stream, timing
 from clcnet.classifiers.classifier import (
     Classifier,
     class_indices,
     is_out_of_memory,
     load_classifier,
-    measure_milliseconds,
     resolve_device,
 )
-from clcnet.classifiers.stream import Batch, classify
+from clcnet.classifiers.stream import Batch, Round, classify
 from clcnet.data.images import list_images
 
 Factory = Callable[..., Path]
@@ -730,13 +729,22 @@ def test_compile_runs_the_model_through_torchs_compiler(
     assert compiled == [classifier.model] and "compiled" in classifier.describe()
 
 
-def test_milliseconds_are_the_median_over_batches_and_per_image(
-    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+def test_models_are_timed_in_turns_and_by_the_batches_after_the_first(
+    image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # two batches to warm up, then 0.2 s, 0.9 s and 0.4 s: three at least, and more than one second
-    clock = iter([0, 5, 0, 5, 0, 0.2, 0, 0.9, 0, 0.4])
-    monkeypatch.setattr(classifiers.time, "perf_counter", lambda: next(clock))
-    assert measure_milliseconds(classifier, batch_size=4, seconds=1.0) == pytest.approx(100)
+    other = dataclasses.replace(classifier, name="other")
+    turns: list[str] = []
+
+    def rounds(models: list[Classifier], images: object, batches: list[np.ndarray], **_: object) -> Iterable[Round]:
+        turns.append(models[0].name)
+        seconds = [9.0, 0.2, 0.4, 0.6, 0.2, 0.1] if models[0] is classifier else [9.0] + [0.8] * 5
+        for places, each in zip(batches, seconds, strict=True):
+            yield Round([Batch(0, places, np.ones(4, bool), np.ones((4, 3), np.float32), {})], each)
+
+    monkeypatch.setattr(timing, "stream", rounds)
+    found = timing.milliseconds_together([classifier, other], list_images(image_folder()), batch_size=4)
+    assert turns == [classifier.name, "other"] * timing.TURNS
+    np.testing.assert_allclose(found, [[1000 * 1.5 / 20, 1000 * 4.0 / 20]] * timing.TURNS)
 
 
 def test_defaults_suit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

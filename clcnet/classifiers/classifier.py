@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import stat
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -486,29 +485,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     # CUDA alone has a type for it; the allocators of the CPU and of mps raise plain RuntimeErrors
     phrases = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(phrase in str(error) for phrase in phrases)
-
-
-def measure_milliseconds(classifier: Classifier, batch_size: int = 1, seconds: float = 1.0) -> float:
-    """Measure the time that the model takes an image on its own device, loading and preprocessing apart.
-
-    Args:
-        classifier: the model.
-        batch_size: images at once; 1 is what a single query costs, the run's batch size what a large job does.
-        seconds: how long to measure, after a warm-up; at least three batches are timed.
-
-    Returns:
-        Milliseconds an image: the median over batches.
-    """
-    batch = torch.rand(batch_size, *classifier.data_config["input_size"], device=classifier.device)
-    for _ in range(2):
-        _time_batch(classifier, batch)
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
-        times.append(_time_batch(classifier, batch))
-    return 1000 * float(np.median(times)) / batch_size
-
-
-def _time_batch(classifier: Classifier, batch: torch.Tensor) -> float:
-    start = time.perf_counter()
-    classifier.probabilities(batch).cpu()  # the copy waits for the device
-    return time.perf_counter() - start
