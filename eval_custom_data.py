@@ -86,14 +86,6 @@ def get_args_parser() -> cli.ArgumentParser:
         metavar="T",
         help="images with less confidence go to the deep model",
     )
-    add(
-        "--deep-offset",
-        type=cli.finite_float,
-        default=0.0,
-        metavar="H",
-        help="head start, in log-odds, of the deep answer against the shallow one, as train_custom_data.py and "
-        "eval_imagenet_5fold_cv.py measure it (default: 0, the paper's rule)",
-    )
     group = parser.add_argument_group("output")
     add = group.add_argument
     add("--result", type=Path, default=cli.ROOT / "custom-data-result.csv", metavar="FILE", help="CSV to write")
@@ -130,7 +122,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         shallow = load_model(args, "shallow", device)
         # never asked at such a threshold, so it need not be had
         deep = load_model(args, "deep", device) if args.threshold > SHALLOW_ALONE else shallow
-        cascade = Cascade(shallow, deep, clcnet, args.threshold, deep_offset=args.deep_offset)
+        cascade = Cascade(shallow, deep, clcnet, args.threshold)
         mapped, stated = args.class_map is not None, bool(args.class_map or args.labels)
         targets, note = known_targets(images, shallow, by_position=mapped, must_fit=stated)
         if distributed.is_main():
@@ -142,11 +134,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                 output,
                 targets,
                 name_classes(images, targets, shallow, images.class_names if mapped else None),
-                arguments={
-                    "threshold": args.threshold,
-                    "deep offset": args.deep_offset,
-                    "CLCNet weights": file_digest(args.weight),
-                },
+                arguments={"threshold": args.threshold, "CLCNet weights": file_digest(args.weight)},
                 batch_size=args.batch_size,
                 workers=args.workers,
                 resume=args.resume,

@@ -21,8 +21,7 @@ if __name__ == "__main__":
 import numpy as np
 from numpy.typing import NDArray
 
-from clcnet.cascade.curve import Stage
-from clcnet.cascade.deep_offset import can_have_offset, fit_deep_offset, with_deep_offset
+from clcnet.cascade.curve import Steps, surest_steps
 from clcnet.cascade.selection import Goal, choose, short_threshold
 from clcnet.classifiers.classifier import resolve_device
 from clcnet.data.table import Table, read_tables
@@ -65,13 +64,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             _save_split(split_file, table, split)
     print_figures(rows)
     print(_verdict(rows, len(test)))
-    threshold = offset = None
-    if len(args.cls_output) == 2:
-        threshold = suggest_threshold(test, confidence)
-        learnt = table.subset(np.concatenate([split.train, split.validation]))
-        offset = suggest_offset(learnt, model.predict(learnt.sorted_probs), test, confidence)
+    threshold = suggest_threshold(test, confidence) if len(args.cls_output) == 2 else None
     print(f"weights in {path}, split in {split_path}")
-    return {"figures": rows, "weights": path, "split": split_path, "threshold": threshold, "deep_offset": offset}
+    return {"figures": rows, "weights": path, "split": split_path, "threshold": threshold}
 
 
 def _verdict(rows: dict[str, dict[str, float]], num_rows: int) -> str:
@@ -83,17 +78,18 @@ def _verdict(rows: dict[str, dict[str, float]], num_rows: int) -> str:
     return f"on the {num_rows} held-out rows CLCNet {' and '.join(parts)}"
 
 
-def paired_stages(table: Table, confidence: NDArray[np.float32]) -> tuple[list[Stage], list[int]]:
-    """The two models on the images that both tables hold, the less accurate one first, and their tables, 1 and 2.
+def paired_steps(table: Table, confidence: NDArray[np.float32]) -> tuple[Steps | None, list[int]]:
+    """The cascade on the images that both tables hold, the less accurate model first, and its tables, 1 and 2.
 
-    No image is in both where the stages are empty.
+    None where no image is in both.
     """
     position = [{name: row for row, name in enumerate(table.names) if table.source[row] == number} for number in (0, 1)]
     both = [name for name in position[0] if name in position[1]]
-    rows = [np.array([place[name] for name in both], dtype=np.int64) for place in position]
-    stages = [Stage(confidence[numbers], table.correct[numbers], flops=0) for numbers in rows]
-    order = sorted((0, 1), key=lambda number: int(stages[number].correct.sum()))
-    return [stages[number] for number in order], [number + 1 for number in order]
+    if not both:
+        return None, []
+    rows = np.array([[place[name] for name in both] for place in position])
+    rows = rows[order := np.argsort(table.correct[rows].sum(axis=1), kind="stable")]
+    return surest_steps(confidence[rows], table.correct[rows], [0, 0]), (order + 1).tolist()
 
 
 def suggest_threshold(test: Table, confidence: NDArray[np.float32]) -> float | None:
@@ -105,47 +101,23 @@ def suggest_threshold(test: Table, confidence: NDArray[np.float32]) -> float | N
     Returns:
         The shortest decimal with that effect; None where no threshold is accurate enough, or no image in both tables.
     """
-    stages, (shallow, deep) = paired_stages(test, confidence)
-    if not len(stages[0]):
+    steps, numbers = paired_steps(test, confidence)
+    if steps is None:
         print("no threshold suggested: the two tables share no held-out image")
         return None
     print(
-        f"on the {len(stages[0])} held-out images of both tables the shallow model (table {shallow}) has "
-        f"{stages[0].accuracy:.2f}%, the deep one (table {deep}) {stages[1].accuracy:.2f}%"
+        f"on the {len(steps)} held-out images of both tables the shallow model (table {numbers[0]}) has "
+        f"{steps.own_accuracy[0]:.2f}%, the deep one (table {numbers[1]}) {steps.own_accuracy[1]:.2f}%"
     )
-    threshold, reached, gives = _threshold_for_deep_accuracy(stages)
-    if not reached:
+    curve, point = choose(steps, Goal("match"))
+    nearest = int(curve.accuracy.argmax()) if point is None else point
+    threshold = short_threshold(curve, nearest)
+    gives = f"{threshold}: {curve.accuracy[nearest]:.2f}% with {curve.deferral[nearest]:.1%} deferred"
+    if point is None:
         print(f"no threshold reaches the deep model's accuracy: use it alone, or the nearest threshold {gives}")
         return None
     print(f"suggested threshold {gives}")
     return threshold
-
-
-def suggest_offset(
-    learnt: Table, learnt_confidence: NDArray[np.float32], test: Table, confidence: NDArray[np.float32]
-) -> float | None:
-    """A head start for the deep model, fitted on the rows learnt from; prints what it gives on the held-out ones.
-
-    Returns:
-        The offset; None where the tables share no image or the confidences are no probabilities.
-    """
-    stages, _ = paired_stages(test, confidence)
-    learnt_stages, _ = paired_stages(learnt, learnt_confidence)
-    if not len(stages[0]) or not can_have_offset([*stages, *learnt_stages]):
-        return None
-    offset = round(fit_deep_offset(learnt_stages), 2)
-    _, reached, gives = _threshold_for_deep_accuracy(with_deep_offset(stages, offset))
-    print(f"with --deep-offset {offset}: {'' if reached else 'nearest '}threshold {gives}")
-    return offset
-
-
-def _threshold_for_deep_accuracy(stages: list[Stage]) -> tuple[float, bool, str]:
-    """The threshold, whether it reaches the deep model's accuracy or only comes nearest, and what it gives in words."""
-    curve, point = choose(stages, Goal("match"))
-    nearest = int(curve.accuracy.argmax()) if point is None else point
-    threshold = short_threshold(curve, nearest)
-    gives = f"{threshold}: {curve.accuracy[nearest]:.2f}% with {curve.deferral[nearest]:.1%} deferred"
-    return threshold, point is not None, gives
 
 
 def _save_split(path: Path, table: Table, split: Split) -> None:

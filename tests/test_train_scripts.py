@@ -228,23 +228,6 @@ def test_custom_training_gives_the_same_files_for_the_same_seed_and_others_for_a
         assert first == same != other
 
 
-def test_suggested_offset_is_fitted_on_the_rows_learnt_from_and_scored_on_the_others(capsys):
-    # where the models disagree the deep one is right in 3 of 4 pairs, at equal confidences: log-odds of 3, damped
-    learnt = two_tables([[0, 0, 0, 1] * 250, [1, 1, 1, 0] * 250])
-    even = np.tile(np.float32([0.4, 0.6, 0.5, 0.55]), 500)
-    even += np.repeat(np.float32([0, 1e-3]), 1000) * np.tile(np.float32([1, 1, 1, -1]), 500)
-    held_out = np.array([0.5, 0.75, 0.9, 0.45, 0.5, 0.5], dtype=np.float32)
-    offset = train_custom_data.suggest_offset(learnt, even, two_tables([[0, 1, 1], [1, 1, 1]]), held_out)
-    assert offset is not None and offset > 0.3
-    assert f"with --deep-offset {offset}: threshold 0.75: 100.00% with 33.3% deferred" in capsys.readouterr().out
-
-
-def test_scores_that_are_no_probabilities_suggest_no_offset():
-    table = two_tables([[0, 1], [1, 1]])
-    scores = np.array([0.5, 1.5, 0.5, 0.5], dtype=np.float32)
-    assert train_custom_data.suggest_offset(table, scores, table, scores) is None
-
-
 def test_tables_without_a_common_image_suggest_nothing(capsys):
     table = Table(["a", "b"], np.full((2, 2), 0.5, np.float32), np.array([True, False]), np.array([0, 1]))
     assert train_custom_data.suggest_threshold(table, np.array([0.5, 0.5], np.float32)) is None

@@ -1,4 +1,4 @@
-"""Running both models over an image set, each at most once an image, through the cache of their outputs."""
+"""Running the models over an image set, each at most once an image, through the cache of their outputs."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from clcnet import distributed
-from clcnet.cascade.curve import Stage
-from clcnet.cascade.evaluation import Outputs, Pair, fold_confidence
+from clcnet.cascade.evaluation import Evaluation, folds_by_name, judge
+from clcnet.cascade.rule import CLCNET, Judged
 from clcnet.classifiers.classifier import Classifier, class_indices, classify, measure_milliseconds
 from clcnet.data.cache import OutputCache
 from clcnet.data.images import ImageSet
+from clcnet.data.outputs import Outputs, Record
 from clcnet.network.model import CLCNet
 
 _IMAGES_A_ROUND = 4096  # of one process; what several processes found is brought together after each round
 _GPU_TIMING_BATCH = 64
 
-LoadModel = Callable[[int], Classifier]  # the model of a stage
+LoadModel = Callable[[int], Classifier]  # the model of a place in the cascade
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,12 @@ class CachedModel:
             )
         self.cache.store(indices, probs)
 
-    def outputs(self, indices: NDArray[np.int64]) -> Outputs:
-        """What the model said about images that it has seen."""
-        return Outputs.from_probs(np.asarray(self.cache.probs[indices]), self.targets[indices])
+    def outputs(self, indices: NDArray[np.int64], flops: float | None, timed: bool) -> Outputs:
+        """What the model said about images that it has seen; FLOPs are counted where they are not given."""
+        milliseconds = self.milliseconds() if timed else None
+        record = Record(self.classifier.name, flops=flops or self.flops(), milliseconds=milliseconds)
+        names = [self.images.names[index] for index in indices]
+        return Outputs.from_probs(np.asarray(self.cache.probs[indices]), names, self.targets[indices], record)
 
     def flops(self) -> float:
         """Multiply-adds in billions, counted once in the life of the cache."""
@@ -114,48 +118,74 @@ class CachedModel:
         return float(self.cache.about[key])
 
 
-def pair_from_images(
+def evaluation_of_images(
     images: ImageSet,
     load_model: LoadModel,
-    networks: Sequence[CLCNet] | None,
+    networks: Sequence[CLCNet],
     threshold: float | None,
     given_flops: Sequence[float | None],
     options: Options,
-) -> Pair | None:
+) -> Evaluation | None:
     """Run the shallow model on all images and the deep one on all, or on those that a single threshold defers.
 
     Args:
         images: with classes.
-        load_model: makes the classifier of a stage; the deep one is not made if nothing is deferred to it.
-        networks: the five CLCNets; None where nothing is to be deferred.
+        load_model: makes the classifier of a place; the deep one is not made if nothing is deferred to it.
+        networks: of each fold; none where nothing is to be deferred.
         threshold: the only one of interest, or None for all.
-        given_flops: by stage, None where they are to be counted.
+        given_flops: by place, None where they are to be counted.
         options: how to run.
 
     Returns:
-        The pair in the main process, None in the others.
+        What was found in the main process, None in the others.
     """
+    timed = threshold is None
     with contextlib.ExitStack() as stack:
-        shallow = stack.enter_context(_cached_model("shallow model", load_model(0), images, options))
-        shallow.classify(np.arange(len(images)))
-        answered, confidence = distributed.broadcast(_judge(shallow, networks) if distributed.is_main() else None)
-        deferred = confidence < (np.inf if threshold is None else threshold)
-        deep = None
-        if deferred.any():
-            classifier, deep = load_model(1), shallow
-            if classifier.key != shallow.classifier.key:  # else an entry of the cache would be opened twice
-                deep = stack.enter_context(_cached_model("deep model", classifier, images, options))
-            deep.classify(answered[deferred])
+        models = [stack.enter_context(_cached_model("shallow model", load_model(0), images, options))]
+        models[0].classify(np.arange(len(images)))
+        found: list[Judged] = []
+        deferred = None
+        if distributed.is_main():
+            found.append(_answers(models[0], given_flops[0], timed, networks))
+            confidence = found[0].scores.get(CLCNET)
+            answered = np.flatnonzero(models[0].cache.done)
+            limit = np.inf if threshold is None else threshold
+            deferred = answered[:0] if confidence is None else answered[confidence < limit]
+        deferred = distributed.broadcast(deferred)
+        if len(deferred):
+            classifier = load_model(1)
+            models.append(models[0])
+            if classifier.key != models[0].classifier.key:  # else an entry of the cache would be opened twice
+                models[1] = stack.enter_context(_cached_model("deep model", classifier, images, options))
+            models[1].classify(deferred)
+            if distributed.is_main():
+                found.append(_answers(models[1], given_flops[1], timed, networks, deferred))
         if not distributed.is_main():
             return None
-        if deep is None:
-            return _shallow_alone(shallow, answered, given_flops)
-        assert networks is not None
-        known = deep.cache.done[answered]
-        kept = known | ~deferred  # without those that the deep model should have seen and could not read
-        return _both(
-            shallow, deep, answered[kept], confidence[kept], known[kept], networks, given_flops, threshold is None
+        unreadable = {index: reason for model in models for index, reason in model.unreadable.items()}
+        if timed and found[0].names != found[-1].names:  # some were read by one model alone
+            both = set(found[0].names) & set(found[-1].names)
+            found = [each.subset(np.array([name in both for name in each.names])) for each in found]
+        folds = folds_by_name(found[0].names, images)
+        return Evaluation(found, folds, [model.classifier.name for model in models], unreadable)
+
+
+def _answers(
+    model: CachedModel,
+    flops: float | None,
+    timed: bool,
+    networks: Sequence[CLCNet],
+    asked: NDArray[np.int64] | None = None,
+) -> Judged:
+    """What a model said of the images that it was asked about and could be read, in their order."""
+    done = model.cache.done if asked is None else np.isin(np.arange(len(model.images)), asked) & model.cache.done
+    answered = np.flatnonzero(done)
+    if not len(answered) and asked is None:
+        images, (index, reason) = model.images, next(iter(model.unreadable.items()))
+        raise ValueError(
+            f"none of the {len(images)} images in {images.root} can be read ({images.names[index]}: {reason})"
         )
+    return judge(model.outputs(answered, flops, timed), model.images, networks)
 
 
 @contextlib.contextmanager
@@ -168,55 +198,3 @@ def _cached_model(label: str, classifier: Classifier, images: ImageSet, options:
         classifier.flops = model.flops()
         print(f"{label}: {classifier.describe()}", flush=True)
         yield model
-
-
-def _judge(shallow: CachedModel, networks: Sequence[CLCNet] | None) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The images that could be read, and how sure CLCNet is of the shallow answers: two (N,) arrays."""
-    answered = np.flatnonzero(shallow.cache.done)
-    if not len(answered):
-        index, reason = next(iter(shallow.unreadable.items()))
-        images = shallow.images
-        raise ValueError(
-            f"none of the {len(images)} images in {images.root} can be read ({images.names[index]}: {reason})"
-        )
-    if networks is None:
-        return answered, np.full(len(answered), np.inf)
-    return answered, fold_confidence(networks, shallow.outputs(answered), shallow.images.folds[answered])
-
-
-def _shallow_alone(shallow: CachedModel, answered: NDArray[np.int64], given_flops: Sequence[float | None]) -> Pair:
-    flops = given_flops[0] or shallow.flops()
-    correct = shallow.outputs(answered).correct
-    surest = np.full(len(answered), np.inf)
-    stages = [Stage(surest, correct, flops), Stage(-surest, np.zeros(len(answered)), given_flops[1] or 0.0)]
-    folds = shallow.images.folds[answered]
-    return Pair([shallow.classifier.name, "--"], stages, None, folds, unreadable=shallow.unreadable)
-
-
-def _both(
-    shallow: CachedModel,
-    deep: CachedModel,
-    answered: NDArray[np.int64],
-    confidence: NDArray[np.float64],
-    known: NDArray[np.bool_],
-    networks: Sequence[CLCNet],
-    given_flops: Sequence[float | None],
-    timed: bool,
-) -> Pair:
-    folds = shallow.images.folds[answered]
-    outputs = [shallow.outputs(answered), deep.outputs(answered[known])]
-    deep_confidence, deep_correct = np.full(len(answered), -np.inf), np.zeros(len(answered), dtype=bool)
-    deep_confidence[known] = fold_confidence(networks, outputs[1], folds[known])
-    deep_correct[known] = outputs[1].correct
-    stages = [
-        Stage(confidence, outputs[0].correct, given_flops[0] or shallow.flops()),
-        Stage(deep_confidence, deep_correct, given_flops[1] or deep.flops()),
-    ]
-    return Pair(
-        [shallow.classifier.name, deep.classifier.name],
-        stages,
-        outputs if known.all() else None,
-        folds,
-        [shallow.milliseconds(), deep.milliseconds()] if timed else None,
-        shallow.unreadable | deep.unreadable,
-    )

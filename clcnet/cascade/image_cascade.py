@@ -25,7 +25,6 @@ from timm.data.loader import adapt_to_chs
 from torch import nn
 
 from clcnet import distributed
-from clcnet.cascade.deep_offset import shifted
 from clcnet.cascade.predictions import STAGE_NAMES, decide
 from clcnet.cascade.schedule import DEEP, NOTHING, SHALLOW, Outcome, Schedule, Task, is_deferred
 from clcnet.classifiers.classifier import (
@@ -69,9 +68,8 @@ class Predictions(NamedTuple):
 class Cascade:
     """A shallow model that answers every image and a deep one for those whose confidence is below a threshold.
 
-    The deep answer stands where it is the surer of the two (arXiv:2205.09612), after a head start if it is given one
-    (`clcnet.cascade.deep_offset`). Several threads may share one cascade: calls change nothing inside but the number of
-    images at once, which shrinks when memory runs out.
+    The deep answer stands where it is the surer of the two (arXiv:2205.09612). Several threads may share one cascade:
+    calls change nothing inside but the number of images at once, which shrinks when memory runs out.
     """
 
     def __init__(
@@ -81,7 +79,6 @@ class Cascade:
         clcnet: Confidence,
         threshold: float,
         batch_size: int | None = None,
-        deep_offset: float = 0.0,
     ) -> None:
         """Put the parts together.
 
@@ -91,22 +88,18 @@ class Cascade:
             clcnet: the confidence network, for both models' answers.
             threshold: images whose confidence is below it go to the deep model; -inf never asks it, inf always.
             batch_size: images at once in a call; by default what suits the device.
-            deep_offset: the deep model's head start in log-odds; its confidences include it.
 
         Raises:
-            ValueError: the models have different classes, the threshold or the offset is not a number, or a batch would
-                be empty.
+            ValueError: the models have different classes, the threshold is not a number, or a batch would be empty.
         """
         if np.isnan(threshold):
             raise ValueError("the threshold is NaN; give a number, inf or -inf")
-        if not np.isfinite(deep_offset):
-            raise ValueError(f"deep_offset is {deep_offset}; give a finite number, 0 for none")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; give 1 or more, or None")
         self.shallow = shallow if isinstance(shallow, Classifier) else _PlainModel(*shallow)
         self.deep = deep if isinstance(deep, Classifier) else _PlainModel(*deep)
         self.clcnet = clcnet
-        self.threshold, self.deep_offset = float(threshold), float(deep_offset)
+        self.threshold = float(threshold)
         self.batch_size = batch_size or default_batch_size(self.shallow.device)
         self._forwards = [HalvingForward(model, self.batch_size) for model in (self.shallow, self.deep)]
         self._deep_to_shallow = _match_classes(self.shallow, self.deep)
@@ -146,14 +139,9 @@ class Cascade:
 
         Returns:
             top1 (B,) int64 as the shallow model numbers the classes, confidence (B,) float32.
-
-        Raises:
-            ValueError: there is a deep offset, and the confidences are no probabilities.
         """
         sorted_probs, _, top1 = sort_probs(probs, np.zeros(len(probs), np.int64))
         confidence = np.asarray(self.clcnet.predict(sorted_probs))
-        if stage == DEEP and self.deep_offset:
-            confidence = shifted(confidence, self.deep_offset)
         if stage == DEEP and self._deep_to_shallow is not None:
             top1 = self._deep_to_shallow[top1]
         return top1, confidence.astype(np.float32, copy=False)

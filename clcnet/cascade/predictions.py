@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clcnet.cascade.curve import Stage, percent, run_cascade
+from clcnet.cascade import curve
 from clcnet.cascade.schedule import DEEP, NOTHING, SHALLOW, Outcome
 from clcnet.files import atomic_path
 
@@ -79,11 +79,8 @@ def decide(shallow: np.ndarray, deep: np.ndarray, threshold: float) -> tuple[np.
     Returns:
         answered_by (N,) int64, SHALLOW or DEEP, and deferred (N,) bool.
     """
-    if not len(shallow):
-        return np.zeros(0, np.int64), np.zeros(0, bool)
-    unjudged = np.zeros(len(shallow), bool)
-    answered_by, last_seen = run_cascade([Stage(shallow, unjudged, 0), Stage(deep, unjudged, 0)], threshold)
-    return answered_by, last_seen == DEEP
+    deferred = curve.decide(np.stack([shallow, deep]).astype(np.float64), threshold) == DEEP
+    return np.where(deferred & (deep > shallow), DEEP, SHALLOW), deferred
 
 
 @dataclass(frozen=True)
@@ -130,10 +127,10 @@ class Verdicts:
         right = self.top1 == targets
         asked = right[:, self.deferred] if self.deferred.any() else np.full((2, 1), np.nan)
         return {
-            "accuracy": percent(self.predict == targets),
-            "shallow_accuracy": percent(right[SHALLOW]),
-            "shallow_accuracy_on_deferred": percent(asked[SHALLOW]),
-            "deep_accuracy_on_deferred": percent(asked[DEEP]),
+            "accuracy": _percent(self.predict == targets),
+            "shallow_accuracy": _percent(right[SHALLOW]),
+            "shallow_accuracy_on_deferred": _percent(asked[SHALLOW]),
+            "deep_accuracy_on_deferred": _percent(asked[DEEP]),
         }
 
     def most_deferred(self, classes: np.ndarray, count: int = 5) -> list[tuple[int, int, int]]:
@@ -192,3 +189,7 @@ def _rows(
             verdicts.confidence[SHALLOW, row],
             *(deep if verdicts.deferred[row] else ("", "")),
         )
+
+
+def _percent(correct: np.ndarray) -> float:
+    return 100 * float(correct.mean(dtype=np.float64))
