@@ -4,7 +4,7 @@
         --deep-model tf_efficientnet_b4.aa_in1k
 
 Input: the images (--imagenet-split) and two timm models, or the tables that step 3 made of them (--shallow-output,
---deep-output; then no model runs); and the five CLCNet weights (--weight-save). Each image is judged by the network
+--deep-output, or --outputs for any number; then no model runs); and the five CLCNet weights (--weight-save). Each image is judged by the network
 that was not trained on its fold. Each model sees an image at most once: its outputs are kept in a cache, and the next
 call with other thresholds or other weights takes them from there.
 
@@ -28,12 +28,11 @@ if __name__ == "__main__":
 
 from clcnet import distributed
 from clcnet.cascade.curve import SHALLOW_ALONE, sweep
-from clcnet.cascade.evaluation import Evaluation, at_threshold, evaluation_of_tables, flops_of, load_fold_networks
+from clcnet.cascade.evaluation import Evaluation, at_threshold, evaluation_of_tables, load_fold_networks
 from clcnet.cascade.rule import CHANCE, CLCNET, Surest
 from clcnet.cascade.rules import cross_fitted
 from clcnet.cascade.selection import Goal, recommend
 from clcnet.data.images import ImageSet, list_images
-from clcnet.data.outputs import Record
 from clcnet.files import check_output, output_lock
 from clcnet.report import evaluation_report, tables
 from clcnet.report.paper_table import parse_references
@@ -52,6 +51,8 @@ def get_args_parser() -> cli.ArgumentParser:
         flops = "multiply-adds an image (default: counted)"
         add(f"--{place}-model-FLOPs", type=cli.positive_float, metavar="BILLIONS", help=flops)
         add(f"--{place}-output", type=Path, metavar="FILE", help="its table from step 3, in place of running the model")
+    several = "tables of any number of models, whose FLOPs they record (.parquet), in place of the flags above"
+    add("--outputs", nargs="+", type=Path, default=[], metavar="FILE", help=several)
     add("--num_classes", type=cli.number_of_classes, metavar="N", help="classes of the weight files")
     where: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
     weights = "the five CLCNet weights"
@@ -103,7 +104,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, write all files, print the report; returns its figures."""
     grid = cli.threshold_grid(args.thresholds or [RELEASED_GRID])
     folder = args.results_folder or args.performance_result.parent / "results"
-    check_output(args.performance_result, inputs=[args.shallow_output, args.deep_output, args.class_map, *args.join])
+    inputs = [args.shallow_output, args.deep_output, args.class_map]
+    check_output(args.performance_result, inputs=[*inputs, *args.outputs, *args.join])
     check_output(folder / "results-table.md")
     joined = [tables.read_results(path) for path in args.join]
     images = list_images(args.imagenet_split, class_map=args.class_map)
@@ -111,7 +113,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         distributed.processes(),
         output_lock(args.performance_result) if distributed.is_main() else contextlib.nullcontext(),
     ):
-        found = load_tables(args, images) if args.shallow_output or args.deep_output else run_models(args, images)
+        from_tables = args.shallow_output or args.deep_output or args.outputs
+        found = load_tables(args, images) if from_tables else run_models(args, images)
         if found is None:  # not the main process
             return {}
         outcome = {
@@ -143,17 +146,15 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_tables(args: argparse.Namespace, images: ImageSet) -> Evaluation:
-    """Take both models' outputs from the tables of step 3; FLOPs are counted only where a model's name is given."""
+    """Take the models' outputs from the tables of step 3; FLOPs are counted only where nothing says them."""
+    networks = load_fold_networks(args.weight_save, images)
+    if args.outputs:
+        return evaluation_of_tables(args.outputs, images, networks)
     paths = [getattr(args, f"{place}_output") for place in PLACES]
     if None in paths:
         raise ValueError(f"--{PLACES[paths.index(None)]}-output is missing; give the tables of both models, or of none")
-    records = []
-    for place, path in zip(PLACES, paths, strict=True):
-        model, flops = getattr(args, f"{place}_model"), getattr(args, f"{place}_model_FLOPs")
-        if flops is None and model is None:
-            raise ValueError(f"--{place}-model-FLOPs is missing; give it, or --{place}-model NAME to have it counted")
-        records.append(Record(model or path.stem, flops=flops_of(model) if flops is None else flops))
-    return evaluation_of_tables(paths, images, load_fold_networks(args.weight_save, images), records)
+    models, flops = ([getattr(args, f"{place}_model{end}") for place in PLACES] for end in ("", "_FLOPs"))
+    return evaluation_of_tables(paths, images, networks, models, flops)
 
 
 def run_models(args: argparse.Namespace, images: ImageSet) -> Evaluation | None:

@@ -35,7 +35,7 @@ from clcnet.cascade.generation import generate_table
 from clcnet.cascade.resume import partial_folder
 from clcnet.classifiers.classifier import class_indices, load_classifier, resolve_device
 from clcnet.data.images import errors_file, list_images
-from clcnet.files import check_output
+from clcnet.data.tables import check_table_output
 
 
 def get_args_parser() -> cli.ArgumentParser:
@@ -75,7 +75,7 @@ def default_output(model: str) -> Path:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Write the table and return what the last lines say. Unreadable images are counted, not raised."""
     torch.manual_seed(args.seed)
-    output = check_output(
+    output = check_table_output(
         args.output or default_output(args.model), inputs=[args.labels, args.class_map, args.model_weight]
     )
     device = resolve_device(args.device)

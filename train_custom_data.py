@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clcnet.cascade.curve import Steps, surest_steps
+from clcnet.cascade.rule import known
 from clcnet.cascade.selection import Goal, choose, short_threshold
 from clcnet.classifiers.classifier import resolve_device
-from clcnet.data.table import Table, read_tables
+from clcnet.data.outputs import Outputs, load_tables
 from clcnet.files import atomic_paths, check_output, output_lock
 from clcnet.network.training import Split, split_rows, train_clcnet
 from clcnet.network.training_cli import (
@@ -49,22 +50,27 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     settings, device = settings_of(args), resolve_device(args.device)
     print(f"device: {device}")
     path, split_path = (check_output(args.weight_save / f"CLCNet_custom_data{end}") for end in (".zip", "_split.csv"))
-    table = read_tables(args.cls_output)
+    table, source = load_tables(args.cls_output)
+    correct = table.correct
+    assert correct is not None
     with naming(args.cls_output):
         split = split_rows(np.array(table.names), settings.seed)
     with output_lock(path):
         with naming(args.cls_output), epoch_log(args.log, args.cls_output) as on_epoch:
-            model = train_clcnet(table.sorted_probs, table.correct, split, settings, device=device, on_epoch=on_epoch)
+            model = train_clcnet(table.sorted_probs, correct, split, settings, device=device, on_epoch=on_epoch)
         test = table.subset(split.test)
         confidence = model.predict(test.sorted_probs)
-        rows = {"CLCNet": figures_of(confidence, test.correct)} | simple_figures(test.sorted_probs, test.correct)
+        right = correct[split.test]
+        rows = {"CLCNet": figures_of(confidence, right)} | simple_figures(test.sorted_probs, right)
         metadata = {"test": rows["CLCNet"], "tables": [table_path.name for table_path in args.cls_output]}
         with atomic_paths([path, split_path]) as (weights_file, split_file):
             model.save(weights_file, metadata)
-            _save_split(split_file, table, split)
+            _save_split(split_file, table.names, source, split)
     print_figures(rows)
     print(_verdict(rows, len(test)))
-    threshold = suggest_threshold(test, confidence) if len(args.cls_output) == 2 else None
+    threshold = None
+    if len(args.cls_output) == 2:
+        threshold = suggest_threshold(*paired_steps(test, source[split.test], confidence))
     print(f"weights in {path}, split in {split_path}")
     return {"figures": rows, "weights": path, "split": split_path, "threshold": threshold}
 
@@ -78,21 +84,23 @@ def _verdict(rows: dict[str, dict[str, float]], num_rows: int) -> str:
     return f"on the {num_rows} held-out rows CLCNet {' and '.join(parts)}"
 
 
-def paired_steps(table: Table, confidence: NDArray[np.float32]) -> tuple[Steps | None, list[int]]:
+def paired_steps(
+    outputs: Outputs, source: NDArray[np.int64], confidence: NDArray[np.float32]
+) -> tuple[Steps | None, list[int]]:
     """The cascade on the images that both tables hold, the less accurate model first, and its tables, 1 and 2.
 
     None where no image is in both.
     """
-    position = [{name: row for row, name in enumerate(table.names) if table.source[row] == number} for number in (0, 1)]
+    position = [{name: row for row, name in enumerate(outputs.names) if source[row] == number} for number in (0, 1)]
     both = [name for name in position[0] if name in position[1]]
     if not both:
         return None, []
-    rows = np.array([[place[name] for name in both] for place in position])
-    rows = rows[order := np.argsort(table.correct[rows].sum(axis=1), kind="stable")]
-    return surest_steps(confidence[rows], table.correct[rows], [0, 0]), (order + 1).tolist()
+    rows, correct = np.array([[place[name] for name in both] for place in position]), known(outputs.correct, outputs)
+    rows = rows[order := np.argsort(correct[rows].sum(axis=1), kind="stable")]
+    return surest_steps(confidence[rows], correct[rows], [0, 0]), (order + 1).tolist()
 
 
-def suggest_threshold(test: Table, confidence: NDArray[np.float32]) -> float | None:
+def suggest_threshold(steps: Steps | None, numbers: list[int]) -> float | None:
     """The lowest threshold at which the cascade is as accurate as the deep model on held-out images of both tables.
 
     The more accurate table is taken to be the deep model's. Prints the threshold with what it gives; where there is
@@ -101,7 +109,6 @@ def suggest_threshold(test: Table, confidence: NDArray[np.float32]) -> float | N
     Returns:
         The shortest decimal with that effect; None where no threshold is accurate enough, or no image in both tables.
     """
-    steps, numbers = paired_steps(test, confidence)
     if steps is None:
         print("no threshold suggested: the two tables share no held-out image")
         return None
@@ -120,14 +127,14 @@ def suggest_threshold(test: Table, confidence: NDArray[np.float32]) -> float | N
     return threshold
 
 
-def _save_split(path: Path, table: Table, split: Split) -> None:
-    part = np.empty(len(table), dtype=object)
+def _save_split(path: Path, names: list[str], source: NDArray[np.int64], split: Split) -> None:
+    part = np.empty(len(names), dtype=object)
     for name in ("train", "validation", "test"):
         part[getattr(split, name)] = name
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "table", "part"])
-        writer.writerows(zip(table.names, table.source + 1, part, strict=True))
+        writer.writerows(zip(names, source + 1, part, strict=True))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ if __name__ == "__main__":
     cli.expect_interrupts()  # before the imports that take seconds
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clcnet.classifiers.classifier import resolve_device
 from clcnet.data.images import NUM_FOLDS, list_images
-from clcnet.data.table import Table, match_rows, read_tables
+from clcnet.data.outputs import load_tables, match_rows
 from clcnet.files import atomic_paths, check_output, output_lock
 from clcnet.network.training import Split, fold_splits, train_many
 from clcnet.network.training_cli import (
@@ -55,41 +56,45 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     split_path = args.weight_save / SPLIT_FILE
     for path in (*paths, split_path):
         check_output(path)
-    table = read_tables(args.cls_output)
+    table, source = load_tables(args.cls_output)
+    correct = table.correct
+    assert correct is not None
     images = list_images(args.imagenet_split)
-    image_of_row = match_rows(table, images, ", ".join(map(str, args.cls_output)))
+    image_of_row = match_rows(table, images, ", ".join(map(str, args.cls_output)), source)
     folds = images.folds[image_of_row]
     with output_lock(split_path):
         with naming(args.cls_output), epoch_log(args.log, args.cls_output) as on_epoch:
             splits = fold_splits(folds, image_of_row, settings.seed)
-            models = train_many(table.sorted_probs, table.correct, splits, settings, device, on_epoch)
+            models = train_many(table.sorted_probs, correct, splits, settings, device, on_epoch)
         scores = np.empty(len(table), dtype=np.float32)
         rows = {}
         with atomic_paths([*paths, split_path]) as temporaries:
             for fold, (model, split) in enumerate(zip(models, splits, strict=True), start=1):
                 scores[split.test] = model.predict(table.sorted_probs[split.test])
-                rows[f"fold {fold}"] = figures_of(scores[split.test], table.correct[split.test])
+                rows[f"fold {fold}"] = figures_of(scores[split.test], correct[split.test])
                 others = [other for other in range(1, len(models) + 1) if other != fold]
                 metadata = {"fold": fold, "training_folds": others, "test": rows[f"fold {fold}"]}
                 model.save(temporaries[fold - 1], metadata | {"tables": [path.name for path in args.cls_output]})
-            _save_splits(temporaries[-1], table, folds, splits)
-    rows["all folds"] = figures_of(scores, table.correct)
-    print_figures(rows | simple_figures(table.sorted_probs, table.correct))
+            _save_splits(temporaries[-1], table.names, source, folds, splits)
+    rows["all folds"] = figures_of(scores, correct)
+    print_figures(rows | simple_figures(table.sorted_probs, correct))
     auroc = rows["all folds"]["auroc"]
     print(f"AUROC {auroc:.4f} over all folds; weights in {args.weight_save}, split in {split_path}")
     return {"figures": rows, "weights": paths, "split": split_path, "scores": scores}
 
 
-def _save_splits(path: Path, table: Table, folds: np.ndarray, splits: list[Split]) -> None:
-    validates: list[list[str]] = [[] for _ in range(len(table))]
+def _save_splits(
+    path: Path, names: list[str], source: NDArray[np.int64], folds: NDArray[np.int64], splits: list[Split]
+) -> None:
+    validates: list[list[str]] = [[] for _ in names]
     for network, split in enumerate(splits, start=1):
         for row in split.validation:
             validates[row].append(str(network))
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "table", "fold", "validates"])
-        for name, source, fold, networks in zip(table.names, table.source, folds, validates, strict=True):
-            writer.writerow([name, source + 1, fold + 1, " ".join(networks)])
+        for name, table, fold, networks in zip(names, source, folds, validates, strict=True):
+            writer.writerow([name, table + 1, fold + 1, " ".join(networks)])
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from clcnet import cli, metrics
 from clcnet.cascade.curve import area_under_deferral, surest_steps, sweep
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.images import list_images
-from clcnet.data.table import fold_of_rows, read_table
+from clcnet.data.outputs import Outputs, fold_of_rows
 from clcnet.network.model import CLCNet
 from clcnet.network.training import RECIPES, Settings, Split, fold_splits, train_many
 
@@ -40,7 +40,7 @@ Scores = dict[str, np.ndarray]
 def load() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Sorted probabilities, right or wrong, and fold, of both tables."""
     images = list_images(DATA / "imagenet_splits_5")
-    tables = {name: read_table(DATA / f"{name}.csv") for name in NAMES}
+    tables = {name: Outputs.load(DATA / f"{name}.csv") for name in NAMES}
     return {
         name: (table.sorted_probs, table.correct, fold_of_rows(table, images, name)) for name, table in tables.items()
     }

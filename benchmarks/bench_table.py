@@ -3,7 +3,7 @@
     python -m benchmarks.bench_table                # about four minutes on two cores, 5 GB of memory
     python -m benchmarks.bench_table --rows 5000
 
-Written and read, as CSV and Parquet, by `clcnet.data.table` and, as CSV, by pandas with each of its engines, into the
+Written and read, as CSV and Parquet, by `clcnet.data.outputs` and, as CSV, by pandas with each of its engines, into the
 same arrays of names, probabilities and labels. Writing is one run; reading the median of several in turn, each in a
 process of its own, because memory that an earlier one gave back would be quicker to get; the file is in the system's
 cache. Results go to benchmarks/results/table.json and, as text, to benchmarks/table.md.
@@ -29,7 +29,7 @@ import pandas as pd
 import pyarrow
 
 from clcnet import cli
-from clcnet.data.table import Table, read_table, write_table
+from clcnet.data.outputs import Outputs
 from clcnet.report.tables import markdown
 
 RESULTS = cli.ROOT / "benchmarks" / "results" / "table.json"
@@ -38,7 +38,7 @@ NUM_CLASSES = 1000
 TURNS = 7
 
 
-def make_table(num_rows: int) -> Table:
+def make_table(num_rows: int) -> Outputs:
     """Probabilities as a good classifier gives them: a few large ones and a long tail down to 1e-9."""
     generator = np.random.default_rng(0)
     logits = generator.normal(0, 2, (num_rows, NUM_CLASSES)).astype(np.float32)
@@ -46,9 +46,9 @@ def make_table(num_rows: int) -> Table:
     logits -= logits.max(axis=1, keepdims=True)
     probs = np.exp(logits)
     probs /= probs.sum(axis=1, keepdims=True)
-    probs = -np.sort(-probs, axis=1)
     names = [f"ILSVRC2012_val_{row + 1:08d}.JPEG" for row in range(num_rows)]
-    return Table(names, probs, generator.random(num_rows) < 0.8, np.zeros(num_rows, dtype=np.int64))
+    targets = np.where(generator.random(num_rows) < 0.8, probs.argmax(axis=1), 1)
+    return Outputs.from_probs(probs, names, targets)
 
 
 def clock(action: Callable[..., Any], *arguments: Any) -> float:
@@ -60,36 +60,36 @@ def clock(action: Callable[..., Any], *arguments: Any) -> float:
 
 
 def read_by_pandas(path: Path, engine: Literal["c", "pyarrow"]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names, probabilities and labels, as `read_table` has them, though unchecked."""
+    """Names, probabilities and labels, as `Outputs.load` has them, though unchecked."""
     types = {column: np.float32 for column in range(1, NUM_CLASSES + 1)}
     frame = pd.read_csv(path, header=None, engine=engine, dtype=types)
     return frame[0].tolist(), frame.iloc[:, 1:-1].to_numpy(np.float32), frame.iloc[:, -1].to_numpy(bool)
 
 
-def check_same(read: Table, written: Table) -> None:
+def check_same(read: Outputs, written: Outputs) -> None:
     """Bit for bit."""
     assert read.names == written.names and np.array_equal(read.correct, written.correct)
     assert np.array_equal(read.sorted_probs.view(np.uint32), written.sorted_probs.view(np.uint32)), "bits differ"
 
 
-def measure(table: Table, folder: Path) -> tuple[dict[str, list[float]], dict[str, float]]:
+def measure(table: Outputs, folder: Path) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Times to write and to read in each way, and megabytes of the files."""
     ours, theirs, parquet = folder / "ours.csv", folder / "pandas.csv", folder / "ours.parquet"
     frame = pd.DataFrame(table.sorted_probs)
     frame.insert(0, "file", table.names)
     frame["correct"] = table.correct.astype(int)
     times = {
-        "write CSV": [clock(write_table, table, ours)],
-        "write Parquet": [clock(write_table, table, parquet)],
+        "write CSV": [clock(table.save, ours)],
+        "write Parquet": [clock(table.save, parquet)],
         "write CSV, pandas": [clock(functools.partial(frame.to_csv, header=False, index=False), theirs)],
     }
     for path in (ours, parquet):
-        check_same(read_table(path), table)
+        check_same(Outputs.load(path), table)
     readers: dict[str, tuple[Any, ...]] = {
-        "read CSV": (read_table, ours),
+        "read CSV": (Outputs.load, ours),
         "read CSV, pandas (c)": (read_by_pandas, ours, "c"),
         "read CSV, pandas (pyarrow)": (read_by_pandas, ours, "pyarrow"),
-        "read Parquet": (read_table, parquet),
+        "read Parquet": (Outputs.load, parquet),
     }
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as fresh:
         for _ in range(TURNS):

@@ -24,11 +24,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from clcnet import CLCNet  # noqa: E402
-from clcnet.data.table import Table, read_table, write_table  # noqa: E402
+from clcnet.data.outputs import Outputs  # noqa: E402
 
 SLOW = 10.0
 Samples = dict[str, list[bytes]]
-READERS: dict[str, Callable[[Path], object]] = {"csv": read_table, "parquet": read_table, "zip": CLCNet.load}
+READERS: dict[str, Callable[[Path], object]] = {"csv": Outputs.load, "parquet": Outputs.load, "zip": CLCNet.load}
 TEXT = b"0123456789.,-+eEnaifNI\"'\r\n\t ;{}[]:\0\xff\xef\xbb\xbf"
 
 
@@ -39,14 +39,10 @@ def make_samples(folder: Path) -> Samples:
     for num_rows, num_classes in ((1, 2), (30, 10), (5, 1000)):
         logits = generator.standard_normal((num_rows, num_classes)) * 3
         probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        table = Table(
-            names=[f'class "{row}"/é, {row}.png' for row in range(num_rows)],
-            sorted_probs=-np.sort(-probs.astype(np.float32), axis=1),
-            correct=generator.random(num_rows) < 0.7,
-            source=np.zeros(num_rows, np.int64),
-        )
+        names = [f'class "{row}"/é, {row}.png' for row in range(num_rows)]
+        outputs = Outputs.from_probs(probs, names, generator.integers(0, num_classes, num_rows))
         for suffix in ("csv", "parquet"):
-            write_table(table, folder / f"sample.{suffix}")
+            outputs.save(folder / f"sample.{suffix}")
             samples[suffix].append((folder / f"sample.{suffix}").read_bytes())
     samples["csv"].append(b"\xef\xbb\xbf" + samples["csv"][1].replace(b"\n", b"\r\n"))
     for num_classes, masked in ((2, False), (50, True)):

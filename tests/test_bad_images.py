@@ -16,7 +16,7 @@ from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, GENERATE, Workshop, refusal
 from clcnet.classifiers import classifier as classifiers
 from clcnet.classifiers.classifier import ImageDataset
 from clcnet.data.images import errors_file, list_images
-from clcnet.data.table import read_table
+from clcnet.data.outputs import Outputs
 
 READERS = (GENERATE, EVALUATE_FOLDS, EVALUATE_CUSTOM)
 
@@ -96,7 +96,7 @@ def test_a_table_with_odd_names_finds_its_images_again(workshop: Workshop, folde
     for suffix in (".csv", ".parquet"):
         table = tmp_path / f"t{suffix}"
         assert scripts.run(GENERATE, *command(GENERATE, workshop, folder, tmp_path), "--output", table).code == 0
-        assert read_table(table).names == list_images(folder).names
+        assert Outputs.load(table).names == list_images(folder).names
         words = [*workshop.command(scripts.TRAIN_FOLDS, tmp_path / "w"), "--imagenet-split", folder]
         assert scripts.run(scripts.TRAIN_FOLDS, *words, "--cls-output", table, "--max-epochs", 1).code == 0
         assert set(ODD_NAMES) < set(names_in(tmp_path / "w" / "CLCNet_imagenet_split.csv"))
@@ -188,7 +188,7 @@ def test_a_model_that_sees_one_image_of_any_shape_is_given_it(tmp_path: Path, wo
         Image.new("RGB", size).save(path)
     words = command(GENERATE, workshop, tmp_path / "images", tmp_path)
     assert scripts.run(GENERATE, *words).code == 0
-    assert len(read_table(tmp_path / "table.csv")) == 5
+    assert len(Outputs.load(tmp_path / "table.csv")) == 5
 
 
 def test_deeply_nested_and_very_many_folders_are_listed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import tracemalloc
 import types
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import scripts
 from scripts import EVALUATE_FOLDS, TRAIN_CUSTOM, TRAIN_FOLDS, Workshop, contents, refusal
 
-from clcnet.data.table import TableWriter, read_table, read_tables
+from clcnet.data.outputs import Outputs, load_tables
 
 GOOD = b"ant_0000.png,0.5,0.3,0.2,1\nant_0001.png,0.6,0.3,0.1,0\n"
 READERS = (TRAIN_FOLDS, TRAIN_CUSTOM, EVALUATE_FOLDS)
@@ -39,6 +40,8 @@ DEFECTS: dict[str, tuple[bytes, str]] = {
     "not summing to one": (GOOD + b"ant_0002.png,0.5,0.3,0.1,1\n", "row 3 sums to 0.9 instead of 1"),
     "logits": (b"ant_0000.png,9.5,1.25,-3,1\n", "row 1, probability 3 (-3) is negative"),
     "label 2": (GOOD + b"ant_0002.png,0.5,0.3,0.2,2\n", "row 3 has label 2; labels are 1 (right) or 0 (wrong)"),
+    "huge label": (GOOD + b"ant_0002.png,0.5,0.3,0.2,99999999999\n", "row 3 has label 1e+11"),
+    "number of 400 digits": (GOOD + b"a,0.5,0.3" + b"0" * 400 + b",0.1,1\n", "row 3 sums to 0.9"),
     "label -1": (GOOD + b"ant_0002.png,0.5,0.3,0.2,-1\n", "row 3 has label -1"),
     "label one half": (GOOD + b"ant_0002.png,0.5,0.3,0.2,0.5\n", "row 3 has label 0.5"),
     "no label": (b"ant_0000.png,0.5\n", "row 1 has 2 columns; expected a file name, at least 2 probabilities, and a"),
@@ -49,12 +52,12 @@ DEFECTS: dict[str, tuple[bytes, str]] = {
     "semicolons": (GOOD.replace(b",", b";"), "row 1 has 1 columns"),
     "no text": (bytes(range(256)) * 4, "row 1"),
     "UTF-16": (GOOD.decode().encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
-    "one endless cell": (b"a" * (2**24 + 1), "is not a CSV file (field larger than field limit"),
+    "one endless cell": (b"a" * (2**24 + 1), "is not a CSV file (a line has more than 4,194,304 characters)"),
     "gzip": (gzip.compress(GOOD, mtime=0), "is compressed with gzip; unpack it first"),
     "bzip2": (bz2.compress(GOOD), "is compressed with bzip2; unpack it first"),
     "xz": (lzma.compress(GOOD), "is compressed with xz; unpack it first"),
     "zip": (b"PK\x03\x04" + bytes(30), "is a zip file or a workbook; unpack it, or save it as CSV"),
-    "Parquet": (b"PAR1" + bytes(30), "is a Parquet file; give it a name that ends in .parquet"),
+    "Parquet": (b"PAR1" + bytes(30), "is not a Parquet file ("),
     "one row": (GOOD[: GOOD.index(b"\n") + 1], ""),
 }
 
@@ -84,8 +87,12 @@ def test_a_broken_table_is_refused_in_one_line_and_nothing_is_lost(
 
 
 def parquet(**columns: pa.Array) -> bytes:
+    return parquet_of([*columns.values()], [*columns])
+
+
+def parquet_of(columns: list[pa.Array], names: list[str]) -> bytes:
     sink = pa.BufferOutputStream()
-    pa.parquet.write_table(pa.table(columns), sink)
+    pa.parquet.write_table(pa.Table.from_arrays(columns, names), sink)
     return sink.getvalue().to_pybytes()
 
 
@@ -100,6 +107,14 @@ PARQUET_DEFECTS = {
     "no labels": (parquet(file=NAMES, sorted_probs=PROBS), "correct is missing"),
     "labels as text": (parquet(file=NAMES, sorted_probs=PROBS, correct=NAMES), "correct is string"),
     "label 2": (parquet(file=NAMES, sorted_probs=PROBS, correct=pa.array([1, 2])), "row 2 has label 2"),
+    "two columns of one name": (
+        parquet_of([NAMES, PROBS, PROBS, LABELS], ["file", "sorted_probs", "sorted_probs", "correct"]),
+        "two columns called sorted_probs",
+    ),
+    "an endless name": (
+        parquet(file=pa.array(["a" * 2_000_000, "b"]), sorted_probs=PROBS, correct=LABELS),
+        "names of more than 4,096 bytes",
+    ),
     "label missing": (
         parquet(file=NAMES, sorted_probs=PROBS, correct=pa.array([1, None])),
         "empty cells in column corr",
@@ -123,13 +138,13 @@ def test_a_broken_parquet_table_is_refused_by_name(tmp_path: Path, defect: str) 
     content, message = PARQUET_DEFECTS[defect]
     (tmp_path / "t.parquet").write_bytes(content)
     with pytest.raises(ValueError, match=rf"t\.parquet.*({message})"):
-        read_table(tmp_path / "t.parquet")
+        Outputs.load(tmp_path / "t.parquet")
 
 
 def check_same(content: bytes, name: str, expected: bytes, folder: Path) -> None:
     (folder / name).write_bytes(content)
     (folder / "expected.csv").write_bytes(expected)
-    table, other = read_table(folder / name), read_table(folder / "expected.csv")
+    table, other = Outputs.load(folder / name), Outputs.load(folder / "expected.csv")
     assert table.names == other.names
     assert table.sorted_probs.tobytes() == other.sorted_probs.tobytes()
     assert table.correct.tolist() == other.correct.tolist()
@@ -175,9 +190,8 @@ NAMES_OF_FILES = [
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
 def test_any_name_that_a_file_can_have_survives_writing_and_reading(tmp_path: Path, name: str) -> None:
     count = len(NAMES_OF_FILES)
-    with TableWriter(tmp_path / name) as writer:
-        writer.write(NAMES_OF_FILES, np.full((count, 2), 0.5, np.float32), np.ones(count, bool))
-    assert read_table(tmp_path / name).names == NAMES_OF_FILES
+    Outputs(NAMES_OF_FILES, np.full((count, 2), 0.5, np.float32), correct=np.ones(count, bool)).save(tmp_path / name)
+    assert Outputs.load(tmp_path / name).names == NAMES_OF_FILES
 
 
 def test_a_row_given_twice_is_refused_by_both_its_places(workshop: Workshop, tmp_path: Path) -> None:
@@ -212,10 +226,10 @@ def test_tables_that_fit_one_by_one_but_not_together_are_refused_before_they_are
     paths = [tmp_path / "1.csv", tmp_path / "2.csv"]
     for path in paths:
         path.write_bytes(GOOD * 1000)
-    monkeypatch.setattr("clcnet.data.table.free_bytes", lambda: 900_000)
-    assert len(read_table(paths[0])) == 2000
+    monkeypatch.setattr("clcnet.data.tables.free_bytes", lambda: 900_000)
+    assert len(Outputs.load(paths[0])) == 2000
     with pytest.raises(OSError, match=r"1.csv \(0.0 GB\) and .*2.csv \(0.0 GB\) needs about"):
-        read_tables(paths)
+        load_tables(paths)
 
 
 @pytest.mark.parametrize("script", READERS)
@@ -227,7 +241,7 @@ def test_a_table_of_5_gb_is_refused_on_a_machine_with_2_gb_free(
         file.write(b'"line\nbreak.png",0.5' + b",0.0005" * 1000 + b",1\n")
         file.write(scripts.table_bytes([f"{index}.png" for index in range(100)], num_classes=1001))
         file.truncate(5 * 10**9)  # takes no room on the disk
-    monkeypatch.setattr("clcnet.data.table.free_bytes", lambda: 2 * 10**9)
+    monkeypatch.setattr("clcnet.data.tables.free_bytes", lambda: 2 * 10**9)
     line = refusal(scripts.run(script, *command(script, workshop, tmp_path, table)))
     assert f"{table} (5.0 GB) needs about" in line and "2.0 GB are free; use a machine with more" in line
 
@@ -236,12 +250,12 @@ def test_a_table_of_5_gb_is_refused_on_a_machine_with_2_gb_free(
 def test_rows_of_21843_classes_are_read_in_pieces_and_all_of_them(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clcnet.data.table_rows.VALUES_A_READ", 3 * 21_845)
+    monkeypatch.setattr("clcnet.data.tables._VALUES_A_READ", 3 * 21_845)
+    monkeypatch.setattr("clcnet.data.tables._BLOCK", 100_000)
     sorted_probs = np.zeros((10, 21_843), np.float32)
     sorted_probs[:, 0], sorted_probs[:, 1] = np.linspace(0.5, 1, 10), np.linspace(0.5, 0, 10)
-    with TableWriter(tmp_path / name) as writer:
-        writer.write([f"{row}.png" for row in range(10)], sorted_probs, np.arange(10) % 3 == 0)
-    table = read_table(tmp_path / name)
+    Outputs([f"{row}.png" for row in range(10)], sorted_probs, correct=np.arange(10) % 3 == 0).save(tmp_path / name)
+    table = Outputs.load(tmp_path / name)
     assert table.names == [f"{row}.png" for row in range(10)]
     assert table.sorted_probs.tobytes() == sorted_probs.tobytes()
     assert table.correct.tolist() == (np.arange(10) % 3 == 0).tolist()
@@ -265,9 +279,9 @@ def test_a_parquet_file_that_unpacks_to_more_than_there_is_room_for_is_refused(
 ) -> None:
     sparse_parquet(tmp_path / "t.parquet")
     assert (tmp_path / "t.parquet").stat().st_size < 100_000
-    monkeypatch.setattr("clcnet.data.table.free_bytes", lambda: 10_000_000)
+    monkeypatch.setattr("clcnet.data.tables.free_bytes", lambda: 10_000_000)
     with pytest.raises(OSError, match="t.parquet.*needs about 0.1 GB of memory and 0.0 GB are free"):
-        read_table(tmp_path / "t.parquet")
+        Outputs.load(tmp_path / "t.parquet")
 
 
 def test_memory_that_runs_out_while_reading_is_said_with_the_tables_name(
@@ -278,21 +292,32 @@ def test_memory_that_runs_out_while_reading_is_said_with_the_tables_name(
     def run_out(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("clcnet.data.table_csv.pd.read_csv", run_out)
+    monkeypatch.setattr("clcnet.data.tables.pa.csv.read_csv", run_out)
     with pytest.raises(OSError, match="t.csv does not fit into memory"):
-        read_table(tmp_path / "t.csv")
+        Outputs.load(tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize("said", [4, 6])
 def test_a_parquet_file_with_other_rows_than_it_says_is_refused(
     tmp_path: Path, said: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with TableWriter(tmp_path / "t.parquet") as writer:
-        writer.write([f"{row}.png" for row in range(5)], np.full((5, 2), 0.5, np.float32), np.ones(5))
+    Outputs([f"{row}.png" for row in range(5)], np.full((5, 2), 0.5, np.float32)).save(tmp_path / "t.parquet")
     file = pa.parquet.ParquetFile(tmp_path / "t.parquet")
-    lying = types.SimpleNamespace(
-        metadata=types.SimpleNamespace(num_rows=said), schema_arrow=file.schema_arrow, iter_batches=file.iter_batches
-    )
-    monkeypatch.setattr("clcnet.data.table_parquet._open", lambda _: lying)
+    lying = types.SimpleNamespace(metadata=types.SimpleNamespace(num_rows=said), schema_arrow=file.schema_arrow)
+    monkeypatch.setattr("clcnet.data.tables._open_parquet", lambda _: lying)
     with pytest.raises(ValueError, match="t.parquet has another number of rows than it says; was it damaged"):
-        read_table(tmp_path / "t.parquet")
+        Outputs.load(tmp_path / "t.parquet")
+
+
+def test_a_long_name_that_parquet_repeats_at_no_cost_takes_its_memory_once(tmp_path: Path) -> None:
+    names = pa.array(["x" * 50_000]).take(pa.array([0] * 2000))  # 100 MB of names, one entry in a dictionary
+    probs = pa.FixedSizeListArray.from_arrays(pa.array([0.5] * 4000, pa.float32()), 2)
+    content = parquet(file=names, sorted_probs=probs, correct=pa.array([1] * 2000))
+    assert len(content) < 100_000
+    (tmp_path / "t.parquet").write_bytes(content)
+    tracemalloc.start()
+    try:
+        assert set(Outputs.load(tmp_path / "t.parquet").names) == {"x" * 50_000}
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()

@@ -17,7 +17,7 @@ from clcnet.cascade.curve import surest_steps, sweep
 from clcnet.cascade.selection import Reference
 from clcnet.classifiers.classifier import class_indices, classify, load_classifier
 from clcnet.data.images import list_images
-from clcnet.data.table import Table, sort_probs, write_table
+from clcnet.data.outputs import Outputs
 from clcnet.network.model import CLCNet
 from clcnet.report import evaluation_report, plots
 from clcnet.report.paper_table import parse_references
@@ -49,9 +49,7 @@ def make_table(images, accuracy, path, seed):
     probs = -np.sort(-random.dirichlet([0.3] * 3, len(names)).astype(np.float32), axis=1)
     correct = random.random(len(names)) < accuracy
     order = random.permutation(len(names))  # tables need not stand in the order of the folder
-    write_table(
-        Table([names[i] for i in order], probs[order], correct[order], np.zeros(len(names), dtype=np.int64)), path
-    )
+    Outputs([names[i] for i in order], probs[order], correct=correct[order]).save(path)
     return probs, correct
 
 
@@ -193,11 +191,30 @@ def test_flops_left_out_are_counted_from_a_models_name(run, table_flags, classif
     assert flops[0] == flops[1] == pytest.approx(load_classifier(name, device="cpu").flops)
 
 
+def test_three_tables_in_any_order_stand_by_what_they_record_of_their_models(run, images, tmp_path, capsys):
+    listed = list_images(images)
+    random = np.random.default_rng(0)
+    for name, flops, lift in (("c", 9.0, 3), ("a", 1.0, 1), ("b", 2.5, 2)):
+        logits = random.normal(size=(30, 3)) + lift * np.eye(3)[listed.targets]
+        outputs = Outputs.from_logits(logits, listed.names, listed.targets, model=name, flops=flops)
+        outputs.save(tmp_path / f"{name}.parquet")
+    files = [tmp_path / f"{name}.parquet" for name in "cab"]
+    outcome = run("--outputs", *files, "--threshold-searching")
+    assert outcome["curve"].model_flops.tolist() == [1, 2.5, 9]
+    single = run("--outputs", *files, "--threshold", 0.45)["curve"]
+    point = outcome["curve"].thresholds.tolist().index(0.45)
+    assert (single.calls[0] == outcome["curve"].calls[point]).all()
+    assert single.accuracy[0] == outcome["curve"].accuracy[point]
+    printed = capsys.readouterr().out
+    assert "CLCNet (a+b+c)" in printed and "best possible choice between the models (oracle)" in printed
+    assert "Left out" not in printed and "GEM" in printed
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda flags, _: flags[:4], "--shallow-model-FLOPs is missing"),
-        (lambda flags, _: flags[:6], "--deep-model-FLOPs is missing"),
+        (lambda flags, _: flags[:4], "what the model of .*small.csv costs"),
+        (lambda flags, _: flags[:6], "what the model of .*large.csv costs"),
         (lambda flags, _: flags[:2], "--deep-output is missing"),
         (lambda flags, path: ["--shallow-output", path / "none.csv", *flags[2:]], "none.csv does not exist"),
         (lambda flags, path: [*flags, "--join", path / "small.csv"], "is not a results-table.csv"),
@@ -221,7 +238,7 @@ def test_tables_of_different_classes_are_refused(run, table_flags, images, tmp_p
     names = list_images(images).names
     probs = np.full((len(names), 4), 0.25, dtype=np.float32)
     correct = np.ones(len(names), dtype=bool)
-    write_table(Table(names, probs, correct, np.zeros(len(names), dtype=np.int64)), tmp_path / "large.csv")
+    Outputs(names, probs, correct=correct).save(tmp_path / "large.csv")
     with pytest.raises(ValueError, match="small.csv has 3 classes but .*large.csv has 4"):
         run(*table_flags)
 
@@ -285,8 +302,8 @@ def direct_answers(name, images, weights):
     listed = list_images(images)
     classifier = load_classifier(name, device="cpu")
     probs = np.concatenate([probs for _, probs in classify(classifier, listed, workers=0)])
-    sorted_probs, correct, _ = sort_probs(probs, class_indices(listed, classifier))
-    return np.array(confidence_by_fold(weights, sorted_probs, listed.folds)), correct, probs
+    outputs = Outputs.from_probs(probs, targets=class_indices(listed, classifier))
+    return np.array(confidence_by_fold(weights, outputs.sorted_probs, listed.folds)), outputs.correct, probs
 
 
 def test_images_give_the_same_as_running_both_models_on_everything(run, models, images, weights, tmp_path):

@@ -22,7 +22,7 @@ import generate_data_for_CLCNet as script
 from clcnet import cli
 from clcnet.cascade.resume import LEFT_OUT, RIGHT, WRONG, UnfinishedTable
 from clcnet.data.images import list_images
-from clcnet.data.table import read_table
+from clcnet.data.outputs import Outputs
 
 Factory = Callable[..., Path]
 Generate = Callable[..., dict[str, object]]
@@ -72,7 +72,7 @@ def test_the_table_holds_what_timm_says_in_timms_order(
 ) -> None:
     folder = image_folder(classes=CLASSES, images_per_class=5)  # 15 images do not fill the last batch of four
     outcome = generate(folder, tmp_path / f"table{suffix}")
-    table = read_table(tmp_path / f"table{suffix}")
+    table = Outputs.load(tmp_path / f"table{suffix}")
     probs, correct = expected_rows(folder, model)
     assert table.names == [f"{name}_{index:04d}.png" for name in CLASSES for index in range(5)]
     np.testing.assert_allclose(table.sorted_probs, probs, atol=1e-6, rtol=0)
@@ -102,7 +102,7 @@ def test_preprocessing_overrides_reach_the_model(
     generate(folder, tmp_path / "t.csv", *flags)
     overrides = {"img_size": 40, "crop_pct": 0.8, "crop_mode": "squash", "interpolation": "bilinear"}
     np.testing.assert_allclose(
-        read_table(tmp_path / "t.csv").sorted_probs, expected_rows(folder, model, **overrides)[0], atol=1e-6, rtol=0
+        Outputs.load(tmp_path / "t.csv").sorted_probs, expected_rows(folder, model, **overrides)[0], atol=1e-6, rtol=0
     )
 
 
@@ -127,7 +127,7 @@ def test_a_class_map_orders_the_classes(image_folder: Factory, generate: Generat
     generate(folder, tmp_path / "plain.csv")
     (tmp_path / "map.txt").write_text("cat\nbee\nant\n")
     generate(folder, tmp_path / "mapped.csv", "--class-map", str(tmp_path / "map.txt"))
-    plain, mapped = read_table(tmp_path / "plain.csv"), read_table(tmp_path / "mapped.csv")
+    plain, mapped = Outputs.load(tmp_path / "plain.csv"), Outputs.load(tmp_path / "mapped.csv")
     np.testing.assert_array_equal(plain.sorted_probs, mapped.sorted_probs)
     bees = [name.startswith("bee") for name in plain.names]
     np.testing.assert_array_equal(plain.correct[bees], mapped.correct[bees])
@@ -136,7 +136,7 @@ def test_a_class_map_orders_the_classes(image_folder: Factory, generate: Generat
 
 def test_one_image_is_enough(image_folder: Factory, generate: Generate, tmp_path: Path) -> None:
     generate(image_folder(classes=["bee"], images_per_class=1), tmp_path / "t.csv")
-    assert len(read_table(tmp_path / "t.csv")) == 1
+    assert len(Outputs.load(tmp_path / "t.csv")) == 1
 
 
 def test_real_images_give_the_known_accuracy(shared: Path, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_unreadable_images_are_left_out_named_and_counted(
     (folder / "cat" / "text.jpg").write_text("no image")
     outcome = generate(folder, tmp_path / "t.csv")
     assert outcome["num_unreadable"] == 2 and outcome["num_rows"] == 15
-    assert read_table(tmp_path / "t.csv").names == read_table(tmp_path / "good.csv").names
+    assert Outputs.load(tmp_path / "t.csv").names == Outputs.load(tmp_path / "good.csv").names
     lines = (tmp_path / "t.csv.errors.csv").read_text().splitlines()
     assert lines == [
         "file,reason",
@@ -290,7 +290,7 @@ def test_resume_with_nothing_to_resume_starts_from_the_first_image(
 ) -> None:
     generate(image_folder(), tmp_path / "t.csv", "--resume")
     assert "nothing to resume" in capsys.readouterr().out
-    assert len(read_table(tmp_path / "t.csv")) == 15
+    assert len(Outputs.load(tmp_path / "t.csv")) == 15
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from clcnet import CLCNet
 from clcnet.cascade.curve import decide, surest_steps, sweep
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.confidence import SIMPLE_CONFIDENCES
-from clcnet.data.table import Table as Rows
-from clcnet.data.table import check_sorted_probs, read_table, sort_probs, write_table
+from clcnet.data.checks import check_sorted_probs
+from clcnet.data.outputs import Outputs
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -34,13 +34,13 @@ LOGITS = {
 @pytest.mark.parametrize("case", LOGITS)
 def test_extreme_rows_are_valid_tables_and_get_finite_scores(tmp_path: Path, case: str) -> None:
     probs = softmax(LOGITS[case])
-    sorted_probs, correct, top1 = sort_probs(probs, np.zeros(len(probs), np.int64))
+    outputs = Outputs.from_probs(probs, targets=np.zeros(len(probs), np.int64))
+    sorted_probs = outputs.sorted_probs
     check_sorted_probs(sorted_probs)
-    assert correct.tolist() == (top1 == 0).tolist()
+    assert outputs.correct is not None and outputs.correct.tolist() == (probs.argmax(1) == 0).tolist()
     for name in ("t.csv", "t.parquet"):
-        rows = Rows([str(row) for row in range(len(probs))], sorted_probs, correct, np.zeros(len(probs), np.int64))
-        write_table(rows, tmp_path / name)
-        assert read_table(tmp_path / name).sorted_probs.tobytes() == sorted_probs.tobytes()
+        outputs.save(tmp_path / name)
+        assert Outputs.load(tmp_path / name).sorted_probs.tobytes() == sorted_probs.tobytes()
     network = CLCNet(num_classes=probs.shape[1]).eval()
     assert np.isfinite(network.predict(sorted_probs)).all()
     for confidence in SIMPLE_CONFIDENCES.values():

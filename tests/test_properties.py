@@ -9,37 +9,41 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clcnet.data.images import list_images
-from clcnet.data.table import Table, match_rows, read_table, sort_probs, write_table
+from clcnet.data.outputs import Outputs, match_rows
 from clcnet.network.training import fold_splits, split_rows
 
 file_names = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=12)
 
 
 @st.composite
-def tables(draw: st.DrawFn) -> Table:
-    """Any table that a classifier could give: ties, zeros, certainty and near-certainty included."""
+def any_outputs(draw: st.DrawFn) -> Outputs:
+    """Any outputs that a classifier could give: ties, zeros, certainty and near-certainty included."""
     num_rows, num_classes = draw(st.integers(1, 6)), draw(st.integers(2, 7))
     weight = st.one_of(st.sampled_from([0.0, 1.0, 1e-30]), st.floats(0, 1, width=32))
     weights = draw(
         st.lists(st.lists(weight, min_size=num_classes, max_size=num_classes), min_size=num_rows, max_size=num_rows)
     )
     rows = np.array(weights) + np.eye(num_rows, num_classes) * 1e-3 + 1e-9
-    sorted_probs, correct, _ = sort_probs(rows / rows.sum(1, keepdims=True), np.zeros(num_rows, np.int64))
     names = draw(st.lists(file_names, min_size=num_rows, max_size=num_rows))
-    return Table(names, sorted_probs, correct, np.zeros(num_rows, np.int64))
+    return Outputs.from_probs(rows / rows.sum(1, keepdims=True), names, np.zeros(num_rows, np.int64))
 
 
 @settings(deadline=None, max_examples=60)
-@given(tables(), st.sampled_from(["t.csv", "t.parquet"]))
-def test_any_table_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, table: Table, name: str) -> None:
+@given(any_outputs(), st.sampled_from(["t.csv", "t.parquet"]))
+def test_any_outputs_are_read_as_they_were_written(
+    tmp_path_factory: pytest.TempPathFactory, outputs: Outputs, name: str
+) -> None:
     path = tmp_path_factory.mktemp("table") / name
-    write_table(table, path)
-    read = read_table(path)
-    assert read.names == table.names
-    assert read.sorted_probs.tobytes() == table.sorted_probs.tobytes()
-    assert read.correct.tolist() == table.correct.tolist()
+    outputs.save(path)
+    read = Outputs.load(path)
+    assert read.names == outputs.names
+    assert read.sorted_probs.tobytes() == outputs.sorted_probs.tobytes()
+    assert read.correct.tolist() == outputs.correct.tolist()
+    if name == "t.parquet":
+        assert read.classes.tobytes() == outputs.classes.tobytes() and read.classes.dtype == outputs.classes.dtype
+        assert read.targets.tolist() == outputs.targets.tolist()
     again = path.with_name(f"again_{name}")
-    write_table(read, again)
+    read.save(again)
     assert again.read_bytes() == path.read_bytes()
 
 
@@ -109,5 +113,5 @@ def test_rows_in_any_order_find_their_images(tmp_path_factory: pytest.TempPathFa
     order = random.sample(range(len(images)), len(images))
     rows = len(order)
     probs = np.full((rows, 2), 0.5, np.float32)
-    table = Table([images.names[index] for index in order], probs, np.ones(rows, bool), np.zeros(rows, np.int64))
-    assert match_rows(table, images).tolist() == order
+    outputs = Outputs([images.names[index] for index in order], probs)
+    assert match_rows(outputs, images).tolist() == order

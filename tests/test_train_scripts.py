@@ -12,7 +12,8 @@ from test_training import made_table
 import train_custom_data
 import train_imagenet_5fold_cv
 from clcnet import metrics
-from clcnet.data.table import Table, write_table
+from clcnet.cascade.curve import Stage
+from clcnet.data.outputs import Outputs
 from clcnet.network.model import CLCNet
 from clcnet.network.weights import find_fold_weights
 
@@ -24,13 +25,13 @@ def call(script: Any, *words: str | Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def fold_input(image_folder, tmp_path) -> tuple[Path, Path, Table]:
+def fold_input(image_folder, tmp_path) -> tuple[Path, Path, Outputs]:
     """An image folder in five parts and a table of its images."""
     folder = image_folder(images_per_class=50, five_parts=True, size=4)
     names = [f"{name}_{index:04d}.png" for name in ("ant", "bee", "cat") for index in range(50)]
     probs, correct = made_table(150, num_classes=3)
-    table = Table(names, probs, correct, np.zeros(150, dtype=np.int64))
-    write_table(table, tmp_path / "table.csv")
+    table = Outputs(names, probs, correct=correct)
+    table.save(tmp_path / "table.csv")
     return folder, tmp_path / "table.csv", table
 
 
@@ -38,11 +39,11 @@ def custom_input(path: Path, num_rows: int, accuracy_shift: int = 0) -> Path:
     probs, correct = made_table(num_rows, num_classes=4, seed=accuracy_shift)
     correct[:: accuracy_shift + 10] |= True
     names = [f"{index}.png" for index in range(num_rows)]
-    write_table(Table(names, probs, correct, np.zeros(num_rows, dtype=np.int64)), path)
+    Outputs(names, probs, correct=correct).save(path)
     return path
 
 
-def train_folds(fold_input: tuple[Path, Path, Table], weights: Path, *more: str | Path) -> dict[str, Any]:
+def train_folds(fold_input: tuple[Path, Path, Outputs], weights: Path, *more: str | Path) -> dict[str, Any]:
     folder, table, _ = fold_input
     words = ("--imagenet-split", folder, "--cls-output", table, "--weight-save", weights, *QUICK, *more)
     return call(train_imagenet_5fold_cv, *words)
@@ -91,9 +92,9 @@ def test_test_images_of_a_fold_change_nothing_in_its_weights(fold_input, tmp_pat
     folder, path, table = fold_input
     train_folds(fold_input, tmp_path / "before")
     held_out = np.array([int(name[4:8]) % 5 == 2 for name in table.names])  # split_part_3
-    changed = Table(table.names, table.sorted_probs.copy(), table.correct ^ held_out, table.source)
+    changed = Outputs(table.names, table.sorted_probs.copy(), correct=table.correct ^ held_out)
     changed.sorted_probs[held_out] = changed.sorted_probs[held_out][::-1]
-    write_table(changed, path)
+    changed.save(path)
     train_folds(fold_input, tmp_path / "after")
     rows = table.sorted_probs
     same = []
@@ -135,7 +136,7 @@ def test_released_weights_in_the_folder_are_not_left_beside_new_ones(fold_input,
 
 def test_one_class_of_labels_is_refused_and_nothing_is_written(fold_input, tmp_path):
     _, path, table = fold_input
-    write_table(Table(table.names, table.sorted_probs, np.ones(150, dtype=bool), table.source), path)
+    Outputs(table.names, table.sorted_probs, correct=np.ones(150, dtype=bool)).save(path)
     with pytest.raises(ValueError, match="label 1"):
         train_folds(fold_input, tmp_path / "weights")
     assert not list((tmp_path / "weights").glob("*.zip"))
@@ -143,7 +144,7 @@ def test_one_class_of_labels_is_refused_and_nothing_is_written(fold_input, tmp_p
 
 def test_a_table_of_other_images_is_refused(fold_input, tmp_path):
     folder, path, table = fold_input
-    write_table(Table(["dog.png", *table.names[1:]], table.sorted_probs, table.correct, table.source), path)
+    Outputs(["dog.png", *table.names[1:]], table.sorted_probs, correct=table.correct).save(path)
     with pytest.raises(ValueError, match="row 1 names 'dog.png'"):
         train_folds(fold_input, tmp_path / "weights")
 
@@ -179,31 +180,32 @@ def test_two_tables_give_a_threshold_for_the_deep_models_accuracy(tmp_path, caps
     assert wanted in printed
 
 
-def two_tables(correct: list[list[int]]) -> Table:
-    """Two tables of the same images, a, b, c, ..."""
+def pair(correct: list[list[int]], confidence: np.ndarray) -> tuple[list[Stage], list[int]]:
+    """What two tables of the same images, a, b, c, ..., make."""
     names = [chr(ord("a") + index) for index in range(len(correct[0]))]
     probs = np.full((2 * len(names), 2), 0.5, dtype=np.float32)
-    return Table(names * 2, probs, np.array(sum(correct, []), dtype=bool), np.repeat([0, 1], len(names)))
+    outputs = Outputs(names * 2, probs, correct=np.array(sum(correct, []), dtype=bool))
+    return train_custom_data.paired_steps(outputs, np.repeat([0, 1], len(names)), confidence)
 
 
 def test_suggested_threshold_by_hand(capsys):
     # the shallow model is wrong on a alone and least sure there, the deep one is right everywhere
     confidence = np.array([0.2, 0.6, 0.9, 0.7, 0.5, 0.5], dtype=np.float32)
-    threshold = train_custom_data.suggest_threshold(two_tables([[0, 1, 1], [1, 1, 1]]), confidence)
+    threshold = train_custom_data.suggest_threshold(*pair([[0, 1, 1], [1, 1, 1]], confidence))
     assert threshold == 0.6  # defers a, and no more
     assert capsys.readouterr().out == (
         "on the 3 held-out images of both tables the shallow model (table 1) has 66.67%, the deep one (table 2) "
         "100.00%\nsuggested threshold 0.6: 100.00% with 33.3% deferred\n"
     )
-    swapped = two_tables([[1, 1, 1], [0, 1, 1]])
-    assert train_custom_data.suggest_threshold(swapped, np.roll(confidence, 3)) == 0.6
+    swapped = pair([[1, 1, 1], [0, 1, 1]], np.roll(confidence, 3))
+    assert train_custom_data.suggest_threshold(*swapped) == 0.6
     assert "the shallow model (table 2) has 66.67%" in capsys.readouterr().out
 
 
 def test_where_no_threshold_is_good_enough_the_nearest_is_named(capsys):
     # on a the shallow model is wrong and surer than the deep one, so that its answer always stands
     confidence = np.array([0.9, 0.2, 0.6, 0.5, 0.7, 0.5], dtype=np.float32)
-    assert train_custom_data.suggest_threshold(two_tables([[0, 0, 1], [1, 1, 1]]), confidence) is None
+    assert train_custom_data.suggest_threshold(*pair([[0, 0, 1], [1, 1, 1]], confidence)) is None
     assert capsys.readouterr().out.endswith(
         "no threshold reaches the deep model's accuracy: use it alone, or the nearest threshold 0.6: 66.67% with 33.3% "
         "deferred\n"
@@ -213,8 +215,7 @@ def test_where_no_threshold_is_good_enough_the_nearest_is_named(capsys):
 def test_the_threshold_has_all_the_digits_that_it_takes(capsys):
     # calibrated confidences crowd near 1: b must be deferred, c need not be
     confidence = np.array([0.1, 0.99431, 0.99432, 0.999, 0.999, 0.999], dtype=np.float32)
-    table = two_tables([[0, 0, 1], [1, 1, 1]])
-    threshold = train_custom_data.suggest_threshold(table, confidence)
+    threshold = train_custom_data.suggest_threshold(*pair([[0, 0, 1], [1, 1, 1]], confidence))
     assert threshold is not None and confidence[1] < threshold <= confidence[2]
     assert f"suggested threshold {threshold}: 100.00% with 66.7% deferred" in capsys.readouterr().out
 
@@ -229,17 +230,16 @@ def test_custom_training_gives_the_same_files_for_the_same_seed_and_others_for_a
 
 
 def test_tables_without_a_common_image_suggest_nothing(capsys):
-    table = Table(["a", "b"], np.full((2, 2), 0.5, np.float32), np.array([True, False]), np.array([0, 1]))
-    assert train_custom_data.suggest_threshold(table, np.array([0.5, 0.5], np.float32)) is None
+    outputs = Outputs(["a", "b"], np.full((2, 2), 0.5, np.float32), correct=np.array([True, False]))
+    pair = train_custom_data.paired_steps(outputs, np.array([0, 1]), np.float32([0.5, 0.5]))
+    assert train_custom_data.suggest_threshold(*pair) is None
     assert "no threshold suggested" in capsys.readouterr().out
 
 
 def test_tables_of_different_classes_and_tiny_tables_are_refused(tmp_path):
     first = custom_input(tmp_path / "four.csv", 40)
     probs, correct = made_table(40, num_classes=5)
-    write_table(
-        Table([f"{i}.png" for i in range(40)], probs, correct, np.zeros(40, dtype=np.int64)), tmp_path / "5.csv"
-    )
+    Outputs([f"{i}.png" for i in range(40)], probs, correct=correct).save(tmp_path / "5.csv")
     with pytest.raises(ValueError, match="5 classes .* has 4"):
         call(train_custom_data, "--cls-output", first, tmp_path / "5.csv", "--weight-save", tmp_path / "w", *QUICK)
     tiny = custom_input(tmp_path / "tiny.csv", 3)

@@ -327,10 +327,10 @@ def test_ties_one_hot_and_uniform_rows_are_trained_on():
 def test_quality_on_cifar10_reaches_the_simple_scores(shared):
     """One seed and ten epochs of what benchmarks/ablation.py measures in full."""
     from clcnet.data.images import list_images
-    from clcnet.data.table import fold_of_rows, read_table
+    from clcnet.data.outputs import Outputs, fold_of_rows
 
     images = list_images(shared / "cifar10" / "imagenet_splits_5")
-    tables = {name: read_table(shared / "cifar10" / f"{name}.csv") for name in ("resnet20", "resnet56")}
+    tables = {name: Outputs.load(shared / "cifar10" / f"{name}.csv") for name in ("resnet20", "resnet56")}
     folds = {name: fold_of_rows(table, images) for name, table in tables.items()}
     table = tables["resnet20"]
     splits = fold_splits(folds["resnet20"], np.arange(len(table)), seed=42)

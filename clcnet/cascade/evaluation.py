@@ -15,8 +15,7 @@ from clcnet.cascade.curve import Curve, Floats, Ints
 from clcnet.cascade.rule import CLCNET, TEMPERED, Judged, Rule, known
 from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
 from clcnet.data.images import NUM_FOLDS, ImageSet
-from clcnet.data.outputs import Outputs, Record
-from clcnet.data.table import match_rows, read_table
+from clcnet.data.outputs import Outputs, Record, load_labelled, match_rows
 from clcnet.network.model import CLCNet
 from clcnet.network.weights import SPLIT_FILE, find_fold_weights
 
@@ -56,7 +55,11 @@ class Evaluation:
 
 
 def evaluation_of_tables(
-    paths: Sequence[Path], images: ImageSet, networks: Sequence[CLCNet], records: Sequence[Record]
+    paths: Sequence[Path],
+    images: ImageSet,
+    networks: Sequence[CLCNet],
+    models: Sequence[str | None] = (),
+    flops: Sequence[float | None] = (),
 ) -> Evaluation:
     """Take the models' outputs from their tables, in the order of the image set; no image is opened.
 
@@ -64,12 +67,14 @@ def evaluation_of_tables(
         paths: one a model.
         images: that the tables are of, or more.
         networks: of each fold.
-        records: what is known of the models.
+        models: names of the models, in place of those that the tables record.
+        flops: likewise; counted by the name where neither says. Without models and FLOPs the tables may come in any
+            order, and stand by what their models cost.
 
     Raises:
         OSError, ValueError: a table is missing or broken, or two differ in classes or images.
     """
-    tables = [read_table(path) for path in paths]
+    tables = [load_labelled(path) for path in paths]
     for table, path in zip(tables, paths, strict=True):
         if table.num_classes != tables[0].num_classes:
             raise ValueError(
@@ -80,12 +85,24 @@ def evaluation_of_tables(
     _check_same_images(matched, paths, images)
     places = np.sort(matched[0])
     names = [images.names[place] for place in places]
-    orders = [np.argsort(indices) for indices in matched]
-    outputs = [
-        Outputs(names, table.sorted_probs[order], correct=table.correct[order], record=record)
-        for table, order, record in zip(tables, orders, records, strict=True)
+    nothing = [None] * len(paths)
+    records = [
+        _record(table.record, path, model, cost)
+        for table, path, model, cost in zip(tables, paths, models or nothing, flops or nothing, strict=True)
     ]
-    return Evaluation([judge(each, images, networks) for each in outputs], images.folds[places], list(map(str, paths)))
+    order = range(len(paths)) if models or flops else np.argsort([record.flops or 0 for record in records]).tolist()
+    outputs = [replace(tables[k].subset(np.argsort(matched[k])), names=names, record=records[k]) for k in order]
+    sources = [str(paths[k]) for k in order]
+    return Evaluation([judge(each, images, networks) for each in outputs], images.folds[places], sources)
+
+
+def _record(record: Record, path: Path, model: str | None, flops: float | None) -> Record:
+    name, flops = model or record.model, flops or record.flops
+    if not flops and not name:
+        raise ValueError(
+            f"nothing says what the model of {path} costs; give its FLOPs, or its name to have them counted"
+        )
+    return replace(record, model=name or path.stem, flops=flops or flops_of(name))
 
 
 def _check_same_images(matched: Sequence[Ints], paths: Sequence[Path], images: ImageSet) -> None:

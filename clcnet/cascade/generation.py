@@ -17,11 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from clcnet import distributed
-from clcnet.cascade.resume import LEFT_OUT, UnfinishedTable, check_processes_agree, partial_folder, run_arguments
+from clcnet.cascade.resume import LEFT_OUT, RIGHT, UnfinishedTable, check_processes_agree, partial_folder, run_arguments
 from clcnet.classifiers.classifier import Classifier, classify, default_batch_size
 from clcnet.data.images import ImageSet, errors_file, write_errors
-from clcnet.data.table import TableWriter, sort_probs
-from clcnet.files import atomic_path, check_output, output_lock
+from clcnet.data.outputs import Outputs, sort_probs
+from clcnet.data.tables import TableWriter, check_table_output
+from clcnet.files import atomic_path, output_lock
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def generate_table(
     unfinished = UnfinishedTable(partial_folder(output), arguments, classifier.num_classes)
     with output_lock(output) if distributed.is_main() else contextlib.nullcontext():
         if distributed.is_main():
-            check_output(output)
+            check_table_output(output)
             _open(unfinished, resume, batch_size, len(images))
         num_resumed = distributed.broadcast(unfinished.num_images)
         start = time.perf_counter()
@@ -186,7 +187,8 @@ def _make_batch(
     rows = answered - indices[0]
     status = np.full(len(indices), LEFT_OUT, np.uint8)
     sorted_probs = np.zeros((len(indices), probs.shape[1]), np.float32)
-    sorted_probs[rows], status[rows], _ = sort_probs(probs, targets[answered])
+    sorted_probs[rows], classes = sort_probs(probs)
+    status[rows] = classes[:, 0] == targets[answered]
     return _Batch(status, sorted_probs, reasons)
 
 
@@ -203,6 +205,7 @@ def _finish(unfinished: UnfinishedTable, images: ImageSet, output: Path) -> tupl
     with atomic_path(output) as temporary, TableWriter(temporary) as writer:
         for start, status, sorted_probs in unfinished.chunks():
             kept = np.flatnonzero(status != LEFT_OUT)
-            writer.write([images.names[start + row] for row in kept], sorted_probs[kept], status[kept])
+            names = [images.names[start + row] for row in kept]
+            writer.write(Outputs(names, sorted_probs[kept], correct=status[kept] == RIGHT))
     unfinished.remove()
     return len(unfinished.reasons), right

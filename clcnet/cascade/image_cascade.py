@@ -39,7 +39,7 @@ from clcnet.classifiers.classifier import (
     read_image,
 )
 from clcnet.data.images import ImageSet
-from clcnet.data.table import sort_probs
+from clcnet.data.outputs import sort_probs
 
 Picture = Image.Image | str | os.PathLike[str]
 
@@ -140,7 +140,8 @@ class Cascade:
         Returns:
             top1 (B,) int64 as the shallow model numbers the classes, confidence (B,) float32.
         """
-        sorted_probs, _, top1 = sort_probs(probs, np.zeros(len(probs), np.int64))
+        sorted_probs, classes = sort_probs(probs)
+        top1 = classes[:, 0].astype(np.int64)
         confidence = np.asarray(self.clcnet.predict(sorted_probs))
         if stage == DEEP and self._deep_to_shallow is not None:
             top1 = self._deep_to_shallow[top1]

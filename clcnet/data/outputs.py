@@ -1,18 +1,26 @@
-"""What one classifier said about N images: `Outputs`, in memory."""
+"""What one classifier said about N images: `Outputs`, in memory and, as .parquet or .csv, on disk."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clcnet.confidence import SUM_TOLERANCE
+from clcnet.data.checks import UNKNOWN as UNKNOWN
+from clcnet.data.checks import check_answers, check_sorted_probs, map_rows
+from clcnet.data.images import ImageSet, names_of
+from clcnet.data.tables import TableWriter, check_memory, check_table_output, read_rows
+from clcnet.files import atomic_path
 
-UNKNOWN = -1  # the target of an image whose class is not known
+_ARRAYS = ("sorted_probs", "classes", "targets", "correct")
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,23 @@ class Record:
     milliseconds: float | None = None
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> Record:
+        """Take the fields that are known here; a later version may write others.
+
+        Raises:
+            ValueError: it is no record; the message begins with `source`.
+        """
+        kinds: dict[str, Any] = {"preprocessing": dict, "versions": dict, "class_names": list | None}
+        kinds |= {"flops": int | float | None, "milliseconds": int | float | None}
+        with contextlib.suppress(ValueError, RecursionError):
+            given = json.loads(text)
+            if isinstance(given, dict):
+                known = {key.name: given[key.name] for key in dataclasses.fields(cls) if key.name in given}
+                if all(isinstance(value, kinds.get(name, str)) for name, value in known.items()):
+                    return cls(**known)
+        raise ValueError(f"{source}: what it says of the model is damaged; make it again")
 
 
 @dataclass(frozen=True)
@@ -116,13 +141,42 @@ class Outputs:
         sorted_probs, classes = sort_probs(rows)
         known = None if targets is None else np.asarray(targets, dtype=np.int64)
         if len(names) != len(rows) or (known is not None and known.shape != (len(rows),)):
-            raise ValueError(f"{len(rows)} rows, {len(names)} names and targets {np.shape(targets)}: one of each a row")
+            shape = None if known is None else known.shape
+            raise ValueError(f"{len(rows)} rows, {len(names)} names and targets {shape}: give one of each a row")
         if known is not None and len(known) and not UNKNOWN <= known.min() <= known.max() < rows.shape[1]:
             raise ValueError(
                 f"targets run from {known.min()} to {known.max()}; the classes are 0 to {rows.shape[1] - 1}"
             )
         correct = None if known is None or (known == UNKNOWN).any() else classes[:, 0] == known
         return cls(names, sorted_probs, classes, known, correct, record or Record())
+
+    @classmethod
+    def load(cls, path: Path | str) -> Outputs:
+        """Read outputs from CSV or Parquet and check every row.
+
+        Raises:
+            OSError: the file is missing or cannot be read, or it would not fit into the memory that is free.
+            ValueError: it holds no outputs; the message names the file and the row.
+        """
+        source = str(path)
+        names, sorted_probs, labels, classes, targets, record = read_rows(Path(path))
+        check_sorted_probs(sorted_probs, source)
+        check_answers(labels, classes, targets, sorted_probs.shape[1], source)
+        targets = None if targets is None or (targets == UNKNOWN).all() else targets
+        correct = None if (labels == UNKNOWN).any() else labels.astype(bool)
+        return cls(names, sorted_probs, classes, targets, correct, Record.from_json(record, source))
+
+    def save(self, path: Path | str) -> None:
+        """Write .parquet, or .csv without classes, targets and record; only a finished file replaces an existing one.
+
+        Raises:
+            OSError: the file cannot be written.
+            ValueError: another extension; no rows; or .csv, and it is not known which answers are right.
+        """
+        if not len(self):
+            raise ValueError(f"there are no outputs to write to {path}")
+        with atomic_path(check_table_output(path)) as temporary, TableWriter(temporary) as writer:
+            writer.write(self)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -172,10 +226,9 @@ class Outputs:
         places = np.asarray(rows)
         places = np.flatnonzero(places) if places.dtype == bool else places
         parts: dict[str, Any] = {
-            name: None if (array := getattr(self, name)) is None else array[places]
-            for name in ("sorted_probs", "classes", "targets", "correct")
+            name: None if (array := getattr(self, name)) is None else array[places] for name in _ARRAYS
         }
-        return dataclasses.replace(self, names=[self.names[place] for place in places], **parts)
+        return dataclasses.replace(self, names=[self.names[place] for place in places.tolist()], **parts)
 
 
 def sort_probs(probs: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.unsignedinteger[Any]]]:
@@ -185,14 +238,115 @@ def sort_probs(probs: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
     integers of 64 bits sort several times as fast as floats with an argsort.
 
     Args:
-        probs: (N, n) float32, none negative, none NaN.
+        probs: (N, n), none negative, none NaN.
 
     Returns:
         sorted_probs (N, n) float32, classes (N, n) of the smallest unsigned type.
     """
-    num_classes = probs.shape[1]
-    bits = np.ascontiguousarray(probs + np.float32(0)).view(np.uint32)  # + 0 makes -0 a 0
-    keys = (~bits).astype(np.uint64) << np.uint64(32) | np.arange(num_classes, dtype=np.uint64)
-    keys.sort(axis=1)
-    sorted_probs = (~(keys >> np.uint64(32)).astype(np.uint32)).view(np.float32)
-    return sorted_probs, keys.astype(np.uint32).astype(np.min_scalar_type(num_classes - 1))
+    sorted_probs = np.empty(probs.shape, np.float32)
+    places = np.arange(probs.shape[1], dtype=np.uint64)
+    classes = np.empty(probs.shape, np.min_scalar_type(len(places) - 1))
+
+    def sort(rows: slice) -> None:
+        chunk = np.add(probs[rows], 0, dtype=np.float32, order="C", casting="same_kind")  # + 0 makes -0 a 0
+        keys = (~chunk.view(np.uint32)).astype(np.uint64) << np.uint64(32) | places
+        keys.sort(axis=1)
+        sorted_probs[rows] = (~(keys >> np.uint64(32)).astype(np.uint32)).view(np.float32)
+        classes[rows] = keys.astype(np.uint32)
+
+    map_rows(sort, len(probs))
+    return sorted_probs, classes
+
+
+def load_labelled(path: Path | str) -> Outputs:
+    """As `Outputs.load`, of a file that says which answers are right."""
+    outputs = Outputs.load(path)
+    if outputs.correct is None:
+        raise ValueError(f"table {path} does not say which answers are right; make it from images of known classes")
+    return outputs
+
+
+def load_tables(paths: Sequence[Path | str]) -> tuple[Outputs, NDArray[np.int64]]:
+    """Read one or more labelled tables and concatenate them.
+
+    Returns:
+        The outputs, and source (N,): the position in `paths` of the table that a row came from.
+
+    Raises:
+        OSError, ValueError: see `load_labelled`; or the tables have different numbers of classes, or one is given
+            twice.
+    """
+    for position, path in enumerate(paths):
+        if Path(path).resolve() in [Path(earlier).resolve() for earlier in paths[:position]]:
+            raise ValueError(f"table {path} is given twice; name each table once")
+    check_memory([Path(path) for path in paths])
+    tables = [load_labelled(path) for path in paths]
+    for path, table in zip(paths, tables, strict=True):
+        if table.num_classes != tables[0].num_classes:
+            raise ValueError(
+                f"{path} has {table.num_classes} classes but {paths[0]} has {tables[0].num_classes}; "
+                "give tables of models with the same classes"
+            )
+    source = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    return (tables[0] if len(tables) == 1 else _concatenated(tables)), source
+
+
+def _concatenated(tables: Sequence[Outputs]) -> Outputs:
+    parts: dict[str, Any] = {}
+    for name in _ARRAYS:
+        arrays = [getattr(table, name) for table in tables]
+        parts[name] = None if any(array is None for array in arrays) else np.concatenate(arrays)
+    return Outputs([name for table in tables for name in table.names], **parts)
+
+
+def match_rows(
+    outputs: Outputs, images: ImageSet, label: str = "the table", source: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Find the image of every row, by bare name or by the path from the class folder's parent.
+
+    Args:
+        outputs: of one or several tables read together.
+        images: the data set.
+        label: what to call the table in messages.
+        source: (N,) which table a row came from, where there are several.
+
+    Returns:
+        (N,) index into `images` for every row.
+
+    Raises:
+        ValueError: a row names no image, or more than one, or two rows of one table name the same image.
+    """
+    index_of = {name: index for index, name in enumerate(images.names)}
+    other_names: dict[str, list[int]] = {}
+    for index in range(len(images)):
+        for name in names_of(images, index):
+            other_names.setdefault(name, []).append(index)
+    matched = np.empty(len(outputs), dtype=np.int64)
+    for row, name in enumerate(outputs.names):
+        found = (
+            [index_of[name]]
+            if name in index_of
+            else other_names.get(name, other_names.get(name.replace("\\", "/"), []))
+        )
+        if not found:
+            raise ValueError(f"{label}: row {row + 1} names {name!r}, which is not in {images.root}")
+        if len(found) > 1:
+            first, second = (images.files[index] for index in found[:2])
+            raise ValueError(
+                f"{label}: row {row + 1} names {name!r}, which may be {first} or {second}; make the table again"
+            )
+        matched[row] = found[0]
+    tables = np.zeros(len(matched), np.int64) if source is None else source
+    seen: dict[tuple[int, int], int] = {}
+    for row, key in enumerate(zip(tables.tolist(), matched.tolist(), strict=True)):
+        if (earlier := seen.setdefault(key, row)) != row:
+            raise ValueError(
+                f"{label}: rows {earlier + 1} and {row + 1} both name {outputs.names[row]!r}; keep one of them"
+            )
+    return matched
+
+
+def fold_of_rows(outputs: Outputs, images: ImageSet, label: str = "the table") -> NDArray[np.int64]:
+    """The fold, from 0, of every row's image: (N,). Raises as `match_rows` does."""
+    folds: NDArray[np.int64] = images.folds[match_rows(outputs, images, label)]
+    return folds

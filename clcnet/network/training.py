@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from clcnet import metrics
+from clcnet.data.checks import check_sorted_probs
 from clcnet.data.images import NUM_FOLDS
-from clcnet.data.table import check_sorted_probs
 from clcnet.network.calibration import Calibration, fit_calibration
 from clcnet.network.model import CLCNet
 

@@ -1,38 +1,32 @@
-"""The sorted-probability table: what is written is read back, and what is no table is refused by row."""
+"""Outputs on disk: what is written is read back, and what holds no outputs is refused by row."""
 
 import csv
 import dataclasses
 import gzip
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clcnet.data.checks import check_sorted_probs
 from clcnet.data.images import list_images
-from clcnet.data.table import (
-    Table,
-    TableWriter,
-    check_sorted_probs,
-    fold_of_rows,
-    match_rows,
-    read_table,
-    read_tables,
-    sort_probs,
-    write_table,
-)
-from clcnet.data.table_csv import encode_rows
+from clcnet.data.outputs import UNKNOWN, Outputs, Record, fold_of_rows, load_tables, match_rows, sort_probs
+from clcnet.data.tables import TableWriter, encode_rows
 
 
-def make_table(names: list[str], sorted_probs: list[list[float]], correct: list[int]) -> Table:
-    return Table(names, np.float32(sorted_probs), np.array(correct, dtype=bool), np.zeros(len(names), dtype=np.int64))
+def make_table(names: list[str], sorted_probs: list[list[float]], correct: list[int]) -> Outputs:
+    return Outputs(names, np.float32(sorted_probs), correct=np.array(correct, dtype=bool))
 
 
-def random_table(num_rows: int, num_classes: int, seed: int = 0) -> Table:
+def random_table(num_rows: int, num_classes: int, seed: int = 0) -> Outputs:
     generator = np.random.default_rng(seed)
     logits = 8 * generator.standard_normal((num_rows, num_classes))
     probs = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -40,21 +34,20 @@ def random_table(num_rows: int, num_classes: int, seed: int = 0) -> Table:
     return make_table([f"{row}.jpg" for row in range(num_rows)], probs, generator.integers(0, 2, num_rows))
 
 
-def assert_same(read: Table, written: Table) -> None:
+def assert_same(read: Outputs, written: Outputs) -> None:
     assert read.names == written.names
     assert read.sorted_probs.tobytes() == written.sorted_probs.tobytes()
     assert read.correct.tolist() == written.correct.tolist()
 
 
-def test_probabilities_are_sorted_and_labelled() -> None:
-    sorted_probs, correct, top1 = sort_probs(np.array([[0.2, 0.7, 0.1], [0.4, 0.4, 0.2]]), np.array([1, 1]))
-    assert sorted_probs.tolist() == np.float32([[0.7, 0.2, 0.1], [0.4, 0.4, 0.2]]).tolist()
-    assert correct.tolist() == [True, False]  # of two equal probabilities the lower class answers
-    assert top1.tolist() == [1, 0]
+def test_probabilities_are_sorted_and_of_equal_ones_the_lower_class_answers() -> None:
+    sorted_probs, classes = sort_probs(np.float32([[0.2, 0.7, 0.1], [0.4, 0.4, 0.2], [-0.0, 0.0, 1.0]]))
+    assert sorted_probs.tolist() == np.float32([[0.7, 0.2, 0.1], [0.4, 0.4, 0.2], [1, 0, 0]]).tolist()
+    assert classes.tolist() == [[1, 0, 2], [0, 1, 2], [2, 0, 1]]
 
 
 def test_the_csv_format_is_the_specifications(tmp_path: Path) -> None:
-    write_table(make_table(["a.jpg", "b.jpg"], [[0.75, 0.25], [0.5, 0.5]], [1, 0]), tmp_path / "t.csv")
+    make_table(["a.jpg", "b.jpg"], [[0.75, 0.25], [0.5, 0.5]], [1, 0]).save(tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_bytes() == b"a.jpg,0.75,0.25,1\nb.jpg,0.5,0.5,0\n"
 
 
@@ -62,13 +55,13 @@ def test_the_csv_format_is_the_specifications(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_classes", [2, 10, 1000])
 def test_reading_gives_the_same_float32(tmp_path: Path, extension: str, num_classes: int) -> None:
     table = random_table(1500, num_classes)
-    write_table(table, tmp_path / f"t.{extension}")
-    assert_same(read_table(tmp_path / f"t.{extension}"), table)
+    table.save(tmp_path / f"t.{extension}")
+    assert_same(Outputs.load(tmp_path / f"t.{extension}"), table)
 
 
 def test_another_reader_sees_the_same_table(tmp_path: Path) -> None:
     table = random_table(50, 10)
-    write_table(table, tmp_path / "t.csv")
+    table.save(tmp_path / "t.csv")
     frame = pd.read_csv(tmp_path / "t.csv", header=None)
     assert frame[0].tolist() == table.names
     assert np.array_equal(frame.iloc[:, 1:-1].to_numpy(np.float32), table.sorted_probs)
@@ -80,8 +73,8 @@ def test_the_float32_numbers_that_are_hardest_to_read_survive(tmp_path: Path, bi
     value = np.uint32(bits).view(np.float32)  # 0x15AE43FD is rounded wrongly when read through a double
     pair = sorted([float(value), float(np.float32(1) - value)], reverse=True)
     table = make_table(["a"], [pair], [1])
-    write_table(table, tmp_path / "t.csv")
-    assert_same(read_table(tmp_path / "t.csv"), table)
+    table.save(tmp_path / "t.csv")
+    assert_same(Outputs.load(tmp_path / "t.csv"), table)
 
 
 float32s = st.floats(0, 1, width=32)
@@ -98,25 +91,27 @@ def test_every_float32_survives_the_csv(value: np.float32) -> None:
 def test_any_file_name_survives_the_csv(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
     path = tmp_path_factory.mktemp("names") / "t.csv"
     table = make_table(names, [[0.5, 0.5]] * len(names), [1] * len(names))
-    write_table(table, path)
-    assert_same(read_table(path), table)
+    table.save(path)
+    assert_same(Outputs.load(path), table)
     with open(path, encoding="utf-8", newline="") as file:
         assert [row[0] for row in csv.reader(file)] == names
 
 
-def test_rows_written_piece_by_piece_are_the_same_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("extension", ["csv", "parquet"])
+def test_rows_written_piece_by_piece_are_the_same_rows(tmp_path: Path, extension: str) -> None:
     table = random_table(100, 5)
-    write_table(table, tmp_path / "whole.csv")
-    with TableWriter(tmp_path / "pieces.csv") as writer:
+    table.save(tmp_path / f"whole.{extension}")
+    with TableWriter(tmp_path / f"pieces.{extension}") as writer:
         for start in range(0, 100, 7):
-            rows = slice(start, start + 7)
-            writer.write(table.names[rows], table.sorted_probs[rows], table.correct[rows])
+            writer.write(table.subset(range(start, min(start + 7, 100))))
     assert writer.num_rows == 100
-    assert (tmp_path / "pieces.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    pieces, whole = tmp_path / f"pieces.{extension}", tmp_path / f"whole.{extension}"
+    assert_same(Outputs.load(pieces), Outputs.load(whole))
+    assert extension == "parquet" or pieces.read_bytes() == whole.read_bytes()
 
 
 @pytest.fixture(scope="module")
-def large_table() -> Table:
+def large_table() -> Outputs:
     """Of 12 MB as CSV: large enough for pandas to cut it into parts, one a core."""
     table = random_table(2000, 500)
     names = ["NA", "0012", "None", " lead.jpg", 'a,b"c.jpg', "nan", "é.jpg"]
@@ -124,36 +119,17 @@ def large_table() -> Table:
 
 
 @pytest.mark.parametrize("first", ["0.jpg", "two\nlines.jpg", "not UTF-8 \udcff.jpg", "0"])
-def test_a_large_table_is_read_bit_for_bit_whatever_its_names(large_table: Table, tmp_path: Path, first: str) -> None:
+def test_a_large_table_is_read_bit_for_bit_whatever_its_names(large_table: Outputs, tmp_path: Path, first: str) -> None:
     table = dataclasses.replace(large_table, names=[first, *large_table.names[1:]])
-    write_table(table, tmp_path / "t.csv")
+    table.save(tmp_path / "t.csv")
     assert (tmp_path / "t.csv").stat().st_size > 10_000_000
-    assert_same(read_table(tmp_path / "t.csv"), table)
+    assert_same(Outputs.load(tmp_path / "t.csv"), table)
 
 
-def test_a_large_table_of_nothing_but_numbers_for_names_keeps_their_zeros(large_table: Table, tmp_path: Path) -> None:
+def test_a_large_table_of_nothing_but_numbers_for_names_keeps_their_zeros(large_table: Outputs, tmp_path: Path) -> None:
     table = dataclasses.replace(large_table, names=[f"{row:08d}" for row in range(2000)])
-    write_table(table, tmp_path / "t.csv")
-    assert_same(read_table(tmp_path / "t.csv"), table)
-
-
-def test_where_memory_is_short_a_table_is_read_in_pieces_and_is_the_same(
-    large_table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_table(large_table, tmp_path / "t.csv")
-    sizes: list[int | None] = []
-    read_csv = pd.read_csv
-
-    def spy(*arguments: Any, **options: Any) -> Any:
-        sizes.append(options.get("chunksize"))
-        return read_csv(*arguments, **options)
-
-    monkeypatch.setattr("clcnet.data.table_csv.pd.read_csv", spy)
-    monkeypatch.setattr("clcnet.data.table_rows.VALUES_A_READ", 100_000)
-    for free in (40_000_000, 15_000_000):  # a million numbers: 30 and 8 bytes each, and some more
-        monkeypatch.setattr("clcnet.data.table.free_bytes", lambda free=free: free)
-        assert_same(read_table(tmp_path / "t.csv"), large_table)
-    assert sizes == [None, 199]
+    table.save(tmp_path / "t.csv")
+    assert_same(Outputs.load(tmp_path / "t.csv"), table)
 
 
 @pytest.mark.parametrize(
@@ -168,17 +144,17 @@ def test_where_memory_is_short_a_table_is_read_in_pieces_and_is_the_same(
     ],
 )
 def test_a_defect_in_a_large_table_is_named_by_its_row(
-    large_table: Table, tmp_path: Path, old: bytes, new: bytes, message: str
+    large_table: Outputs, tmp_path: Path, old: bytes, new: bytes, message: str
 ) -> None:
     correct = large_table.correct.copy()
     correct[1499] = True
-    write_table(dataclasses.replace(large_table, correct=correct), tmp_path / "t.csv")
+    dataclasses.replace(large_table, correct=correct).save(tmp_path / "t.csv")
     lines = (tmp_path / "t.csv").read_bytes().splitlines(keepends=True)
     assert old in lines[1499]
     lines[1499] = lines[1499].replace(old, new, 1)
     (tmp_path / "t.csv").write_bytes(b"".join(lines))
     with pytest.raises(ValueError, match=message):
-        read_table(tmp_path / "t.csv")
+        Outputs.load(tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize(
@@ -194,12 +170,12 @@ def test_a_defect_in_a_large_table_is_named_by_its_row(
 )
 def test_other_writers_habits_are_read(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "t.csv").write_bytes(content)
-    assert_same(read_table(tmp_path / "t.csv"), make_table(["a.jpg"], [[0.75, 0.25]], [1]))
+    assert_same(Outputs.load(tmp_path / "t.csv"), make_table(["a.jpg"], [[0.75, 0.25]], [1]))
 
 
 def test_a_byte_order_mark_does_not_hide_the_quotes_of_the_first_name(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b'\xef\xbb\xbf"a,b.jpg",0.75,0.25,1\n')
-    assert_same(read_table(tmp_path / "t.csv"), make_table(["a,b.jpg"], [[0.75, 0.25]], [1]))
+    assert_same(Outputs.load(tmp_path / "t.csv"), make_table(["a,b.jpg"], [[0.75, 0.25]], [1]))
 
 
 @pytest.mark.parametrize(
@@ -228,23 +204,30 @@ def test_a_byte_order_mark_does_not_hide_the_quotes_of_the_first_name(tmp_path: 
 def test_what_is_no_table_is_refused_by_row(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        read_table(tmp_path / "t.csv")
+        Outputs.load(tmp_path / "t.csv")
 
 
 def test_a_missing_table_and_a_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"t.csv does not exist; make it with"):
-        read_table(tmp_path / "t.csv")
-    with pytest.raises(IsADirectoryError, match="is a folder"):
-        read_table(tmp_path)
+        Outputs.load(tmp_path / "t.csv")
+    with pytest.raises(OSError, match="is a folder"):
+        Outputs.load(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(OSError, match="t.csv is a pipe or device"):
+        Outputs.load(tmp_path / "t.csv")
 
 
 def test_a_parquet_file_of_something_else_is_refused(tmp_path: Path) -> None:
     pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="is not a Parquet table"):
-        read_table(tmp_path / "t.parquet")
+        Outputs.load(tmp_path / "t.parquet")
     (tmp_path / "u.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(ValueError, match="is not a Parquet file"):
-        read_table(tmp_path / "u.parquet")
+        Outputs.load(tmp_path / "u.parquet")
 
 
 def test_a_table_larger_than_memory_is_refused_with_its_size(tmp_path: Path) -> None:
@@ -253,7 +236,94 @@ def test_a_table_larger_than_memory_is_refused_with_its_size(tmp_path: Path) -> 
         file.write(b"a.jpg,0.5,0.5,1\n")
         file.truncate(1 << 42)  # 4.4 TB that take no room on the disk
     with pytest.raises(OSError, match=r"huge.csv \(4398.0 GB\) needs about"):
-        read_table(path)
+        Outputs.load(path)
+
+
+def known_outputs() -> Outputs:
+    """Of three images of classes 2, 0 and 1, of three classes; the model is right about the first and the last."""
+    probs = [[0.25, 0.0, 0.75], [0.125, 0.625, 0.25], [0.25, 0.5, 0.25]]
+    record = Record("tiny", "1f", flops=0.5, class_names=["ant", "bee", "cat"], versions={"torch": "2"})
+    return Outputs.from_probs(probs, ["a.png", "b.png", "c.png"], [2, 0, 1], record)
+
+
+def test_parquet_keeps_classes_targets_and_record_and_csv_the_specifications_columns(tmp_path: Path) -> None:
+    outputs = known_outputs()
+    for path in (tmp_path / "t.parquet", tmp_path / "t.pq", tmp_path / "t.csv"):
+        outputs.save(path)
+        read = Outputs.load(path)
+        assert_same(read, outputs)
+        if path.suffix == ".csv":
+            assert read.classes is None and read.targets is None and read.record == Record()
+        else:
+            assert read.probs.tolist() == [[0.25, 0, 0.75], [0.125, 0.625, 0.25], [0.25, 0.5, 0.25]]
+            assert read.labels.tolist() == [2, 1, 1] and read.targets.tolist() == [2, 0, 1]
+            assert read.record == outputs.record
+
+
+def test_what_is_not_known_is_not_known_after_reading(tmp_path: Path) -> None:
+    probs = [[0.25, 0.75], [0.5, 0.5]]
+    for targets in (None, [1, UNKNOWN]):
+        outputs = Outputs.from_probs(probs, ["a", "b"], targets)
+        outputs.save(tmp_path / "t.parquet")
+        read = Outputs.load(tmp_path / "t.parquet")
+        assert read.correct is None
+        assert (None if read.targets is None else read.targets.tolist()) == targets
+        with pytest.raises(ValueError, match="a CSV table says which answers are right, and these outputs do"):
+            outputs.save(tmp_path / "t.csv")
+        with pytest.raises(ValueError, match=r"t.parquet does not say which answers are right"):
+            load_tables([tmp_path / "t.parquet"])
+    assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
+
+
+@pytest.mark.parametrize("name", ["t.csv.gz", "t.tsv", "t.xlsx", "t.json", "t"])
+def test_only_csv_and_parquet_are_written(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"output .*{name} ends in neither .csv nor .parquet"):
+        known_outputs().save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_parquet_of_the_first_layout_is_read(tmp_path: Path) -> None:
+    outputs = known_outputs()
+    outputs.save(tmp_path / "t.parquet")
+    first = pa.parquet.read_table(tmp_path / "t.parquet").select(["file", "sorted_probs", "correct"])
+    pa.parquet.write_table(first.replace_schema_metadata(), tmp_path / "first.parquet")
+    read = Outputs.load(tmp_path / "first.parquet")
+    assert_same(read, outputs)
+    assert read.classes is None and read.targets is None and read.record == Record()
+
+
+def test_parquet_is_read_whatever_the_file_is_called(tmp_path: Path) -> None:
+    known_outputs().save(tmp_path / "t.parquet")
+    assert_same(Outputs.load((tmp_path / "t.parquet").rename(tmp_path / "t.csv")), known_outputs())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": np.uint8([[2, 0, 1], [1, 2, 2], [1, 0, 2]])}, "row 2 does not name every class from 0 to 2 once"),
+        ({"classes": np.uint8([[2, 0, 1], [1, 2, 0], [1, 0, 3]])}, "row 3 does not name every class from 0 to 2 once"),
+        ({"targets": np.array([2, 0, 3])}, "row 3 has target 3; the classes are 0 to 2"),
+        ({"targets": np.array([2, -2, 1])}, "row 2 has target -2"),
+        ({"correct": np.array([True, True, True])}, "row 2 answers 1 where 0 is right, but has label 1"),
+    ],
+)
+def test_outputs_that_contradict_themselves_are_refused_by_row(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    dataclasses.replace(known_outputs(), **changes).save(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=rf"t\.parquet: {message}"):
+        Outputs.load(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("record", ["", "[]", "[" * 100_000, '{"model": 3}', '{"flops": "many"}'])
+def test_a_damaged_record_is_refused_and_an_unknown_field_is_not(tmp_path: Path, record: str) -> None:
+    known_outputs().save(tmp_path / "t.parquet")
+    table = pa.parquet.read_table(tmp_path / "t.parquet")
+    pa.parquet.write_table(table.replace_schema_metadata({"clcnet": record}), tmp_path / "damaged.parquet")
+    with pytest.raises(ValueError, match=r"damaged.parquet: what it says of the model is damaged"):
+        Outputs.load(tmp_path / "damaged.parquet")
+    pa.parquet.write_table(table.replace_schema_metadata({"clcnet": '{"mood": "good"}'}), tmp_path / "later.parquet")
+    assert Outputs.load(tmp_path / "later.parquet").record == Record()
 
 
 def test_ties_one_hot_and_uniform_rows_are_valid() -> None:
@@ -267,18 +337,18 @@ def test_fewer_than_two_classes_are_refused(probs: np.ndarray) -> None:
 
 
 def test_tables_read_together_remember_where_rows_came_from(tmp_path: Path) -> None:
-    write_table(make_table(["a", "b"], [[0.75, 0.25]] * 2, [1, 0]), tmp_path / "1.csv")
-    write_table(make_table(["a"], [[0.5, 0.5]], [1]), tmp_path / "2.csv")
-    both = read_tables([tmp_path / "1.csv", tmp_path / "2.csv"])
-    assert both.names == ["a", "b", "a"] and both.source.tolist() == [0, 0, 1]
-    assert both.top1 == pytest.approx(200 / 3)
+    make_table(["a", "b"], [[0.75, 0.25]] * 2, [1, 0]).save(tmp_path / "1.csv")
+    make_table(["a"], [[0.5, 0.5]], [1]).save(tmp_path / "2.csv")
+    both, source = load_tables([tmp_path / "1.csv", tmp_path / "2.csv"])
+    assert both.names == ["a", "b", "a"] and source.tolist() == [0, 0, 1]
+    assert both.accuracy == pytest.approx(200 / 3)
 
 
 def test_tables_of_different_class_counts_are_not_mixed(tmp_path: Path) -> None:
-    write_table(make_table(["a"], [[0.75, 0.25]], [1]), tmp_path / "1.csv")
-    write_table(make_table(["a"], [[0.5, 0.25, 0.25]], [1]), tmp_path / "2.csv")
+    make_table(["a"], [[0.75, 0.25]], [1]).save(tmp_path / "1.csv")
+    make_table(["a"], [[0.5, 0.25, 0.25]], [1]).save(tmp_path / "2.csv")
     with pytest.raises(ValueError, match=r"2.csv has 3 classes but .*1.csv has 2"):
-        read_tables([tmp_path / "1.csv", tmp_path / "2.csv"])
+        load_tables([tmp_path / "1.csv", tmp_path / "2.csv"])
 
 
 @pytest.mark.parametrize("rows", [[2, 0], np.array([2, 0]), np.array([True, False, True])])
@@ -332,15 +402,15 @@ def test_rows_that_name_no_image_or_several_are_refused(colliding_images: Path, 
 
 
 def test_the_real_tables_are_read_as_pandas_reads_them(shared: Path) -> None:
-    table = read_table(shared / "cifar10/resnet20.csv")
+    table = Outputs.load(shared / "cifar10/resnet20.csv")
     frame = pd.read_csv(shared / "cifar10/resnet20.csv", header=None, encoding="utf-8-sig")
     assert table.names == frame[0].tolist()
     assert np.array_equal(table.sorted_probs, frame.iloc[:, 1:-1].to_numpy(np.float32))
-    assert table.top1 == 81.03
+    assert table.accuracy == 81.03
 
 
 def test_the_real_tables_rows_have_the_folds_of_their_folders(shared: Path) -> None:
-    table = read_table(shared / "cifar10/resnet56.csv")
+    table = Outputs.load(shared / "cifar10/resnet56.csv")
     images = list_images(shared / "cifar10/imagenet_splits_5")
     folds = fold_of_rows(table, images)
     assert np.bincount(folds).tolist() == [2000] * 5
@@ -351,5 +421,5 @@ def test_the_real_tables_rows_have_the_folds_of_their_folders(shared: Path) -> N
 def test_image_names_are_found_in_a_written_table(image_folder: Callable[..., Path], tmp_path: Path) -> None:
     images = list_images(image_folder())
     table = make_table(images.names, [[0.5, 0.5]] * len(images), [1] * len(images))
-    write_table(table, tmp_path / "t.csv")
-    assert match_rows(read_table(tmp_path / "t.csv"), images).tolist() == list(range(len(images)))
+    table.save(tmp_path / "t.csv")
+    assert match_rows(Outputs.load(tmp_path / "t.csv"), images).tolist() == list(range(len(images)))
