@@ -30,12 +30,12 @@ help: ## list the commands
 	@touch $@
 
 # steps 3 to 5 in the folder $(1), which gets all outputs, on images and classifiers in the folder $(2); $(3) is the
-# threshold of step 5, $(4) further flags of step 4
+# threshold of step 5
 define steps
 $(call run,python generate_data_for_CLCNet.py --data-path $(2)/$(FIVE_PARTS) --model local-dir:$(2)/shallow --output $(1)/shallow.csv)
 $(call run,python generate_data_for_CLCNet.py --data-path $(2)/$(FIVE_PARTS) --model local-dir:$(2)/deep --output $(1)/deep.csv)
 $(call run,python train_imagenet_5fold_cv.py --imagenet-split $(2)/$(FIVE_PARTS) --cls-output $(1)/shallow.csv --weight-save $(1)/weights)
-$(call run,python eval_imagenet_5fold_cv.py --threshold-searching$(4) --imagenet-split $(2)/$(FIVE_PARTS) --shallow-model local-dir:$(2)/shallow --deep-model local-dir:$(2)/deep --weight-save $(1)/weights --cache $(1)/cache --performance-result $(1)/performance-result.csv > $(1)/evaluation.txt)
+$(call run,python eval_imagenet_5fold_cv.py --threshold-searching --imagenet-split $(2)/$(FIVE_PARTS) --shallow-model local-dir:$(2)/shallow --deep-model local-dir:$(2)/deep --weight-save $(1)/weights --cache $(1)/cache --performance-result $(1)/performance-result.csv > $(1)/evaluation.txt)
 @cat $(1)/evaluation.txt
 $(call run,python train_custom_data.py --cls-output $(1)/shallow.csv $(1)/deep.csv --weight-save $(1)/weights)
 $(call run,python eval_custom_data.py --custom-data $(2)/$(FIVE_PARTS) --threshold $(3) --num_classes 10 --shallow-model local-dir:$(2)/shallow --deep-model local-dir:$(2)/deep --weight $(1)/weights/CLCNet_custom_data.zip --result $(1)/custom-data-result.csv)
@@ -52,7 +52,7 @@ cifar10: .venv/installed ## the same on 10,000 real images, in CIFAR10=FOLDER; a
 
 cifar10-steps:
 	@mkdir -p data/cifar10
-	$(call steps,data/cifar10,$(CIFAR10),0.8, --deep-offset fit)
+	$(call steps,data/cifar10,$(CIFAR10),0.8)
 	$(call run,python train_imagenet_5fold_cv.py --imagenet-split $(CIFAR10)/$(FIVE_PARTS) --cls-output $(CIFAR10)/resnet20.csv $(CIFAR10)/resnet56.csv --weight-save data/cifar10/tables/weights)
 	$(call run,python eval_imagenet_5fold_cv.py --threshold-searching --imagenet-split $(CIFAR10)/$(FIVE_PARTS) --shallow-output $(CIFAR10)/resnet20.csv --shallow-model-FLOPs 0.041 --deep-output $(CIFAR10)/resnet56.csv --deep-model-FLOPs 0.126 --weight-save data/cifar10/tables/weights --performance-result data/cifar10/tables/performance-result.csv)
 

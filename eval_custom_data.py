@@ -12,8 +12,8 @@ answers and confidences. Images that cannot be read are left out and listed in R
 
 For several GPUs or machines: torchrun --nproc-per-node N eval_custom_data.py ...
 
-Exit codes: 0 done, 2 bad input, 3 done but some images were left out, 130 interrupted (the same command goes on). torchrun
-makes 1 of them all but 0, so under it a run that left images out ends with 0; the last line still counts them.
+Exit codes: 0 done, 2 bad input, 3 done but some images were left out, 130 interrupted (the same command goes on).
+torchrun makes 1 of them all but 0, so under it a run that left images out ends with 0; the last line still counts them.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def get_args_parser() -> cli.ArgumentParser:
         "--policy",
         type=Path,
         metavar="FILE",
-        help="cascade.json of train_custom_data.py or of step 4: models, rule and thresholds, in place of all the above",
+        help="cascade.json of train_custom_data.py or of step 4, in place of all the above",
     )
     add(
         "--models",
@@ -126,7 +126,7 @@ def load_cascade(
         models.append(load_classifier(getattr(args, f"{stage}_model"), weight=weight, device=device, **options))
         flops.append(getattr(args, f"{stage}_model_FLOPs") or models[-1].flops)
     flops += [args.deep_model_FLOPs] * (len(STAGES) - len(flops))
-    return models, Surest(CLCNET, clcnet=network), [args.threshold] * (len(models) - 1), flops
+    return models, Surest(CLCNET, network=network), [args.threshold] * (len(models) - 1), flops
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -147,9 +147,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                 print(f"{name} model: {model.describe()}" if name in STAGES else model.describe(), flush=True)
             print(f"{len(images)} images in {args.custom_data}{f'; {note}' if note else ''}", flush=True)
         with output_lock(output) if distributed.is_main() else contextlib.nullcontext():
-            found = run_folder(
-                models, rule, thresholds, images, targets, args.store, args.batch_size, args.workers
-            )
+            found = run_folder(models, rule, thresholds, images, targets, args.store, args.batch_size, args.workers)
             if found is None:
                 return {}
             write_result(output, images, found.answers, names, class_names)

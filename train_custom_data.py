@@ -21,8 +21,8 @@ if __name__ == "__main__":
 import numpy as np
 from numpy.typing import NDArray
 
-from clcnet.cascade.curve import Stage
-from clcnet.cascade.deep_offset import can_have_offset, fit_deep_offset, with_deep_offset
+from clcnet.cascade.curve import Steps, surest_steps
+from clcnet.cascade.rule import known
 from clcnet.cascade.selection import Goal, choose, short_threshold
 from clcnet.classifiers.classifier import resolve_device
 from clcnet.data.outputs import Outputs, load_tables
@@ -68,16 +68,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             _save_split(split_file, table.names, source, split)
     print_figures(rows)
     print(_verdict(rows, len(test)))
-    threshold = offset = None
+    threshold = None
     if len(args.cls_output) == 2:
-        stages, numbers = paired_stages(test, source[split.test], confidence)
-        threshold = suggest_threshold(stages, numbers)
-        rest = np.concatenate([split.train, split.validation])
-        learnt = table.subset(rest)
-        learnt_stages, _ = paired_stages(learnt, source[rest], model.predict(learnt.sorted_probs))
-        offset = suggest_offset(learnt_stages, stages)
+        threshold = suggest_threshold(*paired_steps(test, source[split.test], confidence))
     print(f"weights in {path}, split in {split_path}")
-    return {"figures": rows, "weights": path, "split": split_path, "threshold": threshold, "deep_offset": offset}
+    return {"figures": rows, "weights": path, "split": split_path, "threshold": threshold}
 
 
 def _verdict(rows: dict[str, dict[str, float]], num_rows: int) -> str:
@@ -89,23 +84,23 @@ def _verdict(rows: dict[str, dict[str, float]], num_rows: int) -> str:
     return f"on the {num_rows} held-out rows CLCNet {' and '.join(parts)}"
 
 
-def paired_stages(
+def paired_steps(
     outputs: Outputs, source: NDArray[np.int64], confidence: NDArray[np.float32]
-) -> tuple[list[Stage], list[int]]:
-    """The two models on the images that both tables hold, the less accurate one first, and their tables, 1 and 2.
+) -> tuple[Steps | None, list[int]]:
+    """The cascade on the images that both tables hold, the less accurate model first, and its tables, 1 and 2.
 
-    No image is in both where the stages are empty.
+    None where no image is in both.
     """
     position = [{name: row for row, name in enumerate(outputs.names) if source[row] == number} for number in (0, 1)]
     both = [name for name in position[0] if name in position[1]]
-    rows = [np.array([place[name] for name in both], dtype=np.int64) for place in position]
-    assert outputs.correct is not None
-    stages = [Stage(confidence[numbers], outputs.correct[numbers], flops=0) for numbers in rows]
-    order = sorted((0, 1), key=lambda number: int(stages[number].correct.sum()))
-    return [stages[number] for number in order], [number + 1 for number in order]
+    if not both:
+        return None, []
+    rows, correct = np.array([[place[name] for name in both] for place in position]), known(outputs.correct, outputs)
+    rows = rows[order := np.argsort(correct[rows].sum(axis=1), kind="stable")]
+    return surest_steps(confidence[rows], correct[rows], [0, 0]), (order + 1).tolist()
 
 
-def suggest_threshold(stages: list[Stage], tables: list[int]) -> float | None:
+def suggest_threshold(steps: Steps | None, numbers: list[int]) -> float | None:
     """The lowest threshold at which the cascade is as accurate as the deep model on held-out images of both tables.
 
     The more accurate table is taken to be the deep model's. Prints the threshold with what it gives; where there is
@@ -114,43 +109,22 @@ def suggest_threshold(stages: list[Stage], tables: list[int]) -> float | None:
     Returns:
         The shortest decimal with that effect; None where no threshold is accurate enough, or no image in both tables.
     """
-    shallow, deep = tables
-    if not len(stages[0]):
+    if steps is None:
         print("no threshold suggested: the two tables share no held-out image")
         return None
     print(
-        f"on the {len(stages[0])} held-out images of both tables the shallow model (table {shallow}) has "
-        f"{stages[0].accuracy:.2f}%, the deep one (table {deep}) {stages[1].accuracy:.2f}%"
+        f"on the {len(steps)} held-out images of both tables the shallow model (table {numbers[0]}) has "
+        f"{steps.own_accuracy[0]:.2f}%, the deep one (table {numbers[1]}) {steps.own_accuracy[1]:.2f}%"
     )
-    threshold, reached, gives = _threshold_for_deep_accuracy(stages)
-    if not reached:
+    curve, point = choose(steps, Goal("match"))
+    nearest = int(curve.accuracy.argmax()) if point is None else point
+    threshold = short_threshold(curve, nearest)
+    gives = f"{threshold}: {curve.accuracy[nearest]:.2f}% with {curve.deferral[nearest]:.1%} deferred"
+    if point is None:
         print(f"no threshold reaches the deep model's accuracy: use it alone, or the nearest threshold {gives}")
         return None
     print(f"suggested threshold {gives}")
     return threshold
-
-
-def suggest_offset(learnt: list[Stage], held_out: list[Stage]) -> float | None:
-    """A head start for the deep model, fitted on the rows learnt from; prints what it gives on the held-out ones.
-
-    Returns:
-        The offset; None where the tables share no image or the confidences are no probabilities.
-    """
-    if not len(held_out[0]) or not can_have_offset([*held_out, *learnt]):
-        return None
-    offset = round(fit_deep_offset(learnt), 2)
-    _, reached, gives = _threshold_for_deep_accuracy(with_deep_offset(held_out, offset))
-    print(f"with --deep-offset {offset}: {'' if reached else 'nearest '}threshold {gives}")
-    return offset
-
-
-def _threshold_for_deep_accuracy(stages: list[Stage]) -> tuple[float, bool, str]:
-    """The threshold, whether it reaches the deep model's accuracy or only comes nearest, and what it gives in words."""
-    curve, point = choose(stages, Goal("match"))
-    nearest = int(curve.accuracy.argmax()) if point is None else point
-    threshold = short_threshold(curve, nearest)
-    gives = f"{threshold}: {curve.accuracy[nearest]:.2f}% with {curve.deferral[nearest]:.1%} deferred"
-    return threshold, point is not None, gives
 
 
 def _save_split(path: Path, names: list[str], source: NDArray[np.int64], split: Split) -> None:

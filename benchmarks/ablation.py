@@ -22,7 +22,7 @@ from sklearn.neural_network import MLPClassifier
 
 from benchmarks.bench_network import write_page
 from clcnet import cli, metrics
-from clcnet.cascade.curve import Stage, area_under_deferral, sweep
+from clcnet.cascade.curve import area_under_deferral, surest_steps, sweep
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.images import list_images
 from clcnet.data.outputs import Outputs, fold_of_rows
@@ -62,7 +62,7 @@ def figures(data: dict[str, Any], scores: Scores) -> list[float]:
         (scores[NAMES[0]], *data[NAMES[0]][1:]),
         (scores[NAMES[1]], *data[NAMES[1]][1:]),
     )
-    area = area_under_deferral(sweep([Stage(first, right, 1), Stage(second, right_56, 3)]), 0.5)
+    area = area_under_deferral(sweep(surest_steps([first, second], [right, right_56], [1, 3])), 0.5)
     return [
         metrics.auroc(first, right),
         metrics.aurc(first, right),

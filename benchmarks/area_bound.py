@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.ablation import NAMES, RESULTS, load
 from clcnet import cli, metrics
-from clcnet.cascade.curve import Stage, area_under_deferral, sweep
+from clcnet.cascade.curve import area_under_deferral, surest_steps, sweep
 from clcnet.confidence import margin, max_softmax, negative_entropy
 from clcnet.report.tables import markdown
 
@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     for _ in range(args.draws):
         weights = random.normal(size=6) * random.choice([0, 1], 6) * random.choice([0.3, 1, 3, 6])
         shallow, deep = (odds + scores @ weights for odds, scores in zip(base, plain, strict=True))
-        area = area_under_deferral(sweep([Stage(shallow, right, 1), Stage(deep, right_deep, 3)]), 0.5)
+        area = area_under_deferral(sweep(surest_steps([shallow, deep], [right, right_deep], [1, 3])), 0.5)
         found.append((metrics.auroc(shallow, right), area))
     auroc, area = np.array(found).T
     rows = [

@@ -23,12 +23,14 @@ import torch
 from timm.data import resolve_model_data_config
 
 from clcnet import cli
-from clcnet.cascade.baselines import compare
-from clcnet.cascade.curve import Curve, Stage, sweep
-from clcnet.cascade.evaluation import fold_confidence
+from clcnet.cascade.comparison import compare
+from clcnet.cascade.curve import Curve, Steps, surest_steps, sweep
+from clcnet.cascade.evaluation import fold_confidence, with_rivals
+from clcnet.cascade.rule import CLCNET, Judged, Surest
+from clcnet.cascade.rules import steps_of
 from clcnet.cascade.selection import Goal, recommend
 from clcnet.classifiers.flops import count_flops
-from clcnet.data.outputs import Outputs
+from clcnet.data.outputs import Outputs, Record
 from clcnet.network.model import CLCNet
 from clcnet.report.paper_table import PAPER_REFERENCES, results_rows
 from clcnet.report.tables import markdown
@@ -65,45 +67,46 @@ def simulated_outputs(accuracy: float, seed: int) -> tuple[np.ndarray, np.ndarra
     return logits / logits.sum(1, keepdims=True), targets
 
 
-def literal_point(stages: list[Stage], threshold: float) -> tuple[float, float]:
+def literal_point(
+    confidence: np.ndarray, correct: np.ndarray, flops: np.ndarray, threshold: float
+) -> tuple[float, float]:
     """The definition, one image after the other: accuracy in percent and FLOPs an image."""
-    shallow, deep = stages
-    num_right, flops = 0, 0.0
-    for image in range(len(shallow)):
-        answer = shallow.correct[image]
-        flops += shallow.flops
-        if shallow.confidence[image] < threshold:
-            flops += deep.flops
-            if deep.confidence[image] > shallow.confidence[image]:
-                answer = deep.correct[image]
+    num_right, spent = 0, 0.0
+    for image in range(confidence.shape[1]):
+        answer = correct[0, image]
+        spent += flops[0]
+        if confidence[0, image] < threshold:
+            spent += flops[1]
+            if confidence[1, image] > confidence[0, image]:
+                answer = correct[1, image]
         num_right += answer
-    return 100 * num_right / len(shallow), flops / len(shallow)
+    return 100 * num_right / confidence.shape[1], spent / confidence.shape[1]
 
 
-def check_exact(stages: list[Stage], curve: Curve) -> float:
+def check_exact(confidence: np.ndarray, steps: Steps, curve: Curve) -> float:
     """Compare with the definition at ten thresholds; returns the seconds that the definition takes for one."""
     start = time.perf_counter()
     points = np.linspace(0, len(curve) - 1, 10).astype(int)
     for point in points:
-        accuracy, flops = literal_point(stages, curve.thresholds[point])
+        accuracy, flops = literal_point(confidence, steps.own, steps.flops, curve.thresholds[point])
         assert np.isclose(accuracy, curve.accuracy[point]) and np.isclose(flops, curve.flops[point])
     return (time.perf_counter() - start) / len(points)
 
 
 def measure_sweeps() -> dict[str, float]:
     random = np.random.default_rng(0)
-    stages = [
-        Stage(random.random(NUM_IMAGES), random.random(NUM_IMAGES) < accuracy, flops)
-        for accuracy, flops in ((0.754, 0.39), (0.82, 4.2), (0.838, 37.0))
-    ]
-    curve = sweep(stages[:2])
+    confidence = random.random((3, NUM_IMAGES))
+    correct = random.random((3, NUM_IMAGES)) < [[0.754], [0.82], [0.838]]
+    flops = np.array([0.39, 4.2, 37.0])
+    three, two = surest_steps(confidence, correct, flops), surest_steps(confidence[:2], correct[:2], flops[:2])
+    curve = sweep(two)
     assert len(curve) == NUM_IMAGES + 1
-    seconds = median_seconds(lambda: sweep(stages[:2]))
+    seconds = median_seconds(lambda: sweep(two))
     return {
         "sweep_milliseconds": 1000 * seconds,
-        "three_stages_milliseconds": 1000 * median_seconds(lambda: sweep(stages)),
-        "definition_seconds_a_threshold": check_exact(stages[:2], curve),
-        "times_faster_for_all_thresholds": check_exact(stages[:2], curve) * len(curve) / seconds,
+        "three_models_milliseconds": 1000 * median_seconds(lambda: sweep(three)),
+        "definition_seconds_a_threshold": check_exact(confidence, two, curve),
+        "times_faster_for_all_thresholds": check_exact(confidence, two, curve) * len(curve) / seconds,
     }
 
 
@@ -128,21 +131,22 @@ def measure_evaluation() -> dict[str, float]:
         del probs
 
         def read(number: int) -> Outputs:
-            return Outputs.from_probs(np.load(Path(folder) / f"{number}.npy"), targets=targets)
+            record = Record(f"tf_efficientnet_b{4 * number}", flops=(0.39, 4.2)[number])
+            return Outputs.from_probs(np.load(Path(folder) / f"{number}.npy"), targets=targets, record=record)
 
         outputs = timed("read and sort both models' outputs", lambda: [read(0), read(1)])
     confidence = timed("score both with CLCNet", lambda: [fold_confidence(networks, out, folds) for out in outputs])
     # an untrained network only takes the time of a trained one; its place in the cascade is taken by max softmax
-    stages = [
-        Stage(out.sorted_probs[:, 0] + 0 * scores, out.correct, flops)
-        for out, scores, flops in zip(outputs, confidence, (0.39, 4.2), strict=True)
+    judged = [
+        Judged.of(out, {CLCNET: out.sorted_probs[:, 0] + 0 * scores})
+        for out, scores in zip(outputs, confidence, strict=True)
     ]
-    timed("sweep and list 50,001 thresholds", lambda: sweep(stages))
-    probs = [out.sorted_probs for out in outputs]
-    timed("compare with nine other rules", lambda: compare(stages, probs, folds))
-    models = ["tf_efficientnet_b0", "tf_efficientnet_b4"]
-    timed("results table with intervals", lambda: results_rows(stages, models, folds, PAPER_REFERENCES))
-    timed("recommend a threshold", lambda: recommend(stages, folds, Goal("match")))
+    steps = steps_of(Surest(CLCNET), judged)
+    timed("sweep and list 50,001 thresholds", lambda: sweep(steps))
+    timed("compare with all other rules", lambda: compare([with_rivals(out, folds) for out in judged], folds))
+    models = [out.record.model for out in judged]
+    timed("results table with intervals", lambda: results_rows(steps, models, folds, PAPER_REFERENCES))
+    timed("recommend a threshold", lambda: recommend(steps, folds, Goal("match")))
     return seconds | {"together": sum(seconds.values())}
 
 
@@ -169,7 +173,7 @@ def write(results: dict[str, Any]) -> None:
 Made by `python -m benchmarks.bench_cascade` on {results["machine"]}, torch {results["torch"]}, two threads.
 
 A sweep over {NUM_IMAGES:,} images gives accuracy, deferral and FLOPs at all {NUM_IMAGES + 1:,} thresholds that make a
-difference in **{sweeps["sweep_milliseconds"]:.1f} ms** (three models: {sweeps["three_stages_milliseconds"]:.1f} ms).
+difference in **{sweeps["sweep_milliseconds"]:.1f} ms** (three models: {sweeps["three_models_milliseconds"]:.1f} ms).
 Following the definition image by image takes {sweeps["definition_seconds_a_threshold"]:.3f} s for one threshold: the
 sweep is {sweeps["times_faster_for_all_thresholds"]:,.0f} times faster, with the same answers (checked at ten
 thresholds here, at all of them for small cascades in the tests).

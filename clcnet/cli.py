@@ -23,6 +23,7 @@ EXIT_BAD_INPUT = 2
 EXIT_UNREADABLE_IMAGES = 3
 EXIT_INTERRUPTED = 130
 
+_MOST_THRESHOLDS = 1_000_000
 _INTERRUPTED = "no file is half-written; give the same command to start again"
 # RuntimeErrors that are not ours: torch has no types of its own for them, and raises the last one anywhere, by a signal
 _OF_THE_MACHINE = ("can't allocate memory", "not enough memory", "out of memory", "DataLoader worker")
@@ -315,3 +316,29 @@ def _leave(code: int) -> NoReturn:
     """End with this exit code. A signal that comes now is too late: what there was to say and to write is done."""
     _on_interrupt(signal.SIG_IGN)  # Python unloads torch for a second, in which its own handlers are gone already
     sys.exit(code)
+
+
+def threshold_grid(words: Sequence[str]) -> list[float] | None:
+    """Thresholds given as numbers and START:STOP:STEP, rising; None for `all`, every one that makes a difference."""
+    if list(words) == ["all"]:
+        return None
+    grid: list[float] = []
+    for word in words:
+        try:
+            numbers = [float(number) for number in word.split(":")]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 3 and numbers[2] > 0 and all(map(math.isfinite, numbers)):
+            start, stop, step = numbers
+            if (stop - start) / step > _MOST_THRESHOLDS:
+                raise ValueError(
+                    f"--thresholds: {word} names more than {_MOST_THRESHOLDS:,} of them; take a larger step"
+                )
+            grid += [round(start + step * index, 10) for index in range(int((stop - start) / step + 1e-9) + 1)]
+        elif len(numbers) == 1 and not math.isnan(numbers[0]):
+            grid += numbers
+        else:
+            raise ValueError(f"--thresholds: {word!r} is neither a number, nor START:STOP:STEP, nor all")
+    if not grid:
+        raise ValueError(f"--thresholds {' '.join(words)}: no threshold lies in this range")
+    return sorted(set(grid))

@@ -1,18 +1,23 @@
-"""One-line confidences: what the probabilities alone say about the top-1 answer, without a network.
+"""Confidences without a network: what the probabilities alone say about the top-1 answer.
 
 Each function takes `sorted_probs` (N, n), descending rows that sum to 1, and returns (N,) float64, higher is surer.
-`SIMPLE_CONFIDENCES` lists them by the name that the tables print, for comparison with CLCNet's score.
+`SIMPLE_CONFIDENCES` lists those of one line by the name that the tables print, for comparison with CLCNet's score; one
+more, the tempered softmax, is fitted to a model's answers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 Probs = NDArray[np.float32]
 
 SUM_TOLERANCE = 1e-3  # how far a row of probabilities may be from summing to 1
+_TEMPERATURES = np.geomspace(0.2, 5, 21)  # neighbours differ by 17%, between which a parabola finds the best
+_FIT_ROWS = 10_000  # spread over the table; one number needs no more
+_CHUNK_NUMBERS = 1 << 20  # probabilities handled at once; bounds the memory
 
 
 def max_softmax(sorted_probs: Probs) -> Floats:
@@ -44,3 +49,47 @@ SIMPLE_CONFIDENCES: dict[str, Callable[[Probs], Floats]] = {
     "entropy": negative_entropy,
     "sum of squares (DOCTOR)": sum_of_squares,
 }
+
+
+def fit_temperatures(sorted_probs: Probs, correct: Bools, parts: Sequence[Bools] | None = None) -> Floats:
+    """The temperature of a model (Guo et al., arXiv:1706.04599), fitted on each of several parts of its rows.
+
+    Sorted probabilities do not hold that of the right class, so the temperature maximises the likelihood of the top-1
+    answer being right or wrong instead of that of the class.
+
+    Args:
+        sorted_probs: (N, n).
+        correct: (N,) whether the top-1 answer is right.
+        parts: masks (N,); None for all rows at once.
+
+    Returns:
+        One temperature a part.
+    """
+    drawn = np.linspace(0, len(correct) - 1, min(len(correct), _FIT_ROWS)).astype(int)
+    top = tempered_top(sorted_probs[drawn], _TEMPERATURES)  # (rows, T)
+    losses = -np.log(np.clip(np.where(correct[drawn, None], top, 1 - top), 1e-7, 1))
+    masks = [part[drawn] for part in parts or [np.ones(len(correct), dtype=bool)]]
+    return np.exp([_lowest_point(np.log(_TEMPERATURES), losses[mask if mask.any() else ...].mean(0)) for mask in masks])
+
+
+def tempered_top(sorted_probs: Probs, temperatures: Floats) -> Floats:
+    """Top probability of softmax(logits / T) for several T, from softmax(logits) alone: (N, T)."""
+    rows = max(1, _CHUNK_NUMBERS // sorted_probs.shape[1])
+    top = np.empty((len(sorted_probs), len(temperatures)))
+    for start in range(0, len(sorted_probs), rows):
+        chunk = sorted_probs[start : start + rows]
+        with np.errstate(divide="ignore"):
+            logits = np.log(chunk) - np.log(chunk[:, :1])  # 0 for the top class, -inf where the softmax underflowed
+        for column, temperature in enumerate(temperatures):
+            top[start : start + rows, column] = 1 / np.exp(logits / np.float32(temperature)).sum(1)
+    return top
+
+
+def _lowest_point(x: Floats, y: Floats) -> float:
+    """Where the parabola through the lowest of equally spaced points and its neighbours is lowest."""
+    k = int(y.argmin())
+    if k in (0, len(x) - 1):
+        return float(x[k])
+    left, middle, right = y[k - 1 : k + 2]
+    curvature = left - 2 * middle + right
+    return float(x[k] + (0.5 * (left - right) / curvature * (x[1] - x[0]) if curvature > 0 else 0.0))

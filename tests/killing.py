@@ -10,9 +10,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import forking
-from scripts import EVALUATE_CUSTOM, GENERATE, Workshop, contents
+from scripts import Workshop, contents
 
-RESUMABLE = (GENERATE, EVALUATE_CUSTOM)
 OLD = b"from an earlier run"
 _TRIES_A_KILL = 5  # a run may be over before its signal comes
 
@@ -59,7 +58,7 @@ def kill_and_compare(workshop: Workshop, script: str, folder: Path, num_kills: i
     """
     expected, seconds = _uninterrupted(workshop, script, folder / "whole")
     generator, toll, hurt = random.Random(seed), Toll(), folder / "hurt"
-    words = workshop.command(script, hurt) + (["--resume"] if script in RESUMABLE else [])
+    words = workshop.command(script, hurt)
     outputs = [path for path in workshop.outputs(script, hurt) if path.relative_to(hurt).as_posix() in expected]
     _lay_old(hurt, outputs)
     for _ in range(num_kills * _TRIES_A_KILL):
@@ -105,7 +104,7 @@ def _compare(hurt: Path, expected: dict[str, bytes], toll: Toll) -> None:
 
 
 def _uninterrupted(workshop: Workshop, script: str, folder: Path) -> tuple[dict[str, bytes], float]:
-    """The outputs, caches apart, and the seconds of a run that nobody disturbs; the second one, when all is loaded."""
+    """The outputs, stores apart, and the seconds of a run that nobody disturbs; the second one, when all is loaded."""
     for _ in range(2):
         shutil.rmtree(folder, ignore_errors=True)
         started = time.perf_counter()
@@ -113,5 +112,5 @@ def _uninterrupted(workshop: Workshop, script: str, folder: Path) -> tuple[dict[
         process.join(120)
         assert process.exitcode == 0, (script, process.exitcode)
     seconds = time.perf_counter() - started
-    kept = {name: content for name, content in contents(folder).items() if not name.startswith("cache/")}
+    kept = {name: content for name, content in contents(folder).items() if not name.startswith("store/")}
     return kept, seconds

@@ -116,14 +116,14 @@ class Workshop:
     def command(self, script: str, folder: Path) -> list[object]:
         """A complete command line for a script, with all its outputs in `folder`."""
         output = self.outputs(script, folder)[0]
-        on_images = ["--device", "cpu", "--workers", 0, "--batch-size", 8]
+        on_images = ["--device", "cpu", "--workers", 0, "--batch-size", 8, "--store", folder / "store"]
         training = ["--weight-save", folder, "--max-epochs", 2, "--batch-size", 16, "--device", "cpu"]
         return {
             GENERATE: ["--data-path", self.images, "--model", self.models()[1], "--output", output, *on_images],
             TRAIN_FOLDS: ["--imagenet-split", self.images, "--cls-output", self.table("shallow"), *training],
             EVALUATE_FOLDS: [
                 *("--imagenet-split", self.images, *self.models(), "--weight-save", self.weights),
-                *("--performance-result", output, "--cache", folder / "cache", *on_images),
+                *("--performance-result", output, *on_images),
             ],
             TRAIN_CUSTOM: ["--cls-output", self.table("shallow"), *training],
             EVALUATE_CUSTOM: [

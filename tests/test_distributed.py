@@ -69,7 +69,9 @@ def test_variables_that_a_cluster_left_behind_are_named_and_empty_ones_mean_noth
     advice = "unset WORLD_SIZE to run alone"
     assert refusal_of({"WORLD_SIZE": "4"}).startswith("error: WORLD_SIZE is set in the environment but RANK is not")
     assert refusal_of({"WORLD_SIZE": "4", "RANK": "0"}).endswith(advice)
-    assert refusal_of({"WORLD_SIZE": "x"}).endswith("'x' in the environment, and should be a number; unset it to run alone")
+    assert refusal_of({"WORLD_SIZE": "x"}).endswith(
+        "'x' in the environment, and should be a number; unset it to run alone"
+    )
     assert refusal_of({"WORLD_SIZE": ""}) == "error: process 1 has had enough; let it rest"  # it ran alone
 
 

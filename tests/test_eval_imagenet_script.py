@@ -10,19 +10,17 @@ import pandas as pd
 import pytest
 import torch
 from forking import run_together
-from scipy.special import expit
 
 import eval_imagenet_5fold_cv as script
-from clcnet.cascade import baselines, cached_inference, selection
-from clcnet.cascade.curve import Stage, sweep
-from clcnet.cascade.deep_offset import fit_deep_offset
-from clcnet.cascade.evaluation import Pair
-from clcnet.cascade.selection import Goal, Reference
+from clcnet.cascade import cached_inference, comparison, selection
+from clcnet.cascade.curve import surest_steps, sweep
+from clcnet.cascade.selection import Reference
 from clcnet.classifiers.classifier import class_indices, classify, load_classifier
 from clcnet.data.images import list_images
 from clcnet.data.outputs import Outputs
-from clcnet.network.calibration import Calibration
 from clcnet.network.model import CLCNet
+from clcnet.report import evaluation_report, plots
+from clcnet.report.paper_table import parse_references
 
 ROOT = script.cli.ROOT
 
@@ -69,12 +67,12 @@ def run(images, weights, tmp_path, monkeypatch):
     Drawing takes most of the time, so only one test draws; that one, and another, time the models.
     """
 
-    monkeypatch.setattr(baselines, "NUM_RULE_RESAMPLES", 20)
+    monkeypatch.setattr(comparison, "NUM_RESAMPLES", 20)
     monkeypatch.setattr(selection, "NUM_SWEEP_RESAMPLES", 20)
 
     def call(*words, split=images, weight_save=weights, draw=False):
         if not draw:
-            monkeypatch.setattr(script.plots, "save", lambda *_: [])
+            monkeypatch.setattr(plots, "save", lambda *_: [])
             monkeypatch.setattr(cached_inference, "measure_milliseconds", lambda *_: 1.0)
         flags = ["--imagenet-split", split, "--weight-save", weight_save, "--cache", tmp_path / "cache"]
         flags += ["--performance-result", tmp_path / "out" / "performance-result.csv", "--device", "cpu", "-j", "0"]
@@ -141,21 +139,21 @@ def test_all_thresholds_are_one_more_than_distinct_confidences(run, table_flags,
     ],
 )
 def test_thresholds_are_read_as_numbers_or_ranges(words, expected):
-    assert script.parse_thresholds(words).tolist() == pytest.approx(expected)
+    assert script.cli.threshold_grid(words) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("word", ["nan", "x", "1:2", "0:1:0", "0:1:-1", "1:0:0.5"])
 def test_bad_thresholds_are_refused(word):
     with pytest.raises(ValueError, match="--thresholds"):
-        script.parse_thresholds([word])
+        script.cli.threshold_grid([word])
 
 
 def test_all_files_are_written_and_the_printing_ends_with_what_to_do(run, table_flags, tmp_path, capsys):
     outcome = run(*table_flags, "--threshold-searching", "--reference", "other:70:2", draw=True)
     folder = tmp_path / "out" / "results"
     written = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    plots = ("accuracy-FLOPs", "risk-coverage", "reliability", "confidence-histogram")
-    assert written == {f"{name}.{kind}" for name in plots for kind in ("png", "svg")} | {
+    drawn = ("accuracy-FLOPs", "risk-coverage", "reliability", "confidence-histogram")
+    assert written == {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")} | {
         f"{name}.{kind}" for name in ("results-table", "comparison", "confidences") for kind in ("csv", "md")
     }
     printed = capsys.readouterr().out
@@ -164,8 +162,10 @@ def test_all_files_are_written_and_the_printing_ends_with_what_to_do(run, table_
     tail = printed[printed.index(table) + len(table) :]
     assert "take threshold" in tail and "Verdict: use the " in tail and "oracle" in tail
     assert tail.splitlines()[-1].startswith(f"49 thresholds in {tmp_path / 'out' / 'performance-result.csv'}")
-    assert "GEM" in printed  # tables do not hold what it needs, and the user is told
-    assert outcome["recommendation"].choice in ("cascade", "shallow", "deep")
+    assert (
+        "GEM" in printed and f"no classes in {tmp_path / 'small.csv'}" in printed
+    )  # and how to make a table with them
+    assert outcome["recommendation"].choice in (selection.CASCADE, 0, 1)
     rules = pd.read_csv(folder / "comparison.csv").rule.tolist()
     assert rules[0] == "CLCNet" and "oracle" in rules and not any("average" in rule for rule in rules)
 
@@ -187,15 +187,34 @@ def test_flops_left_out_are_counted_from_a_models_name(run, table_flags, classif
     name = f"local-dir:{classifier_dir()}"
     files = table_flags[:4]
     outcome = run(*files, "--threshold-searching", "--shallow-model", name, "--deep-model", name)
-    flops = outcome["curve"].stage_flops
+    flops = outcome["curve"].model_flops
     assert flops[0] == flops[1] == pytest.approx(load_classifier(name, device="cpu").flops)
+
+
+def test_three_tables_in_any_order_stand_by_what_they_record_of_their_models(run, images, tmp_path, capsys):
+    listed = list_images(images)
+    random = np.random.default_rng(0)
+    for name, flops, lift in (("c", 9.0, 3), ("a", 1.0, 1), ("b", 2.5, 2)):
+        logits = random.normal(size=(30, 3)) + lift * np.eye(3)[listed.targets]
+        outputs = Outputs.from_logits(logits, listed.names, listed.targets, model=name, flops=flops)
+        outputs.save(tmp_path / f"{name}.parquet")
+    files = [tmp_path / f"{name}.parquet" for name in "cab"]
+    outcome = run("--outputs", *files, "--threshold-searching")
+    assert outcome["curve"].model_flops.tolist() == [1, 2.5, 9]
+    single = run("--outputs", *files, "--threshold", 0.45)["curve"]
+    point = outcome["curve"].thresholds.tolist().index(0.45)
+    assert (single.calls[0] == outcome["curve"].calls[point]).all()
+    assert single.accuracy[0] == outcome["curve"].accuracy[point]
+    printed = capsys.readouterr().out
+    assert "CLCNet (a+b+c)" in printed and "best possible choice between the models (oracle)" in printed
+    assert "Left out" not in printed and "GEM" in printed
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda flags, _: flags[:4], "--shallow-model-FLOPs is missing"),
-        (lambda flags, _: flags[:6], "--deep-model-FLOPs is missing"),
+        (lambda flags, _: flags[:4], "what the model of .*small.csv costs"),
+        (lambda flags, _: flags[:6], "what the model of .*large.csv costs"),
         (lambda flags, _: flags[:2], "--deep-output is missing"),
         (lambda flags, path: ["--shallow-output", path / "none.csv", *flags[2:]], "none.csv does not exist"),
         (lambda flags, path: [*flags, "--join", path / "small.csv"], "is not a results-table.csv"),
@@ -251,7 +270,7 @@ def test_each_fold_is_judged_by_its_own_network_alone(run, table_flags, images, 
     def confidence():
         run(*table_flags)
         args = script.get_args_parser().parse_args([str(word) for word in [*table_flags, "--weight-save", weights]])
-        return script.load_tables(args, list_images(images)).stages[0].confidence
+        return script.load_tables(args, list_images(images)).outputs[0].scores["CLCNet"]
 
     before = confidence()
     torch.manual_seed(99)
@@ -278,33 +297,32 @@ def seen(monkeypatch):
     return calls
 
 
-def direct_stage(name, images, weights, flops):
-    """The model's answers by `classify` alone, without cache and script."""
+def direct_answers(name, images, weights):
+    """The model's confidence, right answers and probabilities by `classify` alone, without cache and script."""
     listed = list_images(images)
     classifier = load_classifier(name, device="cpu")
     probs = np.concatenate([probs for _, probs in classify(classifier, listed, workers=0)])
     outputs = Outputs.from_probs(probs, targets=class_indices(listed, classifier))
-    return Stage(confidence_by_fold(weights, outputs.sorted_probs, listed.folds), outputs.correct, flops), probs
+    return np.array(confidence_by_fold(weights, outputs.sorted_probs, listed.folds)), outputs.correct, probs
 
 
 def test_images_give_the_same_as_running_both_models_on_everything(run, models, images, weights, tmp_path):
-    (shallow, shallow_probs), (deep, deep_probs) = (direct_stage(models[k], images, weights, k) for k in (1, 3))
+    sure, right, probs = zip(*(direct_answers(models[k], images, weights) for k in (1, 3)), strict=True)
     outcome = run(*models, "--thresholds", "all", "--shallow-model-FLOPs", 1, "--deep-model-FLOPs", 3)
-    expected = sweep([shallow, deep])
+    expected = sweep(surest_steps(sure, right, [1, 3]))
     np.testing.assert_allclose(outcome["curve"].accuracy, expected.accuracy)
     np.testing.assert_allclose(outcome["curve"].flops, expected.flops)
     comparison = pd.read_csv(tmp_path / "out" / "results" / "comparison.csv").set_index("rule")
-    targets = list_images(images).targets
-    gem = 100 * ((shallow_probs + deep_probs).argmax(1) == targets).mean()
+    gem = 100 * (sum(probs).argmax(1) == list_images(images).targets).mean()
     assert comparison.loc["GEM, average answers random images", "accuracy_at_100%"] == pytest.approx(gem)
     milliseconds = pd.read_csv(tmp_path / "out" / "performance-result.csv").milliseconds
     np.testing.assert_allclose(milliseconds, 1 + expected.deferral)  # both models are said to take 1 ms
 
 
 def test_no_model_sees_an_image_twice(run, models, images, weights, seen):
-    stage, _ = direct_stage(models[1], images, weights, 1)
-    low, high = np.quantile(stage.confidence, [0.3, 0.7])
-    num_low, num_high = int((stage.confidence < low).sum()), int((stage.confidence < high).sum())
+    confidence, correct, _ = direct_answers(models[1], images, weights)
+    low, high = np.quantile(confidence, [0.3, 0.7])
+    num_low, num_high = int((confidence < low).sum()), int((confidence < high).sum())
     shallow, deep = models[1], models[3]
     run(*models, "--threshold", low)
     assert seen == [(shallow, 30), (deep, num_low)]
@@ -324,8 +342,8 @@ def test_no_model_sees_an_image_twice(run, models, images, weights, seen):
 
 
 def test_single_threshold_gives_what_the_search_gives_there(run, models, images, weights, tmp_path):
-    stage, _ = direct_stage(models[1], images, weights, 1)
-    threshold = float(np.median(stage.confidence))
+    confidence, correct, _ = direct_answers(models[1], images, weights)
+    threshold = float(np.median(confidence))
     single = run(*models, "--threshold", threshold)["curve"]
     searched = run(*models, "--thresholds", threshold)["curve"]
     assert 0 < single.deferral[0] < 1
@@ -333,11 +351,10 @@ def test_single_threshold_gives_what_the_search_gives_there(run, models, images,
     np.testing.assert_array_equal(single.flops, searched.flops)
 
 
-@pytest.mark.parametrize("more", [(), ("--deep-offset", 2)])
-def test_threshold_minus_999_is_the_shallow_model_alone(run, models, images, weights, seen, tmp_path, more):
-    stage, _ = direct_stage(models[1], images, weights, 1)
-    outcome = run("--threshold", "-999", *models[:2], *more, weight_save=tmp_path / "nowhere")
-    assert outcome["curve"].accuracy.tolist() == [pytest.approx(stage.accuracy)]
+def test_threshold_minus_999_is_the_shallow_model_alone(run, models, images, weights, seen, tmp_path):
+    confidence, correct, _ = direct_answers(models[1], images, weights)
+    outcome = run("--threshold", "-999", *models[:2], weight_save=tmp_path / "nowhere")
+    assert outcome["curve"].accuracy.tolist() == [pytest.approx(100 * correct.mean())]
     assert outcome["curve"].deferral.tolist() == [0]
     assert outcome["curve"].flops[0] == pytest.approx(load_classifier(models[1], device="cpu").flops)
     assert seen == [(models[1], 30)]
@@ -358,7 +375,7 @@ def test_flops_and_times_are_measured_once_in_the_life_of_the_cache(run, models,
     monkeypatch.setattr(cached_inference, "measure_milliseconds", None)
     monkeypatch.setattr("clcnet.classifiers.classifier.count_flops", None)
     second = run(*models, "--threshold-searching", draw=True)
-    assert (second["curve"].stage_flops == first["curve"].stage_flops).all()
+    assert (second["curve"].model_flops == first["curve"].model_flops).all()
     times = [pd.read_csv(outcome["performance_result"]).milliseconds for outcome in (first, second)]
     assert (times[0] > 0).all() and (times[0] == times[1]).all()
 
@@ -383,65 +400,10 @@ def test_targets_are_chosen_for_and_printed(run, table_flags, tmp_path, capsys):
         run(*table_flags, "--target-accuracy", 70, "--target-FLOPs", 3)
 
 
-@pytest.fixture
-def calibrated(weights):
-    """The same networks with a calibration that reads the top probability alone."""
-    for path in weights.glob("*.zip"):
-        network = CLCNet.load(path)
-        network.calibration = Calibration(0.0, (1.0, 0.0, 0.0, 0.0), 0.0)
-        network.save(path)
-    return weights
-
-
-def test_a_large_deep_offset_always_keeps_the_deep_answer_and_defers_the_same(run, table_flags, calibrated, tmp_path):
-    result = tmp_path / "out" / "performance-result.csv"
-    run(*table_flags, "--thresholds", "all")
-    surest = pd.read_csv(result)
-    outcome = run(*table_flags, "--thresholds", "all", "--deep-offset", 100)
-    kept = pd.read_csv(result)
-    assert kept.num_deferred.tolist() == surest.num_deferred.tolist()
-    assert kept.accuracy.iloc[-1] == pytest.approx(100 * np.mean(outcome["rules"][0].stages[1].correct))
-    assert (kept.accuracy != surest.accuracy).any()
-
-
-def test_a_fitted_deep_offset_is_printed_with_the_flags_for_step_5(run, table_flags, calibrated, capsys):
-    outcome = run(*table_flags, "--deep-offset", "fit")
-    assert outcome["deep_offset"] == fit_deep_offset(outcome["rules"][0].stages)
-    assert f"--deep-offset {outcome['deep_offset']:.2f}." in capsys.readouterr().out
-
-
-def test_a_deep_offset_needs_calibrated_confidences(run, table_flags, weights):
-    with pytest.raises(ValueError, match="a deep offset needs confidences from 0 to 1"):
-        run(*table_flags, "--deep-offset", 1)
-
-
-@pytest.mark.parametrize("text", ["much", "nan", "inf"])
-def test_bad_deep_offsets_are_refused(text, capsys):
-    with pytest.raises(SystemExit):
-        script.get_args_parser().parse_args(["--deep-offset", text])
-    assert "neither a finite number nor fit" in capsys.readouterr().err
-
-
-def test_an_offset_that_would_help_is_pointed_out_and_one_that_would_not_is_not(monkeypatch, capsys):
-    monkeypatch.setattr(selection, "NUM_SWEEP_RESAMPLES", 20)
-    random = np.random.default_rng(0)
-    low, high = random.normal(0, 2, 2000), random.normal(0, 2, 2000)
-    deep_is_right = random.random(2000) < expit(high + 2 - low)  # the other model is right where this one is wrong
-
-    def report(bias):
-        stages = [Stage(expit(low), ~deep_is_right, 1.0), Stage(expit(high + bias), deep_is_right, 10.0)]
-        pair = Pair(["small", "large"], stages, None, np.arange(2000) % 5)
-        return script.report_offset(selection.recommend(stages, pair.folds, Goal("match")), pair, 0.0, 42)
-
-    assert report(0.0)["deep_offset"] == pytest.approx(2, abs=0.3)
-    assert "Better with --deep-offset fit" in capsys.readouterr().out
-    assert report(2.0) == {} and not capsys.readouterr().out
-
-
 def test_references_are_read():
-    assert len(script.parse_references("paper")) == 8
-    assert script.parse_references("net:70.5:1.5") == [Reference("net", 70.5, 1.5)]
-    assert script.parse_references("local-dir:net:70.5:1.5") == [Reference("local-dir:net", 70.5, 1.5)]
+    assert len(parse_references("paper")) == 8
+    assert parse_references("net:70.5:1.5") == [Reference("net", 70.5, 1.5)]
+    assert parse_references("local-dir:net:70.5:1.5") == [Reference("local-dir:net", 70.5, 1.5)]
 
 
 @pytest.mark.parametrize("text", ["net", "net:70", "net:x:1", "net:170:1", "net:70:-1", ":70:1"])
@@ -465,9 +427,8 @@ def test_bad_input_is_one_line_and_exit_code_2_and_overwrites_nothing(words, tab
 
 def in_a_process(words):
     """The whole script but its report, in a process that was told its rank as by torchrun."""
-    script.write_report = lambda *_: {}
-    script.describe_recommendation = lambda *_: ""
-    script.report_offset = lambda *_: {}
+    evaluation_report.write_report = lambda *_: {}
+    evaluation_report.describe_recommendation = lambda *_: ""
     cached_inference.measure_milliseconds = lambda *_: 1.0
     script.main(script.get_args_parser().parse_args(words))
 

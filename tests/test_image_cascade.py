@@ -92,30 +92,6 @@ def test_a_batch_is_answered_as_the_definition_says(models, threshold: float, ba
     assert answered_by.tolist() == [stage for _, _, stage in expected]
 
 
-def test_a_deep_offset_gives_the_deep_answer_a_head_start_and_asks_no_more_images(models) -> None:
-    grey = PICTURES[3]  # of which both models are equally unsure
-    plain, ahead = (Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.6, None, h) for h in (0.0, 0.5))
-    assert plain([grey]).answered_by.tolist() == [SHALLOW]
-    _, (confidence,), (answered_by,) = ahead([grey])
-    assert answered_by == DEEP and math.log(confidence / (1 - confidence)) == pytest.approx(math.log(1 / 2) + 0.5)
-    models[1].batches.clear()
-    ahead(PICTURES)
-    assert models[1].batches == [2]  # as without it
-
-
-def test_a_deep_offset_that_is_no_number_or_has_no_probabilities_to_move_is_refused(models) -> None:
-    pair = (models[0], colour), (models[1], colour)
-    with pytest.raises(ValueError, match="deep_offset is nan"):
-        Cascade(*pair, MaxSoftmax(), 0.6, deep_offset=math.nan)
-
-    class Raw:
-        def predict(self, probs: np.ndarray) -> np.ndarray:
-            return probs[:, 0] * 3
-
-    with pytest.raises(ValueError, match="a deep offset needs confidences from 0 to 1"):
-        Cascade(*pair, Raw(), 9.0, deep_offset=1.0)(PICTURES)
-
-
 def test_the_deep_model_sees_the_deferred_images_and_no_other(models) -> None:
     cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.6)
     _, _, answered_by = cascade(PICTURES)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clcnet.cascade.curve import Stage, sweep
+from clcnet.cascade.curve import surest_steps, sweep
 from clcnet.cascade.selection import Reference
 from clcnet.report.paper_table import (
     PAPER_REFERENCES,
@@ -20,28 +20,32 @@ FOLDS = np.arange(NUM_IMAGES) % 5
 
 @pytest.fixture(scope="module")
 def eight_models():
-    """EfficientNet-B0 to B7 as stages with exactly the paper's accuracies and FLOPs.
+    """Confidences, right answers and FLOPs of EfficientNet-B0 to B7 with exactly the paper's accuracies and FLOPs.
 
     An image has a hardness and every model some noise of its own: models mostly fail on the same images, and better
     ones are also surer.
     """
     random = np.random.default_rng(0)
     hardness = random.random(NUM_IMAGES)
-    stages = []
+    found = []
     for reference in PAPER_REFERENCES:
         strain = hardness + random.normal(0, 0.08, NUM_IMAGES)
         num_right = round(reference.accuracy * NUM_IMAGES / 100)
         limit = np.sort(strain)[num_right]
         confidence = limit - strain + random.normal(0, 0.06, NUM_IMAGES)
-        stages.append(Stage(confidence, strain < limit, reference.flops))
-        assert stages[-1].accuracy == pytest.approx(reference.accuracy)
-    return stages
+        found.append((confidence, strain < limit, reference.flops))
+        assert 100 * found[-1][1].mean() == pytest.approx(reference.accuracy)
+    return found
+
+
+def steps_of_models(eight_models, *numbers):
+    return surest_steps(*zip(*(eight_models[number] for number in numbers), strict=True))
 
 
 def paper_rows(eight_models, shallow, deep):
-    stages = [eight_models[shallow], eight_models[deep]]
+    steps = steps_of_models(eight_models, shallow, deep)
     models = [f"tf_efficientnet_b{size}" for size in (shallow, deep)]
-    return results_rows(stages, models, FOLDS, PAPER_REFERENCES)
+    return results_rows(steps, models, FOLDS, PAPER_REFERENCES)
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +86,10 @@ def test_every_row_keeps_its_promise(both_cascades):
 
 def test_thresholds_printed_give_the_figures_printed(both_cascades, eight_models):
     for rows, pair in zip(both_cascades, ((0, 4), (4, 7)), strict=True):
-        stages = [eight_models[size] for size in pair]
+        steps = steps_of_models(eight_models, *pair)
         for row in rows:
             if row.threshold is not None:
-                curve = sweep(stages, [row.threshold])
+                curve = sweep(steps, [row.threshold])
                 assert (curve.accuracy[0], curve.flops[0]) == pytest.approx((row.accuracy, row.flops))
 
 
@@ -105,8 +109,8 @@ def test_measured_models_take_the_place_of_published_ones_of_the_same_name(both_
 
 def test_one_row_serves_for_both_where_accuracy_is_equal_at_equal_flops():
     # deferral 0, 1/4, 3/4, 1: accuracy 50, 75, 50, 50; FLOPs 1, 3.5, 8.5, 11
-    stages = [Stage([0.9, 0.2, 0.5, 0.5], [1, 0, 0, 1], 1.0), Stage([0.1, 0.8, 0.4, 0.6], [0, 1, 1, 0], 10.0)]
-    rows = results_rows(stages, ["s", "d"], np.array([0, 1, 2, 3]), [Reference("r", 74.95, 3.6)])
+    steps = surest_steps([[0.9, 0.2, 0.5, 0.5], [0.1, 0.8, 0.4, 0.6]], [[1, 0, 0, 1], [0, 1, 1, 0]], [1, 10])
+    rows = results_rows(steps, ["s", "d"], np.array([0, 1, 2, 3]), [Reference("r", 74.95, 3.6)])
     assert [(row.model, row.same) for row in rows[:3]] == [
         ("s", ()),
         ("r", ()),
@@ -123,8 +127,8 @@ def test_one_row_serves_for_both_where_accuracy_is_equal_at_equal_flops():
 def test_gain_is_paired_with_a_reference_measured_on_the_same_images():
     random = np.random.default_rng(0)
     right = random.random(1000) < 0.8
-    stages = [Stage(random.random(1000), right, 1.0), Stage(np.full(1000, 2.0), right, 2.0)]
-    rows = results_rows(stages, ["s", "d"], FOLDS[:1000], [Reference("published", stages[0].accuracy - 2, 1.5)])
+    steps = surest_steps([random.random(1000), np.full(1000, 2.0)], [right, right], [1, 2])
+    rows = results_rows(steps, ["s", "d"], FOLDS[:1000], [Reference("published", steps.own_accuracy[0] - 2, 1.5)])
     by_reference = {row.reference: row for row in rows if row.threshold is not None}
     assert by_reference["d"].gain_interval == (0, 0)
     low, high = by_reference["published"].gain_interval
@@ -138,6 +142,7 @@ def test_names_are_shortened_as_in_the_paper():
     assert display_name("vit_base_patch16_224.augreg_in1k") == "vit_base_patch16_224.augreg_in1k"
     assert cascade_name(["tf_efficientnet_b0.aa_in1k", "tf_efficientnet_b4"]) == "CLCNet (S:B0+D:B4)"
     assert cascade_name(["local-dir:x/shallow/", "resnet56"]) == "CLCNet (S:shallow+D:resnet56)"
+    assert cascade_name(["efficientnet_b0", "efficientnet_b2", "resnet56"]) == "CLCNet (B0+B2+resnet56)"
 
 
 def test_accuracy_interval_is_exact():

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clcnet.cascade.curve import Stage, sweep
 from clcnet.data.images import list_images
 from clcnet.data.outputs import Outputs, match_rows
 from clcnet.network.training import fold_splits, split_rows
@@ -116,21 +115,3 @@ def test_rows_in_any_order_find_their_images(tmp_path_factory: pytest.TempPathFa
     probs = np.full((rows, 2), 0.5, np.float32)
     outputs = Outputs([images.names[index] for index in order], probs)
     assert match_rows(outputs, images).tolist() == order
-
-
-scores = st.lists(st.tuples(st.floats(-5, 5), st.booleans(), st.floats(-5, 5), st.booleans()), min_size=1, max_size=40)
-
-
-@given(scores, st.floats(0, 100), st.floats(0, 100))
-def test_a_sweep_defers_ever_more_and_its_ends_are_the_single_models(
-    rows: list[tuple[float, bool, float, bool]], shallow_flops: float, deep_flops: float
-) -> None:
-    columns = list(zip(*rows, strict=True))
-    stages = [Stage(columns[0], columns[1], shallow_flops), Stage(columns[2], columns[3], deep_flops)]
-    curve = sweep(stages, keep="last")
-    assert (np.diff(curve.deferral) > 0).all() and (np.diff(curve.flops) >= 0).all()
-    assert (curve.deferral[0], curve.deferral[-1]) == (0, 1)
-    assert curve.accuracy[0] == pytest.approx(stages[0].accuracy)
-    assert curve.accuracy[-1] == pytest.approx(stages[1].accuracy)
-    assert curve.flops[0] == pytest.approx(shallow_flops)
-    assert curve.flops[-1] == pytest.approx(shallow_flops + deep_flops)

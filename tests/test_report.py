@@ -4,9 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clcnet.cascade.baselines import compare, confidences
-from clcnet.cascade.curve import Stage, sweep
+from clcnet import confidence
+from clcnet.cascade.comparison import compare
+from clcnet.cascade.curve import Steps, surest_steps, sweep
+from clcnet.cascade.evaluation import with_rivals
+from clcnet.cascade.rule import CLCNET, Judged, Surest
+from clcnet.cascade.rules import steps_of
 from clcnet.cascade.selection import Reference
+from clcnet.data.outputs import Outputs, Record
 from clcnet.report import plots
 from clcnet.report import tables as report
 from clcnet.report.paper_table import CrossFitted, Row, results_rows
@@ -15,10 +20,25 @@ RANDOM = np.random.default_rng(0)
 NUM_IMAGES = 200
 FOLDS = np.arange(NUM_IMAGES) % 5
 PROBS = [-np.sort(-RANDOM.dirichlet([0.4] * 4, NUM_IMAGES).astype(np.float32), axis=1) for _ in range(2)]
-STAGES = [
-    Stage(probs[:, 0], RANDOM.random(NUM_IMAGES) < share * probs[:, 0] + 0.3, flops)
-    for probs, share, flops in zip(PROBS, (0.5, 0.7), (1.0, 5.0), strict=True)
+OUTPUTS = [
+    Outputs(
+        [str(image) for image in range(NUM_IMAGES)],
+        probs,
+        correct=RANDOM.random(NUM_IMAGES) < share * probs[:, 0] + 0.3,
+        record=Record(name, flops=flops),
+    )
+    for probs, share, name, flops in zip(PROBS, (0.5, 0.7), "sd", (1.0, 5.0), strict=True)
 ]
+
+
+def judged():
+    return [
+        with_rivals(Judged.of(outputs, {CLCNET: outputs.sorted_probs[:, 0].astype(float)}), FOLDS)
+        for outputs in OUTPUTS
+    ]
+
+
+STEPS = steps_of(Surest("max softmax"), OUTPUTS)
 
 SINGLE = Row("EfficientNet-B1", "EfficientNet-B1", 77.64, None, 0.7)
 BOTH = Row(
@@ -79,14 +99,14 @@ def test_row_at_the_same_flops_bolds_flops_and_row_at_the_same_accuracy_accuracy
 
 
 def test_results_read_back_are_those_written(tmp_path):
-    rows = results_rows(STAGES, ["s", "d"], FOLDS, [Reference("r", STAGES[0].accuracy + 1, 3.0)])
+    rows = results_rows(STEPS, ["s", "d"], FOLDS, [Reference("r", OUTPUTS[0].accuracy + 1, 3.0)])
     assert len(rows) > 4
     report.write_csv(report.results_frame(rows), tmp_path / "results-table.csv")
     assert report.read_results(tmp_path / "results-table.csv") == rows
 
 
 def test_performance_has_exact_intervals_and_time():
-    curve = sweep([Stage([0.9, 0.2, 0.5, 0.5], [1, 0, 0, 1], 1.0), Stage([0.1, 0.8, 0.4, 0.6], [0, 1, 1, 0], 10.0)])
+    curve = sweep(surest_steps([[0.9, 0.2, 0.5, 0.5], [0.1, 0.8, 0.4, 0.6]], [[1, 0, 0, 1], [0, 1, 1, 0]], [1, 10]))
     frame = report.performance_frame(curve, [2, 4])
     assert frame.columns[:3].tolist() == ["threshold", "accuracy", "FLOPs"]
     assert frame.num_deferred.tolist() == [0, 1, 3, 4]
@@ -97,25 +117,33 @@ def test_performance_has_exact_intervals_and_time():
     assert "milliseconds" not in report.performance_frame(curve)
 
 
-def test_performance_of_three_stages_leaves_out_what_two_alone_have():
-    stage = Stage([0.1, 0.2], [1, 0], 1.0)
-    assert "FLOPs_low" not in report.performance_frame(sweep([stage] * 3))
+def test_performance_of_one_model_and_of_three():
+    alone = report.performance_frame(sweep(Steps([[0.1, 0.2]], [[1, 0]], [3])))
+    assert alone[["accuracy", "FLOPs", "deferral", "FLOPs_low", "FLOPs_high"]].to_numpy().tolist() == [[50, 3, 0, 3, 3]]
+    assert "FLOPs_low" not in report.performance_frame(sweep(Steps([[0.1, 0.2]] * 3, [[1, 0]] * 3, [1, 1, 1])))
 
 
 def test_comparison_names_every_rule_with_its_figures():
-    rules = compare(STAGES, PROBS, FOLDS)
-    frame = report.comparison_frame(rules, STAGES[1])
+    contenders, _ = compare(judged(), FOLDS)
+    frame = report.comparison_frame(contenders)
     random = frame.set_index("rule").loc["random deferral"]
-    assert random["accuracy_at_20%"] == pytest.approx(0.8 * STAGES[0].accuracy + 0.2 * STAGES[1].accuracy)
-    assert random["area"] == pytest.approx((STAGES[0].accuracy + STAGES[1].accuracy) / 2)
+    shallow, deep = (outputs.accuracy for outputs in OUTPUTS)
+    assert random["accuracy_at_20%"] == pytest.approx(0.8 * shallow + 0.2 * deep)
+    assert random["area"] == pytest.approx((shallow + deep) / 2)
+    assert random["area_50"] == pytest.approx(0.75 * shallow + 0.25 * deep)
+    assert random["area_gain"] == pytest.approx(random["area"] - frame["area"][0])
+    assert (frame["area_50_low"] <= frame["area_50"]).all() and (frame["area_50"] <= frame["area_50_high"]).all()
     text = report.comparison_markdown(frame)
     assert text.splitlines()[0].split(" | ")[1].strip() == "10% deferred"
-    assert len(text.splitlines()) == 2 + len(rules)
+    assert len(text.splitlines()) == 2 + len(contenders)
 
 
 def test_confidences_without_a_probability_show_dashes():
-    scores = {"max softmax": [PROBS[0][:, 0], PROBS[1][:, 0]], "entropy": [-PROBS[0][:, 1], -PROBS[1][:, 1]]}
-    frame = report.confidence_frame(["a", "b"], scores, STAGES)
+    outputs = [
+        Judged.of(each, {"max softmax": each.sorted_probs[:, 0], "entropy": -each.sorted_probs[:, 1]})
+        for each in OUTPUTS
+    ]
+    frame = report.confidence_frame(["a", "b"], outputs)
     assert frame[["model", "confidence"]].to_numpy().tolist() == [
         ["a", "max softmax"],
         ["a", "entropy"],
@@ -137,18 +165,19 @@ def test_tables_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [name.name for name in tmp_path.iterdir()] == ["table.csv"]
 
 
-def test_plots_are_written_as_png_and_svg_and_the_same_each_time(tmp_path):
-    rules = compare(STAGES, PROBS, FOLDS, STAGES[0].correct | STAGES[1].correct)
-    correct = STAGES[0].correct
-    scores = {"CLCNet": STAGES[0].confidence} | {
-        name: by_model[0] for name, by_model in confidences(PROBS, [stage.correct for stage in STAGES], FOLDS).items()
-    }
+@pytest.fixture
+def contenders():
+    return compare(judged(), FOLDS)[0]
+
+
+def test_plots_are_written_as_png_and_svg_and_the_same_each_time(tmp_path, contenders):
+    outputs = judged()[0]
 
     def figures():
-        yield plots.plot_accuracy_and_cost(rules, STAGES, ["s", "d"], [Reference("r", 60, 3)], [1.0, 3.0])
-        yield plots.plot_risk_coverage(scores, correct, "s")
-        yield plots.plot_reliability(scores, correct, "s")
-        yield plots.plot_histogram(scores["entropy"], correct, "s")
+        yield plots.plot_accuracy_and_cost(contenders, ["s", "d"], [Reference("r", 60, 3)], [1.0, 3.0])
+        yield plots.plot_risk_coverage(outputs.scores, outputs.correct, "s")
+        yield plots.plot_reliability(outputs.scores, outputs.correct, "s")
+        yield plots.plot_histogram(outputs.scores["entropy"], outputs.correct, "s")
 
     contents = []
     for attempt in ("first", "second"):
@@ -159,15 +188,35 @@ def test_plots_are_written_as_png_and_svg_and_the_same_each_time(tmp_path):
     assert contents[:4] == contents[4:]
 
 
-def test_time_gets_a_panel_of_its_own():
-    rules = compare(STAGES, PROBS, FOLDS)
-    assert len(plots.plot_accuracy_and_cost(rules, STAGES, ["s", "d"]).axes) == 1
-    flops, time = plots.plot_accuracy_and_cost(rules, STAGES, ["s", "d"], milliseconds=[1.0, 2.0]).axes
-    assert (flops.get_xlabel(), time.get_xlabel()) == ("billion multiply-adds an image", "milliseconds an image")
+def test_the_plot_shows_the_papers_rule_its_rivals_and_the_models_and_time_gets_a_panel(contenders):
+    figure = plots.plot_accuracy_and_cost(contenders, ["s", "d"])
+    assert figure.get_suptitle() == "s > d, 200 images"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "CLCNet",
+        "its 95% interval",
+        "max softmax",
+        "oracle",
+        "s",
+        "d",
+    ]
+    flops, time = plots.plot_accuracy_and_cost(contenders, ["s", "d"], milliseconds=[1.0, 2.0]).axes
+    assert (flops.get_xlabel(), time.get_xlabel()) == ("multiply-adds an image", "milliseconds an image")
+    assert (flops.xaxis.get_major_formatter()(2.0), flops.xaxis.get_major_formatter()(0.05)) == ("2B", "50M")
     assert flops.lines[0].get_xdata()[-1] == 6.0 and time.lines[0].get_xdata()[-1] == 3.0
 
 
+def test_a_new_score_is_in_every_table_and_plot_by_itself(monkeypatch):
+    monkeypatch.setitem(confidence.SIMPLE_CONFIDENCES, "second best", lambda probs: 1 - probs[:, 1].astype(float))
+    outputs = judged()
+    contenders, _ = compare(outputs, FOLDS)
+    assert "second best" in report.comparison_frame(contenders)["rule"].tolist()
+    assert "second best" in report.confidence_frame(["s", "d"], outputs)["confidence"].tolist()
+    for plot in (plots.plot_risk_coverage, plots.plot_reliability):
+        labels = plot(outputs[0].scores, outputs[0].correct, "s").axes[0].get_legend_handles_labels()[1]
+        assert any(label.startswith("second best (") for label in labels)
+
+
 def test_reliability_leaves_out_scores_that_are_no_probabilities():
-    scores = {"CLCNet": STAGES[0].confidence * 3, "max softmax": STAGES[0].confidence}
-    labels = plots.plot_reliability(scores, STAGES[0].correct, "s").axes[0].get_legend_handles_labels()[1]
+    scores = {"CLCNet": STEPS.confidence[0] * 3, "max softmax": STEPS.confidence[0]}
+    labels = plots.plot_reliability(scores, STEPS.own[0], "s").axes[0].get_legend_handles_labels()[1]
     assert len(labels) == 1 and labels[0].startswith("max softmax (ECE ")

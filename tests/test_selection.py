@@ -1,14 +1,13 @@
 """Choosing thresholds: small cases by hand, the rule that nothing is scored on what chose it, and every verdict."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clcnet.cascade.curve import Stage, resampled_sweeps, sweep
+from clcnet.cascade.curve import Steps, resampled_sweeps, surest_steps, sweep
 from clcnet.cascade.selection import (
+    CASCADE,
     Goal,
     Reference,
     cheapest_at_accuracy,
@@ -23,7 +22,7 @@ from clcnet.cascade.selection import (
 )
 
 # deferral 0, 1/4, 3/4, 1: accuracy 50, 75, 50, 50; FLOPs 1, 3.5, 8.5, 11
-SMALL = [Stage([0.9, 0.2, 0.5, 0.5], [1, 0, 0, 1], 1.0), Stage([0.1, 0.8, 0.4, 0.6], [0, 1, 1, 0], 10.0)]
+SMALL = surest_steps([[0.9, 0.2, 0.5, 0.5], [0.1, 0.8, 0.4, 0.6]], [[1, 0, 0, 1], [0, 1, 1, 0]], [1, 10])
 
 
 def simulated_pair(num_images=4000, shallow=0.75, deep=0.82, knows=True, seed=0, flops=(1.0, 10.0)):
@@ -35,8 +34,7 @@ def simulated_pair(num_images=4000, shallow=0.75, deep=0.82, knows=True, seed=0,
     right, confidence = room > 0, room + random.normal(0, 0.1, room.shape)
     if not knows:
         confidence = np.stack([random.random(num_images), np.full(num_images, 2.0)])
-    stages = [Stage(confidence[k], right[k], flops[k]) for k in (0, 1)]
-    return stages, np.arange(num_images) % 5
+    return surest_steps(confidence, right, flops), np.arange(num_images) % 5
 
 
 def test_points_of_a_small_curve_are_those_chosen_by_hand():
@@ -55,39 +53,39 @@ def test_where_no_threshold_serves_the_nearest_one_is_taken():
 def test_short_thresholds_by_hand():
     curve = sweep(SMALL)
     assert [short_threshold(curve, point) for point in range(4)] == [0.2, 0.5, 0.9, 0.91]
-    close = sweep([Stage([0.123456, 0.123467], [1, 1], 1), Stage([0, 0], [1, 1], 1)])
+    close = sweep(Steps([[0.123456, 0.123467], [0, 0]], np.ones((2, 2)), [1, 1]))
     assert short_threshold(close, 1) == 0.12346
 
 
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=8))
 def test_short_threshold_defers_the_same_images(confidence):
-    stages = [Stage(confidence, np.ones(len(confidence)), 1), Stage(confidence, np.ones(len(confidence)), 1)]
-    curve = sweep(stages)
+    steps = Steps([confidence] * 2, np.ones((2, len(confidence))), [1, 1])
+    curve = sweep(steps)
     short = [short_threshold(curve, point) for point in range(len(curve))]
-    np.testing.assert_array_equal(sweep(stages, short).deferral, curve.deferral)
+    np.testing.assert_array_equal(sweep(steps, short).deferral, curve.deferral)
 
 
 def test_cross_fitted_threshold_never_depends_on_the_images_it_is_used_on():
-    stages, folds = simulated_pair(500)
+    steps, folds = simulated_pair(500)
     goal = Goal("match")
-    before = cross_fit(stages, folds, lambda others: choose_or_nearest(others, goal))
+    before = cross_fit(steps, folds, lambda others: choose_or_nearest(others, goal))
     for fold in range(5):
         inside = folds == fold
-        changed = [
-            Stage(np.where(inside, 0.5, stage.confidence), stage.correct ^ inside, stage.flops) for stage in stages
-        ]
+        changed = Steps(
+            np.where(inside, 0.5, steps.confidence), steps.correct ^ inside, steps.flops, steps.own ^ inside
+        )
         after = cross_fit(changed, folds, lambda others: choose_or_nearest(others, goal))
-        np.testing.assert_array_equal(after[inside], before[inside])
-        assert (after[~inside] != before[~inside]).any()
+        np.testing.assert_array_equal(after[:, inside], before[:, inside])
+        assert (after[:, ~inside] != before[:, ~inside]).any()
 
 
 def test_cross_fitting_equals_choosing_on_the_other_folds_one_by_one():
-    stages, folds = simulated_pair(300)
-    thresholds = cross_fit(stages, folds, lambda others: choose_or_nearest(others, Goal("flops", 4)))
+    steps, folds = simulated_pair(300)
+    thresholds = cross_fit(steps, folds, lambda others: choose_or_nearest(others, Goal("flops", 4)))
     for fold in range(5):
-        curve = sweep([stage.subset(folds != fold) for stage in stages])
+        curve = sweep(steps.subset(folds != fold))
         best = max(range(len(curve)), key=lambda p: (curve.flops[p] <= 4, curve.accuracy[p], -p))
-        assert set(thresholds[folds == fold]) == {curve.thresholds[best]}
+        assert set(thresholds[0, folds == fold]) == {curve.thresholds[best]}
 
 
 def test_cross_fitting_within_one_fold_is_refused():
@@ -105,56 +103,56 @@ def test_score_of_the_small_cascade_by_hand():
 
 
 def test_resampled_sweeps_equal_sweeps_over_the_images_drawn():
-    stages, _ = simulated_pair(60)
+    steps, _ = simulated_pair(60)
     random = np.random.default_rng(7)
     thresholds = [-1, -0.1, 0.1, 2]
-    for curve, single in resampled_sweeps(stages, 3, seed=7, thresholds=thresholds):
+    for curve, counts in resampled_sweeps(steps, 3, seed=7, thresholds=thresholds):
         drawn = random.integers(0, 60, 60)
-        again = [stage.subset(drawn) for stage in stages]
+        again = steps.subset(drawn)
         expected = sweep(again, thresholds)
         np.testing.assert_allclose(curve.accuracy, expected.accuracy)
         np.testing.assert_allclose(curve.flops, expected.flops)
-        np.testing.assert_allclose(single, [stage.accuracy for stage in again])
+        np.testing.assert_allclose(steps.own @ counts / 0.6, again.own_accuracy)
 
 
 def test_resampled_savings_choose_the_threshold_anew_each_time():
-    stages, _ = simulated_pair(200)
-    reference = Reference("deep", stages[1].accuracy, 10.0, stage=1)
-    savings = resampled_savings(stages, [reference], seed=1)["deep"]
+    steps, _ = simulated_pair(200)
+    reference = Reference("deep", steps.own_accuracy[1], 10.0, model=1)
+    savings = resampled_savings(steps, [reference], seed=1)["deep"]
     random = np.random.default_rng(1)
     for saving in savings[:20]:
         drawn = random.integers(0, 200, 200)
-        again = [stage.subset(drawn) for stage in stages]
+        again = steps.subset(drawn)
         curve = sweep(again)
-        point = cheapest_at_accuracy(curve, again[1].accuracy)
+        point = cheapest_at_accuracy(curve, again.own_accuracy[1])
         assert saving == pytest.approx(0 if point is None else 10 / curve.flops[point])
     assert (savings > 0).mean() > 0.5
 
 
 def test_good_confidence_earns_the_cascade():
     recommendation = recommend(*simulated_pair(), Goal("match"))
-    assert recommendation.choice == "cascade" and recommendation.reached
-    assert recommendation.scored.accuracy >= simulated_pair()[0][1].accuracy
+    assert recommendation.choice == CASCADE and recommendation.reached
+    assert recommendation.scored.accuracy >= simulated_pair()[0].own_accuracy[1]
     assert recommendation.scored.saving > recommendation.cross_fitted.saving_interval[0] > 1
     assert abs(recommendation.cross_fitted.difference) < 1
 
 
 def test_confidence_that_knows_nothing_does_not():
     recommendation = recommend(*simulated_pair(knows=False), Goal("match"))
-    assert recommendation.choice == "deep"
+    assert recommendation.choice == 1
     assert "not sure that the cascade costs less" in recommendation.reason
     assert recommendation.scored.saving_interval[0] < 1
 
 
 def test_cascade_that_never_gets_there_does_not_either():
     recommendation = recommend(*simulated_pair(shallow=0.6), Goal("match"))
-    assert not recommendation.reached and recommendation.choice == "deep"
+    assert not recommendation.reached and recommendation.choice == 1
     assert "does not hold 81.95%" in recommendation.reason
 
 
 def test_shallow_model_that_is_as_good_is_used_alone():
     recommendation = recommend(*simulated_pair(shallow=0.82, deep=0.75), Goal("match"))
-    assert recommendation.choice == "shallow" and "alone" in recommendation.reason
+    assert recommendation.choice == 0 and "alone" in recommendation.reason
     assert recommendation.deferral == 0
 
 
@@ -165,17 +163,17 @@ def test_accuracy_out_of_reach_is_said_to_be():
 
 
 def test_accuracy_that_only_the_cascade_reaches_earns_it():
-    stages, folds = simulated_pair()
-    top = sweep(stages).accuracy.max()
-    assert top > stages[1].accuracy + 0.3
-    assert recommend(stages, folds, Goal("accuracy", top - 0.2)).choice == "cascade"
+    steps, folds = simulated_pair()
+    top = sweep(steps).accuracy.max()
+    assert top > steps.own_accuracy[1] + 0.3
+    assert recommend(steps, folds, Goal("accuracy", top - 0.2)).choice == CASCADE
 
 
 def test_flops_goal_stays_within_and_compares_with_what_one_could_afford():
-    stages, folds = simulated_pair()
-    within = recommend(stages, folds, Goal("flops", 4.0))
-    assert within.scored.flops <= 4 and within.choice == "cascade"
-    assert within.scored.difference == pytest.approx(within.scored.accuracy - stages[0].accuracy)
+    steps, folds = simulated_pair()
+    within = recommend(steps, folds, Goal("flops", 4.0))
+    assert within.scored.flops <= 4 and within.choice == CASCADE
+    assert within.scored.difference == pytest.approx(within.scored.accuracy - steps.own_accuracy[0])
 
 
 @pytest.mark.parametrize(("flops", "single"), [(4.0, "shallow"), (12.0, "deep")])
@@ -183,7 +181,7 @@ def test_flops_goal_names_the_best_affordable_model_where_a_gain_is_possible_but
     doubtful = recommend(*simulated_pair(shallow=0.8, deep=0.81, knows=False), Goal("flops", flops))
     low, high = doubtful.cross_fitted.difference_interval
     assert low < 0 < high
-    assert doubtful.choice == single and f"against the {single} model alone" in doubtful.reason
+    assert doubtful.choice == (single == "deep") and f"against the {single} model alone" in doubtful.reason
 
 
 def test_flops_below_the_shallow_models_are_refused():
@@ -191,19 +189,17 @@ def test_flops_below_the_shallow_models_are_refused():
         recommend(*simulated_pair(), Goal("flops", 0.5))
 
 
-def test_a_recommendation_is_better_by_its_verdict_then_by_what_it_saves_on_images_it_was_not_chosen_on():
-    stages, folds = simulated_pair()
-    cascade = recommend(stages, folds, Goal("match"))
-    single = replace(cascade, choice="deep")
-    assert cascade.is_better_than(single) and not single.is_better_than(cascade)
-    assert not single.is_better_than(single) and not cascade.is_better_than(cascade)
-    cheaper = replace(cascade, cross_fitted=replace(cascade.cross_fitted, saving=cascade.cross_fitted.saving * 1.02))
-    assert cheaper.is_better_than(cascade) and not cascade.is_better_than(cheaper)
-    dearly = replace(cheaper, cross_fitted=replace(cheaper.cross_fitted, accuracy=cascade.cross_fitted.accuracy - 0.02))
-    assert not dearly.is_better_than(cascade)
-    within = replace(cascade, goal=Goal("flops", 3.0))
-    righter = replace(within, cross_fitted=replace(within.cross_fitted, accuracy=within.cross_fitted.accuracy + 0.02))
-    assert righter.is_better_than(within) and not within.is_better_than(righter)
+def test_of_three_models_the_cheapest_that_serves_is_the_rival():
+    """The middle one is as accurate as the deep one, so the cascade must be cheaper than that."""
+    random = np.random.default_rng(0)
+    right = random.random(2000) < 0.8
+    own = np.stack([right & (random.random(2000) < 0.9), right, right])
+    steps = surest_steps([own[0] + random.normal(0, 0.6, 2000), np.full(2000, 9), np.full(2000, 8)], own, [1, 2, 50])
+    verdict = recommend(steps, np.arange(2000) % 5, Goal("match"))
+    assert verdict.choice == 1 and "fewer FLOPs than the middle model" in verdict.reason
+    assert verdict.scored.saving > 10
+    within = recommend(steps, np.arange(2000) % 5, Goal("flops", 3))
+    assert within.choice == 1 and "against the middle model alone" in within.reason
 
 
 def test_goals_are_described_in_words():

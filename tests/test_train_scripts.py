@@ -185,7 +185,7 @@ def pair(correct: list[list[int]], confidence: np.ndarray) -> tuple[list[Stage],
     names = [chr(ord("a") + index) for index in range(len(correct[0]))]
     probs = np.full((2 * len(names), 2), 0.5, dtype=np.float32)
     outputs = Outputs(names * 2, probs, correct=np.array(sum(correct, []), dtype=bool))
-    return train_custom_data.paired_stages(outputs, np.repeat([0, 1], len(names)), confidence)
+    return train_custom_data.paired_steps(outputs, np.repeat([0, 1], len(names)), confidence)
 
 
 def test_suggested_threshold_by_hand(capsys):
@@ -229,25 +229,9 @@ def test_custom_training_gives_the_same_files_for_the_same_seed_and_others_for_a
         assert first == same != other
 
 
-def test_suggested_offset_is_fitted_on_the_rows_learnt_from_and_scored_on_the_others(capsys):
-    # where the models disagree the deep one is right in 3 of 4 pairs, at equal confidences: log-odds of 3, damped
-    even = np.tile(np.float32([0.4, 0.6, 0.5, 0.55]), 500)
-    even += np.repeat(np.float32([0, 1e-3]), 1000) * np.tile(np.float32([1, 1, 1, -1]), 500)
-    learnt, _ = pair([[0, 0, 0, 1] * 250, [1, 1, 1, 0] * 250], even)
-    held_out, _ = pair([[0, 1, 1], [1, 1, 1]], np.array([0.5, 0.75, 0.9, 0.45, 0.5, 0.5], dtype=np.float32))
-    offset = train_custom_data.suggest_offset(learnt, held_out)
-    assert offset is not None and offset > 0.3
-    assert f"with --deep-offset {offset}: threshold 0.75: 100.00% with 33.3% deferred" in capsys.readouterr().out
-
-
-def test_scores_that_are_no_probabilities_suggest_no_offset():
-    stages, _ = pair([[0, 1], [1, 1]], np.array([0.5, 1.5, 0.5, 0.5], dtype=np.float32))
-    assert train_custom_data.suggest_offset(stages, stages) is None
-
-
 def test_tables_without_a_common_image_suggest_nothing(capsys):
     outputs = Outputs(["a", "b"], np.full((2, 2), 0.5, np.float32), correct=np.array([True, False]))
-    pair = train_custom_data.paired_stages(outputs, np.array([0, 1]), np.float32([0.5, 0.5]))
+    pair = train_custom_data.paired_steps(outputs, np.array([0, 1]), np.float32([0.5, 0.5]))
     assert train_custom_data.suggest_threshold(*pair) is None
     assert "no threshold suggested" in capsys.readouterr().out
 

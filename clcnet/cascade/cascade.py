@@ -71,7 +71,7 @@ class Cascade:
         Raises:
             ValueError: the models have different classes, the threshold is not a number, or a batch would be empty.
         """
-        self._put_together([shallow, deep], Surest(CLCNET, clcnet=clcnet), [threshold], batch_size)
+        self._put_together([shallow, deep], Surest(CLCNET, network=clcnet), [threshold], batch_size)
 
     @classmethod
     def of(

@@ -1,93 +1,175 @@
-"""From tables or images to the stages of a cascade: what both models say of each image, and how sure CLCNet is of it.
+"""What all models said of the same images, from tables or from images, judged by the CLCNet of each image's own fold.
 
-Image i is judged by the network of its own fold, the one that was not trained on it. Nothing here chooses a threshold.
+Image i is judged by the network that was not trained on its fold. Nothing here chooses a threshold.
 """
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from clcnet.cascade.baselines import average_is_correct
-from clcnet.cascade.curve import Bools, Stage
+from clcnet.cascade.curve import Curve, Floats, Ints
+from clcnet.cascade.rule import CLCNET, TEMPERED, Judged, Rule, known
+from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
 from clcnet.data.images import NUM_FOLDS, ImageSet
-from clcnet.data.outputs import Outputs, load_labelled, match_rows
+from clcnet.data.outputs import Outputs, Record, load_labelled, match_rows
 from clcnet.network.model import CLCNet
 from clcnet.network.weights import SPLIT_FILE, find_fold_weights
 
 
 @dataclass
-class Pair:
-    """Both models over the same N images, ready to be swept.
+class Evaluation:
+    """K models over N images.
 
     Attributes:
-        models: their names.
-        stages: the cascade with CLCNet's confidences.
-        outputs: what both models said; None where the deep model was asked about deferred images only. Of the others
-            its stage then holds a confidence that never wins, so only the threshold that deferred them may be swept.
-        folds: (N,) from 0.
-        milliseconds: of both models an image, where they were measured.
+        outputs: of each model, cheapest first, with names and costs in their records. Where one threshold alone is of
+            interest, a later model may lack images that do not go on to it.
+        folds: (N,) from 0, of the first model's images.
+        sources: the files or models that the outputs come from, for messages.
         unreadable: index of an image -> why it was left out.
     """
 
-    models: list[str]
-    stages: list[Stage]
-    outputs: list[Outputs] | None
-    folds: NDArray[np.int64]
-    milliseconds: list[float] | None = None
+    outputs: list[Judged]
+    folds: Ints
+    sources: list[str]
     unreadable: dict[int, str] = field(default_factory=dict)
 
-    def average_correct(self) -> Bools | None:
-        """Whether the average of both models' answers is right, (N,); None where a table does not know the classes."""
-        assert self.outputs is not None
-        shallow, deep = self.outputs
-        if shallow.classes is None or deep.classes is None or shallow.targets is None or deep.targets is None:
-            return None
-        if not np.array_equal(shallow.targets, deep.targets):  # the models number their classes differently
-            return None
-        return average_is_correct(shallow.probs, deep.probs, shallow.targets)
+    @property
+    def models(self) -> list[str]:
+        """The models' names."""
+        return [each.record.model for each in self.outputs]
+
+    @property
+    def milliseconds(self) -> list[float] | None:
+        """Of each model an image, where all were measured."""
+        found = [each.record.milliseconds for each in self.outputs]
+        return None if None in found else [float(one) for one in found if one is not None]
+
+    @property
+    def complete(self) -> list[Judged]:
+        """The outputs that are over all N images."""
+        return [each for each in self.outputs if len(each) == len(self.folds)]
 
 
-def pair_from_tables(
-    paths: Sequence[Path], images: ImageSet, networks: Sequence[CLCNet], models: list[str], flops: Sequence[float]
-) -> Pair:
-    """Take both models' outputs from their tables, in the order of the image set; no image is opened.
+def evaluation_of_tables(
+    paths: Sequence[Path],
+    images: ImageSet,
+    networks: Sequence[CLCNet],
+    models: Sequence[str | None] = (),
+    flops: Sequence[float | None] = (),
+) -> Evaluation:
+    """Take the models' outputs from their tables, in the order of the image set; no image is opened.
+
+    Args:
+        paths: one a model.
+        images: that the tables are of, or more.
+        networks: of each fold.
+        models: names of the models, in place of those that the tables record.
+        flops: likewise; counted by the name where neither says. Without models and FLOPs the tables may come in any
+            order, and stand by what their models cost.
 
     Raises:
-        OSError, ValueError: a table is missing or broken, or the two differ in classes or images.
+        OSError, ValueError: a table is missing or broken, or two differ in classes or images.
     """
     tables = [load_labelled(path) for path in paths]
-    if tables[0].num_classes != tables[1].num_classes:
-        raise ValueError(
-            f"{paths[0]} has {tables[0].num_classes} classes but {paths[1]} has {tables[1].num_classes}; "
-            "give the tables of two models with the same classes"
-        )
+    for table, path in zip(tables, paths, strict=True):
+        if table.num_classes != tables[0].num_classes:
+            raise ValueError(
+                f"{paths[0]} has {tables[0].num_classes} classes but {path} has {table.num_classes}; "
+                "give the tables of models with the same classes"
+            )
     matched = [match_rows(table, images, str(path)) for table, path in zip(tables, paths, strict=True)]
     _check_same_images(matched, paths, images)
-    orders = [np.argsort(indices) for indices in matched]
-    outputs = [table.subset(order) for table, order in zip(tables, orders, strict=True)]
-    folds = images.folds[np.sort(matched[0])]
-    stages = [
-        Stage(fold_confidence(networks, output, folds), cast(Bools, output.correct), cost)
-        for output, cost in zip(outputs, flops, strict=True)
+    places = np.sort(matched[0])
+    names = [images.names[place] for place in places]
+    nothing = [None] * len(paths)
+    records = [
+        _record(table.record, path, model, cost)
+        for table, path, model, cost in zip(tables, paths, models or nothing, flops or nothing, strict=True)
     ]
-    return Pair(models, stages, outputs, folds)
+    order = range(len(paths)) if models or flops else np.argsort([record.flops or 0 for record in records]).tolist()
+    outputs = [replace(tables[k].subset(np.argsort(matched[k])), names=names, record=records[k]) for k in order]
+    sources = [str(paths[k]) for k in order]
+    return Evaluation([judge(each, images, networks) for each in outputs], images.folds[places], sources)
 
 
-def _check_same_images(matched: Sequence[NDArray[np.int64]], paths: Sequence[Path], images: ImageSet) -> None:
-    for here, there in ((0, 1), (1, 0)):
-        missing = np.setdiff1d(matched[here], matched[there])
-        if len(missing):
-            first = ", ".join(images.names[index] for index in missing[:3])
-            raise ValueError(
-                f"{paths[there]} lacks {len(missing)} of the images of {paths[here]}: {first}"
-                f"{', ...' if len(missing) > 3 else ''}; make both tables from the same images"
-            )
+def _record(record: Record, path: Path, model: str | None, flops: float | None) -> Record:
+    name, flops = model or record.model, flops or record.flops
+    if not flops and not name:
+        raise ValueError(
+            f"nothing says what the model of {path} costs; give its FLOPs, or its name to have them counted"
+        )
+    return replace(record, model=name or path.stem, flops=flops or flops_of(name))
+
+
+def _check_same_images(matched: Sequence[Ints], paths: Sequence[Path], images: ImageSet) -> None:
+    for other in range(1, len(matched)):
+        for here, there in ((0, other), (other, 0)):
+            missing = np.setdiff1d(matched[here], matched[there])
+            if len(missing):
+                first = ", ".join(images.names[index] for index in missing[:3])
+                raise ValueError(
+                    f"{paths[there]} lacks {len(missing)} of the images of {paths[here]}: {first}"
+                    f"{', ...' if len(missing) > 3 else ''}; make all tables from the same images"
+                )
+
+
+def folds_by_name(names: Sequence[str], images: ImageSet) -> Ints:
+    """The fold, from 0, of images by their names in the image set: (N,)."""
+    fold_of = dict(zip(images.names, images.folds.tolist(), strict=True))
+    return np.array([fold_of[name] for name in names], dtype=np.int64)
+
+
+def judge(outputs: Outputs, images: ImageSet, networks: Sequence[CLCNet]) -> Judged:
+    """Add how sure the network of each image's fold is of its answer; nothing where there are no networks."""
+    folds = folds_by_name(outputs.names, images)
+    return Judged.of(outputs, {CLCNET: fold_confidence(networks, outputs, folds)} if networks else {})
+
+
+def with_rivals(outputs: Judged, folds: Ints) -> Judged:
+    """Add all confidences without a network; the temperature of an image is fitted on the other folds."""
+    probs = outputs.sorted_probs
+    simple = {name: score(probs) for name, score in SIMPLE_CONFIDENCES.items()}
+    parts = [folds == fold for fold in np.unique(folds)]
+    others = [~inside if not inside.all() else inside for inside in parts]
+    tempered = np.empty(len(outputs))
+    temperatures = fit_temperatures(probs, known(outputs.correct, outputs), others)
+    for inside, temperature in zip(parts, temperatures, strict=True):
+        tempered[inside] = tempered_top(probs[inside], np.array([temperature]))[:, 0]
+    return replace(outputs, scores=outputs.scores | simple | {TEMPERED: tempered})
+
+
+def at_threshold(rule: Rule, outputs: Sequence[Outputs], threshold: float) -> Curve:
+    """Run a rule at one threshold, each model answering the images that go on to it: a curve of one point.
+
+    Args:
+        rule: fitted.
+        outputs: of each model, of at least those images; one that a later model lacks, because it could not be read,
+            counts for nothing.
+        threshold: of all steps.
+    """
+    first = outputs[0]
+    readable, correct, last = np.ones(len(first), bool), np.zeros(len(first), bool), np.zeros(len(first), np.int64)
+    going, seen = np.arange(len(first)), list[Outputs]()
+    for k, each in enumerate(outputs):
+        if k:
+            row_of = {name: row for row, name in enumerate(each.names)}
+            rows = np.array([row_of.get(first.names[image], -1) for image in going], dtype=np.int64)
+            readable[going[rows < 0]] = False
+            going, seen = going[rows >= 0], [one.subset(rows >= 0) for one in seen]
+            each = each.subset(rows[rows >= 0])
+        seen.append(each)
+        step = rule.step(seen)
+        correct[going], last[going] = known(step.correct, each), k
+        goes_on = step.confidence < threshold
+        going, seen = going[goes_on], [one.subset(goes_on) for one in seen]
+    shares = (last[readable] >= np.arange(len(outputs))[:, None]).mean(axis=1)
+    accuracy = 100 * correct[readable].sum() / readable.sum()
+    flops = np.array([each.record.flops for each in outputs], dtype=np.float64)
+    return Curve(np.array([threshold]), np.array([accuracy]), shares[None], flops, int(readable.sum()))
 
 
 def load_fold_networks(folder: Path, images: ImageSet, device: torch.device | str = "cpu") -> list[CLCNet]:
@@ -129,8 +211,8 @@ def _check_same_folds(path: Path, images: ImageSet) -> None:
         )
 
 
-def fold_confidence(networks: Sequence[CLCNet], outputs: Outputs, folds: NDArray[np.int64]) -> NDArray[np.float64]:
-    """CLCNet's confidence in every answer, by the network of the image's fold: (M,)."""
+def fold_confidence(networks: Sequence[CLCNet], outputs: Outputs, folds: Ints) -> Floats:
+    """CLCNet's confidence in every answer, by the network of the image's fold: (N,)."""
     confidence = np.empty(len(folds))
     for fold in np.unique(folds):
         inside = folds == fold

@@ -1,4 +1,4 @@
-"""The file that runs: which models, which rule with its fitted numbers, which thresholds, and what to expect of them."""
+"""The file that runs: which models, which rule with its fitted numbers, which thresholds, what to expect of them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clcnet.cascade.rules import rule_from_json
 from clcnet.cascade.rule import Rule
+from clcnet.cascade.rules import rule_from_json
 from clcnet.data.outputs import Record
 from clcnet.files import atomic_path
 from clcnet.intervals import Interval
@@ -102,7 +102,8 @@ class Policy:
                 models=[Record(**model) for model in content["models"]],
                 rule=rule_from_json(content["rule"], _network(content["clcnet"], path.parent)),
                 thresholds=[float(threshold) for threshold in content["thresholds"]],
-                expected=expected and Expected(**expected | {"accuracy_interval": tuple(expected["accuracy_interval"])}),
+                expected=expected
+                and Expected(**expected | {"accuracy_interval": tuple(expected["accuracy_interval"])}),
             )
             if len(policy.thresholds) != len(policy.models) - 1 or any(map(math.isnan, policy.thresholds)):
                 raise ValueError(f"{len(policy.models)} models and thresholds {policy.thresholds}")

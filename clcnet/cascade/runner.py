@@ -182,7 +182,7 @@ class _Run:
         step = self.rule.step(outputs)
         assert step.labels is not None, "a model's own outputs know their classes"
         self.own_labels[stage, indices] = outputs[-1].labels
-        self.own_confidence[stage, indices] = step.own_confidence
+        self.own_confidence[stage, indices] = step.confidence if step.own is None else step.own
         self.labels[indices], self.confidence[indices] = step.labels, step.confidence
         self.answered_by[indices], self.last_seen[indices] = step.answered_by, stage
         if stage == len(self.kept) - 1:

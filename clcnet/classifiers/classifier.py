@@ -40,7 +40,6 @@ CPU_BATCH_SIZE = 64
 MAX_WORKERS = 8  # enough decoders for one device; more only take memory
 
 
-
 @dataclass
 class Classifier:
     """A timm model ready to classify, with all that determines its answers.

@@ -118,7 +118,9 @@ def kept_answers(
     try:
         yield kept
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"what was classified is kept in {folder}; the same command goes on from there") from None
+        raise KeyboardInterrupt(
+            f"what was classified is kept in {folder}; the same command goes on from there"
+        ) from None
     finally:
         if kept is not None:
             kept.store.close()

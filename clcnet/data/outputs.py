@@ -56,7 +56,12 @@ class Record:
         Raises:
             ValueError: it is no record; the message begins with `source`.
         """
-        kinds: dict[str, Any] = {"preprocessing": dict, "versions": dict, "loaded_from": dict, "class_names": list | None}
+        kinds: dict[str, Any] = {
+            "preprocessing": dict,
+            "versions": dict,
+            "loaded_from": dict,
+            "class_names": list | None,
+        }
         kinds |= {"flops": int | float | None, "milliseconds": int | float | None}
         with contextlib.suppress(ValueError, RecursionError):
             given = json.loads(text)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from clcnet.cascade.curve import percent
 from clcnet.cascade.runner import FolderRun
 from clcnet.data.images import errors_file
 from clcnet.report.tables import format_flops
@@ -55,9 +54,9 @@ def summarise(
     if answers.has_labels:
         right = answers.own_labels == answers.targets
         asked = right[:, answers.last_seen == len(right) - 1]
-        outcome["accuracy"] = percent(answers.correct)
-        outcome["first_accuracy"] = percent(right[0])
-        outcome["accuracies_on_last_seen"] = [percent(row) if asked.size else math.nan for row in asked]
+        outcome["accuracy"] = 100 * float(answers.correct.mean())
+        outcome["first_accuracy"] = 100 * float(right[0].mean())
+        outcome["accuracies_on_last_seen"] = [100 * float(row.mean()) if asked.size else math.nan for row in asked]
     return outcome
 
 

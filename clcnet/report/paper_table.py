@@ -1,14 +1,15 @@
 """The paper's results table: each single model, and the cascade at its FLOPs and at its accuracy (arXiv:2205.09612)."""
 
+import argparse
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from clcnet.cascade.curve import Curve, Stage, outcome, sweep
+from clcnet.cascade.curve import Curve, Ints, Steps, outcome, sweep
 from clcnet.cascade.selection import (
     Reference,
     cheapest_at_accuracy,
@@ -22,7 +23,7 @@ from clcnet.intervals import Interval, exact_interval, percentile_interval, resa
 
 SAME_ACCURACY = 0.1  # points; a row at a reference's FLOPs whose accuracy is this close serves as both rows
 
-Chooser = Callable[[Curve, Sequence[Stage]], int | None]  # which point of a curve answers to a reference
+Chooser = Callable[[Curve, Steps], int | None]  # which point of a curve answers to a reference
 
 
 # The single models of the paper's table, as the project's specification gives them.
@@ -79,37 +80,54 @@ def display_name(model: str) -> str:
 
 
 def cascade_name(models: Sequence[str]) -> str:
-    """`CLCNet (S:B0+D:B4)`, as in the paper's table."""
-    shallow, deep = (display_name(name).removeprefix("EfficientNet-") for name in (models[0], models[-1]))
-    return f"CLCNet (S:{shallow}+D:{deep})"
+    """`CLCNet (S:B0+D:B4)`, as in the paper's table; `CLCNet (B0+B4+B7)` of more models."""
+    names = [display_name(name).removeprefix("EfficientNet-") for name in models]
+    return f"CLCNet (S:{names[0]}+D:{names[1]})" if len(names) == 2 else f"CLCNet ({'+'.join(names)})"
+
+
+def parse_references(text: str) -> list[Reference]:
+    """`paper`, or `name:accuracy:FLOPs` with the accuracy in percent and the FLOPs in billions."""
+    if text == "paper":
+        return list(PAPER_REFERENCES)
+    try:
+        name, *figures = text.rsplit(":", 2)  # a name may hold colons itself, as local-dir:FOLDER does
+        accuracy, flops = map(float, figures)
+        if not (name and 0 < accuracy <= 100 and 0 < flops < math.inf):
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither `paper` nor NAME:PERCENT:BILLIONS") from None
+    return [Reference(name, accuracy, flops)]
 
 
 def results_rows(
-    stages: Sequence[Stage],
+    steps: Steps,
     models: Sequence[str],
-    folds: NDArray[np.int64],
+    folds: Ints,
     references: Sequence[Reference] = (),
     seed: int = 42,
 ) -> list[Row]:
     """Build the table. The cascade's own models, as measured, take the place of references of the same name.
 
     Args:
-        stages: the cascade, cheapest first.
+        steps: the cascade's.
         models: its models' names.
         folds: (N,) for cross-fitting.
         references: further single models.
         seed: of the bootstrap.
     """
-    own = [Reference(display_name(name), stages[k].accuracy, stages[k].flops, k) for k, name in enumerate(models)]
+    own = [
+        Reference(display_name(name), float(steps.own_accuracy[k]), float(steps.flops[k]), k)
+        for k, name in enumerate(models)
+    ]
     published = [reference for reference in references if reference.name not in {model.name for model in own}]
     compared = sorted([*own, *published], key=lambda reference: reference.flops)
-    curve = sweep(stages)
-    savings = resampled_savings(stages, compared, seed)
+    curve = sweep(steps)
+    savings = resampled_savings(steps, compared, seed)
     rows = []
     for reference in compared:
-        rows.append(_single_row(reference, stages))
-        for same, choose_point in _comparisons(curve, reference, stages):
-            row = _cascade_row(curve, stages, folds, reference, choose_point, seed)
+        rows.append(_single_row(reference, steps))
+        for same, choose_point in _comparisons(curve, reference, steps):
+            row = _cascade_row(curve, steps, folds, reference, choose_point, seed)
             interval = percentile_interval(savings[reference.name]) if "accuracy" in same else None
             rows.append(replace(row, model=cascade_name(models), same=same, saving_interval=interval))
     return rows
@@ -129,50 +147,50 @@ def merge_rows(tables: Sequence[Sequence[Row]]) -> list[Row]:
     return merged
 
 
-def _comparisons(curve: Curve, reference: Reference, stages: Sequence[Stage]) -> list[tuple[tuple[str, ...], Chooser]]:
+def _comparisons(curve: Curve, reference: Reference, steps: Steps) -> list[tuple[tuple[str, ...], Chooser]]:
     """The rows that a reference gets: none where the cascade is the shallow model alone or cannot come so far."""
 
-    def at_flops(curve: Curve, _: Sequence[Stage]) -> int | None:
+    def at_flops(curve: Curve, _: Steps) -> int | None:
         return dearest_within(curve, reference.flops)
 
-    def at_accuracy(curve: Curve, stages: Sequence[Stage]) -> int | None:
-        return cheapest_at_accuracy(curve, reference.accuracy_on(stages))
+    def at_accuracy(curve: Curve, steps: Steps) -> int | None:
+        return cheapest_at_accuracy(curve, reference.accuracy_on(steps))
 
     found: list[tuple[tuple[str, ...], Chooser]] = []
-    point = at_flops(curve, stages)
+    point = at_flops(curve, steps)
     if point and reference.flops <= curve.flops[-1]:
         if abs(curve.accuracy[point] - reference.accuracy) <= SAME_ACCURACY:
             return [(("accuracy", "flops"), at_flops)]
         found.append((("flops",), at_flops))
-    if at_accuracy(curve, stages):
+    if at_accuracy(curve, steps):
         found.append((("accuracy",), at_accuracy))
     return found
 
 
-def _single_row(reference: Reference, stages: Sequence[Stage]) -> Row:
+def _single_row(reference: Reference, steps: Steps) -> Row:
     interval = None
-    if reference.stage is not None:
-        interval = accuracy_interval(reference.accuracy, len(stages[0]))
+    if reference.model is not None:
+        interval = accuracy_interval(reference.accuracy, len(steps))
     return Row(reference.name, reference.name, reference.accuracy, interval, reference.flops)
 
 
 def _cascade_row(
     curve: Curve,
-    stages: Sequence[Stage],
-    folds: NDArray[np.int64],
+    steps: Steps,
+    folds: Ints,
     reference: Reference,
     choose_point: Chooser,
     seed: int,
 ) -> Row:
-    point = choose_point(curve, stages)
+    point = choose_point(curve, steps)
     assert point is not None
 
-    def choose_threshold(others: list[Stage]) -> float:
+    def choose_threshold(others: Steps) -> float:
         other_curve = sweep(others)
         other_point = choose_point(other_curve, others)
         return float(other_curve.thresholds[other_curve.accuracy.argmax() if other_point is None else other_point])
 
-    fitted = score(stages, cross_fit(stages, folds, choose_threshold), seed=seed)
+    fitted = score(steps, cross_fit(steps, folds, choose_threshold), seed=seed)
     accuracy, flops = float(curve.accuracy[point]), float(curve.flops[point])
     threshold = short_threshold(curve, point)
     return Row(
@@ -184,19 +202,19 @@ def _cascade_row(
         threshold=threshold,
         deferral=float(curve.deferral[point]),
         gain=accuracy - reference.accuracy,
-        gain_interval=_gain_interval(stages, threshold, reference, seed),
+        gain_interval=_gain_interval(steps, threshold, reference, seed),
         saving=reference.flops / flops,
         cross_fitted=CrossFitted(fitted.accuracy, fitted.accuracy_interval, fitted.flops),
     )
 
 
-def _gain_interval(stages: Sequence[Stage], threshold: float, reference: Reference, seed: int) -> Interval:
+def _gain_interval(steps: Steps, threshold: float, reference: Reference, seed: int) -> Interval:
     """Paired with the reference where it was measured on the same images; else it is taken as known exactly."""
-    correct, _ = outcome(stages, threshold)
-    if reference.stage is None:
+    correct, _ = outcome(steps, threshold)
+    if reference.model is None:
         low, high = accuracy_interval(100 * float(correct.mean()), len(correct))
         return low - reference.accuracy, high - reference.accuracy
-    means = resampled_means(np.stack([correct, stages[reference.stage].correct], axis=1), seed=seed)
+    means = resampled_means(np.stack([correct, steps.own[reference.model]], axis=1), seed=seed)
     return percentile_interval(100 * (means[:, 0] - means[:, 1]))
 
 

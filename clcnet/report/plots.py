@@ -5,38 +5,35 @@ Lines are told apart by their dashes and points by their shapes first, and by co
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 
 from clcnet import metrics
-from clcnet.cascade.baselines import Rule
-from clcnet.cascade.curve import Bools, Floats, Stage
+from clcnet.cascade.comparison import Contender
+from clcnet.cascade.curve import Bools, Floats
 from clcnet.cascade.selection import Reference
 from clcnet.files import atomic_path
 from clcnet.intervals import exact_interval
+from clcnet.report.tables import format_flops
 
 BLACK, BLUE, ORANGE, GREEN, PINK, GREY = "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676"
 SKY = "#56B4E9"
-_STYLES = {  # name of a rule or confidence -> colour, dashes, width
+_STYLES = {  # name of a rule or confidence -> colour, dashes, width; those of `_FREE` go round for all others
     "CLCNet": (BLACK, "-", 2.2),
-    "CLCNet, deep offset": (ORANGE, "-", 1.8),
-    "CLCNet, deep answer always kept": (GREY, (0, (6, 2)), 1.2),
-    "CLCNet, average answers": (PINK, (0, (8, 2, 2, 2)), 1.6),
     "max softmax": (BLUE, (0, (5, 1.5)), 1.4),
-    "max softmax, deep offset": (BLUE, "-", 1.0),
-    "margin": (ORANGE, (0, (1, 1)), 1.6),
-    "entropy": (GREEN, (0, (4, 1, 1, 1)), 1.4),
-    "sum of squares (DOCTOR)": (PINK, (0, (3, 1, 1, 1, 1, 1)), 1.4),
-    "temperature-scaled softmax": (SKY, (0, (7, 1, 1, 1)), 1.6),
-    "temperature-scaled softmax, deep offset": (SKY, "-", 1.0),
-    "random deferral": (GREY, (0, (2, 3)), 1.2),
-    "GEM, average answers random images": (PINK, (0, (2, 3)), 1.2),
+    "fused": (ORANGE, "-", 1.8),
     "oracle": (GREY, "-", 1.0),
 }
+_FREE = (
+    (ORANGE, (0, (1, 1)), 1.6),
+    (GREEN, (0, (4, 1, 1, 1)), 1.4),
+    (PINK, (0, (3, 1, 1, 1, 1, 1)), 1.4),
+    (SKY, (0, (7, 1, 1, 1)), 1.6),
+)
 _MARKERS = "os^Dv<>ph*"
 _HASH_SALT = "clcnet"  # the same figures give the same SVG
 
@@ -52,22 +49,27 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def plot_accuracy_and_cost(
-    rules: Sequence[Rule],
-    stages: Sequence[Stage],
+    contenders: Sequence[Contender],
     models: Sequence[str],
     references: Sequence[Reference] = (),
     milliseconds: Sequence[float] | None = None,
 ) -> Figure:
-    """Accuracy against FLOPs and, where it was measured, against time: single models as points, rules as lines."""
-    costs = [("billion multiply-adds an image", [stage.flops for stage in stages])]
+    """Accuracy against FLOPs and, where it was measured, against time: single models as points, rules as lines.
+
+    Of the contenders those are drawn that have a style of their own; the comparison's table has them all.
+    """
+    steps = contenders[0].steps
+    costs: list[tuple[str, Sequence[float]]] = [("multiply-adds an image", steps.flops.tolist())]
     if milliseconds is not None:
-        costs.append(("milliseconds an image", list(milliseconds)))
+        costs.append(("milliseconds an image", milliseconds))
     figure = Figure(figsize=(5.6 * len(costs) + 2.8, 4.8), layout="constrained")
+    figure.suptitle(f"{' > '.join(models)}, {len(steps):,} images")
     panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
-    for axes, (unit, stage_costs) in zip(panels, costs, strict=True):
-        for rule in rules:
-            _plot_rule(axes, rule, stage_costs)
-        points = list(zip(models, stage_costs, [stage.accuracy for stage in stages], strict=True))
+    for axes, (unit, model_costs) in zip(panels, costs, strict=True):
+        for contender in contenders:
+            if contender.name in _STYLES:
+                _plot_contender(axes, contender, model_costs)
+        points = list(zip(models, model_costs, steps.own_accuracy, strict=True))
         if axes is panels[0]:
             points += [(reference.name, reference.flops, reference.accuracy) for reference in references]
         for marker, (name, cost, accuracy) in zip(_MARKERS * len(points), points, strict=False):
@@ -75,18 +77,26 @@ def plot_accuracy_and_cost(
             axes.annotate(name, (cost, accuracy), (5, -11), textcoords="offset points", fontsize=8, zorder=6)
         axes.set(xlabel=unit)
         axes.grid(color="#dddddd", linewidth=0.6)
-        _set_scale(axes, [cost for _, cost, _ in points] + [sum(stage_costs)])
+        _set_scale(axes, [cost for _, cost, _ in points] + [sum(model_costs)])
+    panels[0].xaxis.set_major_formatter(lambda flops, _: format_flops(flops))
     panels[0].set(ylabel="top-1 accuracy (%)")
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper", frameon=False)
     return figure
 
 
-def _plot_rule(axes: Axes, rule: Rule, stage_costs: ArrayLike) -> None:
-    cost, accuracy = rule.curve.cost(stage_costs), rule.curve.accuracy
-    colour, dashes, width = _STYLES[rule.name]
-    axes.plot(cost, accuracy, color=colour, linestyle=dashes, linewidth=width, label=rule.name)
-    if rule.name == "CLCNet":
-        low, high = exact_interval((accuracy * rule.curve.num_images / 100).round(), rule.curve.num_images)
+def _style(name: str, others: Sequence[str]) -> tuple[str, Any, float]:
+    """Colour, dashes and width of one of several lines; a name without a style of its own gets the next free one."""
+    free = [other for other in others if other not in _STYLES]
+    return _STYLES[name] if name in _STYLES else _FREE[free.index(name) % len(_FREE)]
+
+
+def _plot_contender(axes: Axes, contender: Contender, model_costs: Sequence[float]) -> None:
+    curve = contender.curve
+    cost, accuracy = curve.cost(model_costs), curve.accuracy
+    colour, dashes, width = _STYLES[contender.name]
+    axes.plot(cost, accuracy, color=colour, linestyle=dashes, linewidth=width, label=contender.name)
+    if contender.name == "CLCNet":
+        low, high = exact_interval((accuracy * curve.num_images / 100).round(), curve.num_images)
         axes.fill_between(cost, low, high, color=BLACK, alpha=0.12, linewidth=0, label="its 95% interval")
 
 
@@ -100,7 +110,7 @@ def plot_risk_coverage(scores: Mapping[str, Floats], correct: Bools, model: str)
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.subplots()
     for name, confidence in scores.items():
-        colour, dashes, width = _STYLES[name]
+        colour, dashes, width = _style(name, list(scores))
         coverage, risk = metrics.risk_coverage_curve(confidence, correct)
         label = f"{name} (AURC {metrics.aurc(confidence, correct):.4f})"
         axes.plot(100 * coverage, 100 * risk, color=colour, linestyle=dashes, linewidth=width, label=label)
@@ -125,7 +135,7 @@ def plot_reliability(scores: Mapping[str, Floats], correct: Bools, model: str) -
         for index in np.flatnonzero(shown):
             num_right = round(accuracy[index] * counts[index])
             low[index], high[index] = (end / 100 for end in exact_interval(num_right, int(counts[index])))
-        colour, dashes, width = _STYLES[name]
+        colour, dashes, width = _style(name, list(scores))
         axes.errorbar(
             mean_confidence[shown],
             accuracy[shown],

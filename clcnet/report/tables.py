@@ -4,18 +4,21 @@ FLOPs are billions of multiply-adds an image; Markdown prints small ones in mill
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from clcnet import metrics
-from clcnet.cascade.baselines import DEFERRAL_SHARES, Rule, resample
-from clcnet.cascade.curve import Curve, Floats, Stage
+from clcnet.cascade.comparison import DEFERRAL_SHARES, Contender, resample
+from clcnet.cascade.curve import Curve
+from clcnet.cascade.rule import Judged, known
 from clcnet.files import atomic_path
 from clcnet.intervals import Interval, exact_interval, percentile_interval
 from clcnet.report.paper_table import CrossFitted, Row
+
+_SHARES = [f"accuracy_at_{share:.0%}" for share in DEFERRAL_SHARES]
 
 
 def format_flops(flops: float) -> str:
@@ -157,9 +160,9 @@ def performance_frame(curve: Curve, milliseconds: Sequence[float] | None = None)
             "accuracy_high": accuracy_high,
         }
     )
-    if len(curve.stage_flops) == 2:  # with more stages the cost is no longer a share of images
+    if len(curve.model_flops) <= 2:  # with more models the cost is no longer a share of images
         for end, share in zip(("low", "high"), exact_interval(num_deferred, curve.num_images), strict=True):
-            frame[f"FLOPs_{end}"] = curve.stage_flops[0] + share / 100 * curve.stage_flops[1]
+            frame[f"FLOPs_{end}"] = curve.model_flops[0] + share / 100 * curve.model_flops[1:].sum()
     if milliseconds is not None:
         frame["milliseconds"] = curve.cost(milliseconds)
     return frame
@@ -177,36 +180,33 @@ def write_text(text: str, path: Path) -> None:
         temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
 
 
-def comparison_frame(rules: Sequence[Rule], deep: Stage, seed: int = 42) -> pd.DataFrame:
+def comparison_frame(contenders: Sequence[Contender], seed: int = 42) -> pd.DataFrame:
     """One line a rule: accuracy at several shares of deferred images, area under accuracy-FLOPs, and what it saves.
 
-    `area_gain` is the area less that of the first rule, on the same images and the same resamples.
+    `area_50` is the mean accuracy from no image deferred to half of them; `area_gain` is the area less that of the
+    first rule, on the same images and the same resamples.
     """
-    samples = resample(rules, deep, seed)
+    steps = contenders[0].steps
+    samples = resample(contenders, seed)
+    found = [contender.figures(float(steps.own_accuracy[-1]), float(steps.flops[-1])) for contender in contenders]
     records = []
-    for rule, sample in zip(rules, samples, strict=True):
-        record: dict[str, object] = {"rule": rule.name}
-        for share in (*DEFERRAL_SHARES, 1.0):
-            record |= _figure(f"accuracy_at_{share:.0%}", rule.at(share), sample.at[share])
-        record |= _figure("area", rule.area, sample.area)
-        record |= _figure("area_gain", rule.area - rules[0].area, sample.area - samples[0].area)
-        record |= _figure("saving", rule.saving_at(deep.accuracy, deep.flops), sample.saving)
+    for contender, figures, sample in zip(contenders, found, samples, strict=True):
+        figures["area_gain"] = figures["area"] - found[0]["area"]
+        sample["area_gain"] = sample["area"] - samples[0]["area"]
+        record: dict[str, object] = {"rule": contender.name}
+        for name in (*_SHARES, "area", "area_gain", "saving", "area_50"):
+            record |= {name: figures[name], **_low_high(name, percentile_interval(sample[name]))}
         records.append(record)
     return pd.DataFrame(records)
 
 
-def _figure(name: str, value: float, samples: Floats) -> dict[str, float | None]:
-    return {name: value, **_low_high(name, percentile_interval(samples))}
-
-
 def comparison_markdown(frame: pd.DataFrame) -> str:
     """The table as text, intervals shortened to half their width; the CSV has both ends."""
-    shares = [f"accuracy_at_{share:.0%}" for share in (*DEFERRAL_SHARES, 1.0)]
-    header = ["Rule", *(f"{column.removeprefix('accuracy_at_')} deferred" for column in shares)]
+    header = ["Rule", *(f"{column.removeprefix('accuracy_at_')} deferred" for column in _SHARES)]
     header += ["Area", "Area against CLCNet", "Saving at deep accuracy"]
     rows = []
     for _, row in frame.iterrows():
-        half = {name: (row[f"{name}_high"] - row[f"{name}_low"]) / 2 for name in (*shares, "area")}
+        half = {name: (row[f"{name}_high"] - row[f"{name}_low"]) / 2 for name in (*_SHARES, "area")}
         gain = f"{row['area_gain']:+.2f} [{row['area_gain_low']:+.2f}, {row['area_gain_high']:+.2f}]"
         saving = format_saving(row["saving"], (row["saving_low"], row["saving_high"]))
         rows.append(
@@ -220,14 +220,12 @@ def comparison_markdown(frame: pd.DataFrame) -> str:
     return markdown(header, rows)
 
 
-def confidence_frame(
-    models: Sequence[str], scores: Mapping[str, Sequence[Floats]], stages: Sequence[Stage]
-) -> pd.DataFrame:
+def confidence_frame(models: Sequence[str], outputs: Sequence[Judged]) -> pd.DataFrame:
     """One line for each confidence on each model's answers, with all of `metrics.summary`."""
     return pd.DataFrame(
-        {"model": model, "confidence": name, **metrics.summary(by_model[k], stages[k].correct)}
-        for k, model in enumerate(models)
-        for name, by_model in scores.items()
+        {"model": model, "confidence": name, **metrics.summary(score, known(each.correct, each))}
+        for model, each in zip(models, outputs, strict=True)
+        for name, score in each.scores.items()
     )
 
 

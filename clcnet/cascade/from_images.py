@@ -1,0 +1,104 @@
+"""What models say of an image set, for the evaluation: each sees an image once, and none that the store knows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from clcnet import distributed
+from clcnet.cascade.curve import Ints
+from clcnet.cascade.evaluation import Evaluation, folds_by_name, judge
+from clcnet.cascade.rule import CLCNET, Judged
+from clcnet.classifiers.classifier import Classifier, class_indices
+from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
+from clcnet.classifiers.timing import milliseconds_together
+from clcnet.data.images import ImageSet
+from clcnet.network.model import CLCNet
+
+LoadModel = Callable[[int], Classifier]  # the model of a place, 0 for the shallow one
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the models run: where their answers are kept, images a batch, decoding processes (None: what suits)."""
+
+    store: Path
+    by_position: bool = False
+    batch_size: int | None = None
+    workers: int | None = None
+
+
+def evaluation_of_images(
+    images: ImageSet,
+    load_model: LoadModel,
+    networks: Sequence[CLCNet],
+    threshold: float | None,
+    given_flops: Sequence[float | None],
+    options: Options,
+) -> Evaluation | None:
+    """Run the shallow model on all images and the deep one on all, or on those that a single threshold defers.
+
+    Args:
+        images: with classes.
+        load_model: makes the classifier of a place; the deep one is not made if nothing is deferred to it.
+        networks: of each fold; none where nothing is to be deferred.
+        threshold: the only one of interest, or None for all; then the models are timed too.
+        given_flops: by place, None where they are to be counted.
+        options: how to run.
+
+    Returns:
+        What was found in the main process, None in the others.
+    """
+    found: list[Judged] = []
+    models: list[Classifier] = []
+    unreadable: dict[int, str] = {}
+    asked: Ints | None = np.arange(len(images))
+    with contextlib.ExitStack() as stack:
+        for place, label in enumerate(("shallow model", "deep model")):
+            models.append(load_model(place))
+            targets = class_indices(images, models[-1], by_position=options.by_position)
+            kept = stack.enter_context(kept_answers(options.store, models[-1], images, targets))
+            if kept:
+                models[-1].flops = kept.record.flops  # type: ignore[assignment]  # it is known by now
+                print(f"{label}: {models[-1].describe()}", flush=True)
+            classify_missing(kept, models[-1], images, asked, options.batch_size, options.workers)
+            if kept:
+                assert asked is not None
+                found.append(_answers(kept, asked, given_flops[place], networks))
+                unreadable |= kept.reasons
+                asked = _deferred(found[-1], images, threshold)
+            asked = distributed.broadcast(asked)
+            if not len(asked):
+                break
+    if threshold is None:
+        milliseconds = milliseconds_together(models, images, options.batch_size, options.workers)
+    if not distributed.is_main():
+        return None
+    if threshold is None:
+        both = set(found[0].names) & set(found[-1].names)  # some may have been read by one model alone
+        found = [each.subset(np.array([name in both for name in each.names])) for each in found]
+        times = zip(found, np.median(milliseconds, axis=0), strict=True)
+        found = [replace(each, record=replace(each.record, milliseconds=float(time))) for each, time in times]
+    return Evaluation(found, folds_by_name(found[0].names, images), [model.name for model in models], unreadable)
+
+
+def _answers(kept: Kept, asked: Ints, flops: float | None, networks: Sequence[CLCNet]) -> Judged:
+    """What a model said of the images that it was asked about and could read, in their order."""
+    outputs = kept.outputs(asked[kept.known(asked)])
+    if flops is not None:
+        outputs = replace(outputs, record=replace(outputs.record, flops=flops))
+    return judge(outputs, kept.images, networks)
+
+
+def _deferred(shallow: Judged, images: ImageSet, threshold: float | None) -> Ints:
+    """Places of the images that the deep model is to see."""
+    place_of = {name: place for place, name in enumerate(images.names)}
+    places = np.array([place_of[name] for name in shallow.names], dtype=np.int64)
+    confidence = shallow.scores.get(CLCNET)
+    if confidence is None:
+        return places[:0]
+    return places if threshold is None else places[confidence < threshold]

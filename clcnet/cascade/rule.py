@@ -1,0 +1,211 @@
+"""What a rule is: from the outputs of the models seen so far to the answer that stands, and how sure it is.
+
+`Surest` is the paper's. It goes by a confidence in each model's own answer: CLCNet's, one of the one-line scores, or
+the top probability of a tempered softmax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clcnet.cascade.curve import Bools, Floats, Ints
+from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
+from clcnet.data.outputs import UNKNOWN, Outputs
+
+CLCNET, TEMPERED, CHANCE = "CLCNet", "temperature-scaled softmax", "chance"
+
+
+class Network(Protocol):
+    """What judges an answer: `CLCNet`, or anything with its `predict`."""
+
+    def predict(self, probs: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+        """Sorted probabilities (N, n) -> (N,) confidence that the first is right."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What stands for N images after some models have spoken.
+
+    Attributes:
+        confidence: (N,) how sure the answer is; below a threshold the image goes on.
+        labels: (N,) the class that stands; None where the outputs do not know classes.
+        correct: (N,) whether it is right; None where that is not known.
+        answered_by: (N,) the model whose answer stands; of an answer made of several, the last one asked.
+        own: (N,) how sure the last model asked is of its own answer, where the rule goes by that.
+    """
+
+    confidence: Floats
+    labels: Ints | None
+    correct: Bools | None
+    answered_by: Ints
+    own: Floats | None = None
+
+
+class Rule(ABC):
+    """A way to use several models: `step` says what stands after the first k of them, for any k.
+
+    A rule is a frozen dataclass whose fields, numbers and text, are what it has been fitted to.
+    """
+
+    name: ClassVar[str]
+    needs_classes: ClassVar[bool] = False  # whose probability is which; tables of the specification do not say
+
+    def applies_to(self, outputs: Sequence[Outputs]) -> bool:
+        """Whether the rule can be used, and measured, on outputs like these."""
+        return not self.needs_classes or know_classes(outputs)
+
+    def learns(self, outputs: Sequence[Outputs]) -> bool:
+        """Whether `fit` would find anything in outputs like these."""
+        return True
+
+    @abstractmethod
+    def fit(self, outputs: Sequence[Outputs]) -> Self:
+        """The same rule fitted to labelled images; itself where nothing is to be fitted."""
+
+    @abstractmethod
+    def step(self, outputs: Sequence[Outputs]) -> Step:
+        """Say what stands when these models, in their order, have spoken about the same images."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Name and fitted numbers, for `from_json`."""
+
+    @classmethod
+    @abstractmethod
+    def from_json(cls, fields: dict[str, Any], network: Network | None = None) -> Self:
+        """The rule that `to_json` described; a network is not part of that and is passed in."""
+
+
+@dataclass(frozen=True)
+class Judged(Outputs):
+    """Outputs with confidences that were found without looking at the images they are for.
+
+    Attributes:
+        scores: name of a confidence -> (N,); a rule takes these instead of its own.
+    """
+
+    scores: dict[str, Floats] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, outputs: Outputs, scores: dict[str, Floats]) -> Judged:
+        """These outputs with these confidences."""
+        return cls(**{one.name: getattr(outputs, one.name) for one in dataclasses.fields(Outputs)}, scores=scores)
+
+    def subset(self, rows: Sequence[int] | NDArray[Any]) -> Judged:
+        scores = {name: score[np.asarray(rows)] for name, score in self.scores.items()}
+        return dataclasses.replace(cast(Judged, super().subset(rows)), scores=scores)
+
+
+@dataclass(frozen=True)
+class Surest(Rule):
+    """The paper's rule: the surest answer stands, the earlier one of two that are equally sure.
+
+    Attributes:
+        confidence: CLCNET, a name in SIMPLE_CONFIDENCES, TEMPERED, or CHANCE, which knows nothing.
+        temperatures: of each model, where the confidence is TEMPERED.
+        network: CLCNet, where the confidence is CLCNET and the outputs are not `Judged`.
+    """
+
+    name = "surest"
+    confidence: str = CLCNET
+    temperatures: tuple[float, ...] = ()
+    network: Network | None = field(default=None, repr=False, compare=False)
+
+    def fit(self, outputs: Sequence[Outputs]) -> Self:
+        if not self._tempers(outputs):
+            return self
+        fitted = [float(fit_temperatures(each.sorted_probs, known(each.correct, each))[0]) for each in outputs]
+        return dataclasses.replace(self, temperatures=tuple(fitted))
+
+    def learns(self, outputs: Sequence[Outputs]) -> bool:
+        return self._tempers(outputs)
+
+    def _tempers(self, outputs: Sequence[Outputs]) -> bool:
+        return self.confidence == TEMPERED and not all(TEMPERED in _scores(each) for each in outputs)
+
+    def step(self, outputs: Sequence[Outputs]) -> Step:
+        return surest(outputs, self.confidences(outputs))
+
+    def confidences(self, outputs: Sequence[Outputs]) -> Floats:
+        """How sure each model's own answer is: (k, N)."""
+        return np.stack([self._confidence(place, each) for place, each in enumerate(outputs)])
+
+    def _confidence(self, place: int, outputs: Outputs) -> Floats:
+        if self.confidence in _scores(outputs):
+            return _scores(outputs)[self.confidence]
+        if self.confidence == CHANCE:
+            return np.zeros(len(outputs))
+        if self.confidence == TEMPERED:
+            return tempered_top(outputs.sorted_probs, np.array([self.temperatures[place]]))[:, 0]
+        if self.confidence in SIMPLE_CONFIDENCES:
+            return SIMPLE_CONFIDENCES[self.confidence](outputs.sorted_probs)
+        if self.network is None or self.confidence != CLCNET:
+            raise ValueError(f"the confidence {self.confidence!r} is not known, or its network is not at hand")
+        return self.network.predict(outputs.sorted_probs).astype(np.float64)
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if one.name != "network"}
+        return {"name": self.name} | {key: value for key, value in fields.items() if value != ()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any], network: Network | None = None) -> Self:
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items() if key != "name"
+        }
+        return cls(**values, network=network)
+
+
+def surest(outputs: Sequence[Outputs], confidence: Floats) -> Step:
+    """The step in which the surest of the models' own answers stands, by confidences (k, N)."""
+    answered_by = confidence.argmax(axis=0)  # the first of equals
+
+    def standing(columns: Sequence[np.ndarray]) -> np.ndarray:
+        return np.take_along_axis(np.stack(columns), answered_by[None], 0)[0]
+
+    labels = [each.labels for each in outputs if each.classes is not None]
+    correct = [each.correct for each in outputs if each.correct is not None]
+    return Step(
+        confidence.max(axis=0),
+        standing(labels) if len(labels) == len(outputs) else None,
+        standing(correct) if len(correct) == len(outputs) else None,
+        answered_by,
+        confidence[-1],
+    )
+
+
+def know_classes(outputs: Sequence[Outputs]) -> bool:
+    """Whether a rule over classes can be used on these outputs and scored: a CSV table holds too little.
+
+    Models may also number their classes differently.
+    """
+    targets = [each.targets for each in outputs if each.classes is not None and each.targets is not None]
+    same = all(np.array_equal(targets[0], others) for others in targets)
+    return len(targets) == len(outputs) and same and UNKNOWN not in targets[0]
+
+
+def known(correct: Bools | None, outputs: Outputs) -> Bools:
+    """What is known of an answer being right.
+
+    Raises:
+        ValueError: nothing is.
+    """
+    if correct is None:
+        raise ValueError(f"nothing says which answers of {outputs.record.model or 'a model'} are right")
+    return correct
+
+
+def labels_correct(labels: Ints, outputs: Outputs) -> Bools | None:
+    """Whether these classes are the images' own; None where those are not known."""
+    known = outputs.targets is not None and UNKNOWN not in outputs.targets
+    return labels == outputs.targets if known else None
+
+
+def _scores(outputs: Outputs) -> dict[str, Floats]:
+    return outputs.scores if isinstance(outputs, Judged) else {}

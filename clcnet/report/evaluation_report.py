@@ -1,0 +1,126 @@
+"""What step 4 writes, draws and says of an evaluation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clcnet.cascade.comparison import compare
+from clcnet.cascade.curve import Curve, Steps, oracle, sweep
+from clcnet.cascade.evaluation import Evaluation, with_rivals
+from clcnet.cascade.rule import CLCNET, TEMPERED, Judged, known
+from clcnet.cascade.selection import CASCADE, Recommendation, Reference, role
+from clcnet.report import plots, tables
+from clcnet.report.paper_table import Row, accuracy_interval, display_name, merge_rows, results_rows
+
+
+def write_report(
+    evaluation: Evaluation,
+    steps: Steps,
+    references: Sequence[Reference],
+    joined: Sequence[Sequence[Row]],
+    folder: Path,
+    seed: int,
+) -> dict[str, Any]:
+    """Write tables and plots, print the tables, and return their figures.
+
+    Args:
+        evaluation: of all models over all images.
+        steps: of the rule whose results are tabled.
+        references: single models to stand beside the cascade.
+        joined: results of other cascades, for the same table.
+        folder: that gets the files.
+        seed: of the bootstrap.
+    """
+    outputs = [with_rivals(each, evaluation.folds) for each in evaluation.outputs]
+    models = evaluation.models
+    names = [display_name(model) for model in models]
+    contenders, left_out = compare(outputs, evaluation.folds)
+    comparison = tables.comparison_frame(contenders, seed)
+    confidences = tables.confidence_frame(names, outputs)
+    rows = merge_rows([*joined, results_rows(steps, models, evaluation.folds, references, seed)])
+    texts = {
+        "confidences": (confidences, tables.confidence_markdown(confidences)),
+        "comparison": (comparison, tables.comparison_markdown(comparison)),
+        "results-table": (tables.results_frame(rows), tables.results_markdown(rows)),
+    }
+    for name, (frame, text) in texts.items():
+        tables.write_csv(frame, folder / f"{name}.csv")
+        tables.write_text(text, folder / f"{name}.md")
+    cost = plots.plot_accuracy_and_cost(contenders, names, references, evaluation.milliseconds)
+    plots.save(cost, folder, "accuracy-FLOPs")
+    _draw_confidences(outputs[0], names[0], folder)
+    print(f"How well each confidence tells right from wrong:\n\n{texts['confidences'][1]}\n")
+    print(f"Accuracy (%) when a share of the images goes on to {names[-1]}:\n\n{texts['comparison'][1]}\n")
+    if left_out:
+        print(f"{_describe_left_out(left_out, evaluation)}\n")
+    print(f"Results, with 95% intervals:\n\n{texts['results-table'][1]}\n")
+    return {"contenders": contenders, "confidences": confidences, "rows": rows}
+
+
+def _draw_confidences(outputs: Judged, model: str, folder: Path) -> None:
+    """Draw how the confidences in the shallow model's answers tell right from wrong."""
+    scores, correct = outputs.scores, known(outputs.correct, outputs)
+    probabilities = {name: scores[name] for name in (CLCNET, "max softmax", TEMPERED)}
+    plots.save(plots.plot_risk_coverage(scores, correct, model), folder, "risk-coverage")
+    plots.save(plots.plot_reliability(probabilities, correct, model), folder, "reliability")
+    plots.save(plots.plot_histogram(scores[CLCNET], correct, model), folder, "confidence-histogram")
+
+
+def _describe_left_out(labels: Sequence[str], evaluation: Evaluation) -> str:
+    lacking = [
+        source
+        for source, each in zip(evaluation.sources, evaluation.outputs, strict=True)
+        if each.classes is None or each.targets is None
+    ]
+    if not lacking:
+        return f"Left out ({'; '.join(labels)}): the models number their classes differently."
+    return (
+        f"Left out ({'; '.join(labels)}): no classes in {' and '.join(lacking)}; generate_data_for_CLCNet.py writes "
+        "them where --output ends in .parquet."
+    )
+
+
+def describe_threshold(curve: Curve, evaluation: Evaluation) -> str:
+    """What the one threshold asked for gives, beside the models whose answers on all images are known."""
+    alone = ", ".join(
+        f"{display_name(each.record.model)} alone {each.accuracy:.2f}% at {tables.format_flops(each.record.flops or 0)}"
+        for each in evaluation.complete
+    )
+    interval = accuracy_interval(curve.accuracy[0], curve.num_images)
+    return (
+        f"Threshold {curve.thresholds[0]:g}: accuracy {curve.accuracy[0]:.2f}%{tables.format_interval(interval)}, "
+        f"{100 * curve.deferral[0]:.2f}% deferred, {tables.format_flops(curve.flops[0])} FLOPs an image "
+        f"({alone})."
+    )
+
+
+def describe_recommendation(recommendation: Recommendation, evaluation: Evaluation, steps: Steps) -> str:
+    """The threshold to take, what it gives, and the verdict."""
+    scored, fitted = recommendation.scored, recommendation.cross_fitted
+    models = [display_name(model) for model in evaluation.models]
+    ceiling = sweep(oracle(steps.own, steps.flops), [0.1])  # sends on exactly the images that a later model gets right
+    ceiling_interval = accuracy_interval(ceiling.accuracy[0], ceiling.num_images)
+    nearest = "" if recommendation.reached else " No threshold gets there; this one comes nearest."
+    lines = [
+        f"For {recommendation.goal.describe()}, take threshold {recommendation.threshold:g}: accuracy "
+        f"{scored.accuracy:.2f}%{tables.format_interval(scored.accuracy_interval)}, "
+        f"{100 * recommendation.deferral:.1f}% deferred, {tables.format_flops(scored.flops)} FLOPs an image, "
+        f"{tables.format_saving(scored.saving, scored.saving_interval)} fewer than {models[-1]}.{nearest}",
+        f"With the threshold chosen on four folds and scored on the fifth: accuracy {fitted.accuracy:.2f}%"
+        f"{tables.format_interval(fitted.accuracy_interval)}, {tables.format_flops(fitted.flops)}, "
+        f"{tables.format_saving(fitted.saving, fitted.saving_interval)} fewer.",
+        f"The best possible choice between the {'two ' * (len(models) == 2)}models (oracle): "
+        f"{ceiling.accuracy[0]:.2f}%{tables.format_interval(ceiling_interval)} at "
+        f"{tables.format_flops(ceiling.flops[0])}.",
+    ]
+    milliseconds = evaluation.milliseconds
+    if milliseconds is not None:
+        cost = float(recommendation.calls @ milliseconds)
+        lines.append(
+            f"In time: {cost:.3g} ms an image against {milliseconds[-1]:.3g} ms for {models[-1]}, "
+            f"{milliseconds[-1] / cost:.2f}x less ({milliseconds[0]:.3g} ms for {models[0]})."
+        )
+    choice = "cascade"
+    if recommendation.choice != CASCADE:
+        choice = f"{role(recommendation.choice, steps)} model ({models[recommendation.choice]})"
+    return "\n".join([*lines, f"Verdict: use the {choice}: {recommendation.reason}."])
