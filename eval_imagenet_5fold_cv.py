@@ -4,9 +4,9 @@
         --deep-model tf_efficientnet_b4.aa_in1k
 
 Input: the images (--imagenet-split) and two timm models, or the tables that step 3 made of them (--shallow-output,
---deep-output, or --outputs for any number; then no model runs); and the five CLCNet weights (--weight-save). Each image is judged by the network
-that was not trained on its fold. Each model sees an image at most once: its outputs are kept in a cache, and the next
-call with other thresholds or other weights takes them from there.
+--deep-output, or --outputs for any number; then no model runs); and the five CLCNet weights (--weight-save). Each image
+is judged by the network that was not trained on its fold. Each model sees an image at most once: its outputs are kept
+in a cache, and the next call with other thresholds or other weights takes them from there.
 
 Output: performance-result.csv, and in a folder beside it the results table (Markdown and CSV), the comparison with
 other confidences, and the plots.
