@@ -12,7 +12,7 @@ from test_training import made_table
 import train_custom_data
 import train_imagenet_5fold_cv
 from clcnet import metrics
-from clcnet.cascade.curve import Stage
+from clcnet.cascade.curve import Steps
 from clcnet.data.outputs import Outputs
 from clcnet.network.model import CLCNet
 from clcnet.network.weights import find_fold_weights
@@ -180,7 +180,7 @@ def test_two_tables_give_a_threshold_for_the_deep_models_accuracy(tmp_path, caps
     assert wanted in printed
 
 
-def pair(correct: list[list[int]], confidence: np.ndarray) -> tuple[list[Stage], list[int]]:
+def pair(correct: list[list[int]], confidence: np.ndarray) -> tuple[Steps | None, list[int]]:
     """What two tables of the same images, a, b, c, ..., make."""
     names = [chr(ord("a") + index) for index in range(len(correct[0]))]
     probs = np.full((2 * len(names), 2), 0.5, dtype=np.float32)
