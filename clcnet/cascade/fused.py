@@ -28,7 +28,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 HeldOut = frozenset[int]  # folds that a pool was not fitted on
 
-PENALTIES = (None, 30.0, 10.0, 3.0, 1.0)  # on b, from the simplest pool to the freest; None is without b
+PENALTIES = (None, 10.0, 2.0)  # on b, from the simplest pool to the freest; None is without b
 WEIGHT_PENALTY = 1e-3  # settles what the images leave open: equal models, and a model that is always right
 TOLERANCE = 1e-2  # of the fit, in standard errors of its parameters
 FIT_ROWS = 8000  # images that settle weights and offsets
@@ -290,9 +290,9 @@ class CrossFit:
             if len(images):
                 self.paths[out] = _path(rows.take(models, images), penalties)
 
-    def pool(self, out: Iterable[int] = (), context: Iterable[int] | None = None) -> Pool:
-        """The pool fitted without the folds `out`, with the penalty chosen without those of `context`, `out` itself."""
-        return self.paths[frozenset(out)][self.choice(out if context is None else context)]
+    def pool(self, out: Iterable[int] = ()) -> Pool:
+        """The pool fitted without the folds `out`, its penalty chosen without them."""
+        return self.paths[frozenset(out)][self.choice(out)]
 
     def choice(self, out: Iterable[int] = ()) -> int:
         """Index of the penalty that cross-validates best on all folds but `out`."""
@@ -390,8 +390,9 @@ class Fused:
         names = list(SIMPLE_CONFIDENCES)
         losses = np.zeros((len(names), len(fits[0].numbers)))
         for fit in fits:
+            penalty = fit.choice()
             for column, fold in enumerate(fit.numbers):
-                pool = fit.pool([fold], context=())
+                pool = fit.paths[frozenset({fold})][penalty]
                 for row, name in enumerate(names):
                     losses[row, column] += aurc(*standing(pool, fit.parts[fold], name))
         return names[simplest_of_best(losses)]
