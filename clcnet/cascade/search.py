@@ -263,7 +263,7 @@ class _Engine:
         self.order = [int(model) for model in np.argsort(costs[0], kind="stable")]
         self.steps: dict[Chain, Steps] = {}  # by context: (F, N); images of the context's own fold, and inner folds
         self.pools: dict[Chain, Pool] = {}
-        self.raw = rows.logs[:, : rows.logs.shape[1] - (rows.spread is not None)].argmax(axis=1) == rows.positions
+        self.raw = rows.logs[:, : rows.kept].argmax(axis=1) == rows.positions
         self.contexts = [np.flatnonzero(self.folds != fold) for fold in range(len(self.numbers))]
         self.contexts.append(np.arange(len(folds)))
         alone: list[Chain] = [(model,) for model in self.order]
@@ -355,8 +355,11 @@ class _Engine:
         lowest, highest = search.fronts[0][1][[0, -1]]
         step = max(FRONT_STEP, (highest - lowest) / FRONT_ROWS)
         targets = [t for t in np.arange(np.ceil(lowest / step), highest / step) * step if search.reaches(t)]
-        rows = {(row.choice.chain, row.choice.thresholds): row for row in map(self.find, targets)}
-        return list(rows.values())
+        rows: list[Found] = []
+        for row in map(self.find, targets[::-1]):  # a lower target is sometimes raised more than the one above it
+            if not rows or row.choice.cost < rows[-1].choice.cost:
+                rows.append(row)
+        return rows[::-1]
 
 
 def find_cascades(
