@@ -67,8 +67,8 @@ def text(results: dict[str, dict[str, float]]) -> str:
         [
             "# Finding a cascade",
             "",
-            f"Made by `python -m benchmarks.bench_search` on {os.cpu_count()} cores; the bounds in brackets. Everything is",
-            "cross-fitted over five folds: weights, offsets, their penalty, the subset of models and the thresholds.",
+            f"Made by `python -m benchmarks.bench_search` on {os.cpu_count()} cores; the bounds in brackets.",
+            "Everything is cross-fitted over five folds: weights, offsets, their penalty, models and thresholds.",
             "",
             "| models | images | classes | stages | seconds | of the processors | GB at most, outputs included |",
             "|---|---|---|---|---|---|---|",

@@ -2,9 +2,8 @@
 
     python -m benchmarks.fused ../shared             # a few minutes on two cores
 
-Reads cifar10/ (with the outputs of its two timm classifiers, which are run once) and imagenet1k/ of that folder, and
-skips what is absent with a line. A saving counts where the cross-fitted accuracy is at most 0.15 points (ImageNet: 0.25)
-below the one named.
+Reads cifar10/ (and runs its two timm classifiers once) and imagenet1k/ of that folder; what is absent is skipped with a
+line. A saving counts where the cross-fitted accuracy is at most 0.15 points (ImageNet: 0.25) below the one named.
 """
 
 import sys

@@ -64,7 +64,7 @@ def test_lumped_classes_hardly_change_a_pool_even_where_models_err_apart() -> No
     for name in SIMPLE_CONFIDENCES:
         sure, right = standing(pool, lumped, name)
         exactly_sure, exactly_right = standing(pool, exact, name)
-        np.testing.assert_allclose(sure, exactly_sure, atol=0.03)
+        assert np.abs(sure - exactly_sure).mean() < 0.05 * np.ptp(exactly_sure), name
         assert (right == exactly_right).all()
 
 
@@ -149,10 +149,11 @@ def test_what_is_held_out_never_changes_what_is_fitted_without_it() -> None:
 
 
 def test_offsets_are_taken_where_classes_are_favoured_and_left_where_they_are_not() -> None:
-    leaning, fair = simulated(600, 4, (2.0,)), simulated(600, 4, (2.0,))
-    logits = np.log(fair[0].probs)
-    logits[:, 0] -= 1.0
-    fair = [Outputs.from_logits(logits, targets=fair[0].targets)]
+    leaning = simulated(600, 4, (2.0,))
+    fair_targets = np.repeat(np.arange(4), 4)
+    logits = 2.0 * (fair_targets[:, None] == np.arange(4)) + 0.0  # right in 12 of 16, and the same for every class
+    logits[::4] = np.roll(logits[::4], 1, axis=1)
+    fair = [Outputs.from_logits(np.tile(logits, (20, 1)), targets=np.tile(fair_targets, 20))]
     assert Fused().fit(leaning).pools[0].offsets[0] < -0.3
     assert Fused().fit(fair).pools[0].offsets is None
     assert Fused(offsets=False).fit(leaning).pools[0].offsets is None

@@ -50,7 +50,7 @@ def test_the_table_of_all_thresholds_is_the_definition_fold_by_fold(num_models: 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_cheapest_cascade_is_the_one_that_brute_force_finds(seed: int) -> None:
-    """One fold, so that no target is raised; few distinct confidences, so that every threshold that matters is tried."""
+    """One fold, so that no target is raised; few distinct confidences, so that all thresholds are tried."""
     costs = np.array([1.0, 2.0, 5.0, 9.0])
     chains = [chain for size in (1, 2, 3, 4) for chain in combinations(range(4), size)]
     steps = {chain: random_steps(len(chain), 30, seed=100 * seed + number) for number, chain in enumerate(chains)}

@@ -137,7 +137,8 @@ def rows_of(outputs: Sequence[Outputs], chunk: int = 2000) -> Rows:
     logs, positions = (
         np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in ("logs", "positions")
     )
-    classes = None if parts[0].classes is None else np.hstack([part.classes for part in parts])
+    every = [part.classes for part in parts if part.classes is not None]
+    classes = np.concatenate(every, axis=1) if every else None
     return Rows(logs, positions, outputs[0].num_classes, classes, parts[0].groups)
 
 
@@ -234,7 +235,8 @@ def _class_sums(rows: Rows, values: Logs) -> Floats:
     """(n,) sums by class, of the classes that are told apart."""
     if rows.classes is None:
         return values.sum(axis=1, dtype=np.float64)
-    return np.bincount(rows.classes.ravel(), values.ravel(), rows.num_classes + len(rows.groups))[: rows.num_classes]
+    sums: Floats = np.bincount(rows.classes.ravel(), values.ravel(), rows.num_classes + len(rows.groups))
+    return sums[: rows.num_classes]
 
 
 def _whitening(rows: Rows, probs: Logs, ridge: Floats) -> Any:

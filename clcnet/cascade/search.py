@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,7 +27,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Chain = tuple[int, ...]  # models in the order in which they are asked, cheapest first
-Steps = tuple[Floats, Bools]  # confidence (K, N) and correct (K, N) after each model of a chain
+Steps = tuple[NDArray[np.floating[Any]], Bools]  # confidence (K, N) and correct (K, N) after each model of a chain
 
 NUM_BINS = {1: 1, 2: 400, 3: 48, 4: 20}  # of every step's confidences, by the number of models
 AROUND = np.linspace(-0.4, 0.4, 9)  # points around a target over which the loss of a choice is averaged
@@ -43,7 +44,7 @@ class Choice:
     accuracy: float
     cost: float
 
-    def decide(self, confidence: Floats) -> Ints:
+    def decide(self, confidence: NDArray[np.floating[Any]]) -> Ints:
         """The last model that sees each image, (N,), from confidences (K, N): it goes on while below the threshold."""
         below = confidence[:-1] < np.array(self.thresholds)[:, None]
         last: Ints = np.logical_and.accumulate(below, axis=0).sum(axis=0)
@@ -71,12 +72,12 @@ def tabulate(
         right and spent, summed over a fold's images: (F, T), the vectors in the order of nested loops.
     """
     confidence, correct = steps
-    right: Ints = np.bincount(folds[correct[0]], minlength=num_folds)
-    spent = costs[0] * np.bincount(folds, minlength=num_folds)
-    cells, shape = folds, (num_folds,)
+    right: NDArray[Any] = np.bincount(folds[correct[0]], minlength=num_folds)
+    spent: NDArray[Any] = costs[0] * np.bincount(folds, minlength=num_folds)
+    cells, shape = folds, [num_folds]
     for k, rising in enumerate(thresholds):
         cells = cells * len(rising) + np.searchsorted(rising, confidence[k], side="right")
-        shape = (*shape, len(rising))
+        shape.append(len(rising))
         sums = []
         for weights in (correct[k + 1].astype(np.float64) - correct[k], None):
             counts = np.bincount(cells, weights, int(np.prod(shape))).astype(np.int64).reshape(shape)
@@ -87,7 +88,7 @@ def tabulate(
     return right.reshape(num_folds, -1), spent.reshape(num_folds, -1)
 
 
-def pareto(right: NDArray, spent: NDArray) -> Ints:
+def pareto(right: NDArray[Any], spent: NDArray[Any]) -> Ints:
     """Places of the points that no other one beats, both rising."""
     order = np.lexsort((-right, spent))
     best = np.maximum.accumulate(right[order])
@@ -157,7 +158,7 @@ class Search:
         return Choice(chain, limits, float(accuracy[point]), float(cost[point]))
 
 
-def _without_each(*counts: NDArray) -> list[list[NDArray]]:
+def _without_each(*counts: NDArray[Any]) -> list[list[NDArray[Any]]]:
     """Sums of (F, T) over all folds, and over all but each where there are several."""
     totals = [array.sum(axis=0) for array in counts]
     several = len(counts[0]) > 1
@@ -320,7 +321,7 @@ class _Engine:
         return [
             Search(
                 self.chains[context],
-                lambda chain, context=context, images=images: self.prefix_steps(chain, context, images),
+                partial(self.prefix_steps, context=context, images=images),
                 self.costs[0],
                 self.folds[images],
             )
