@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from clcnet.confidence import SIMPLE_CONFIDENCES
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA_DIR = ROOT / "data"
 WEIGHTS_DIR = ROOT / "weights"
@@ -133,6 +135,7 @@ batch_size = _number(int, lambda value: 1 <= value <= 2**20, "a whole number of 
 num_workers = _number(int, lambda value: 0 <= value <= 256, "a whole number of at least 0 and at most 256")
 image_size = _number(int, lambda value: 1 <= value <= 16384, "a whole number of at least 1 and at most 16384")
 crop_share = _number(float, lambda value: 0.05 <= value <= 1, "a share of at least 0.05 and at most 1")
+stages = _number(int, lambda value: 1 <= value <= 4, "a number of models, 1 to 4")
 seed = _number(int, lambda value: 0 <= value < 2**32, "a whole number of at least 0 and below 2**32")
 threshold = _number(float, lambda value: not math.isnan(value), "a threshold (a number, inf or -inf)")
 
@@ -184,6 +187,18 @@ def add_store_arguments(parser: Any) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="nothing more: what the store holds is always taken from there"
     )
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the scripts that search for a cascade, its goal apart."""
+    add = parser.add_argument_group("search for a cascade").add_argument
+    add("--max-stages", type=stages, default=4, metavar="K", help="models in a cascade, 1 to 4")
+    add("--cost", choices=("FLOPs", "time"), default="FLOPs", help="what to save")
+    add("--least-saving", type=finite_float, default=10.0, metavar="PERCENT", help="below it a single model is advised")
+    scores = ", ".join(SIMPLE_CONFIDENCES)
+    add("--confidence", choices=tuple(SIMPLE_CONFIDENCES), default="max softmax", help=f"of fused answers: {scores}")
+    add("--price-per-hour", type=positive_float, metavar="MONEY", help="of the machine; with the next, prints money")
+    add("--images-per-month", type=positive_float, metavar="N", help="what the service sees")
 
 
 def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ import torch
 from clcnet.cascade.curve import Curve, Floats, Ints
 from clcnet.cascade.rule import CLCNET, TEMPERED, Judged, Rule, known
 from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
-from clcnet.data.images import NUM_FOLDS, ImageSet
+from clcnet.data.images import NUM_FOLDS, ImageSet, balanced_folds
 from clcnet.data.outputs import Outputs, Record, load_labelled, match_rows
 from clcnet.network.model import CLCNet
 from clcnet.network.weights import SPLIT_FILE, find_fold_weights
@@ -172,6 +172,25 @@ def at_threshold(rule: Rule, outputs: Sequence[Outputs], threshold: float) -> Cu
     return Curve(np.array([threshold]), np.array([accuracy]), shares[None], flops, int(readable.sum()))
 
 
+def images_of_outputs(path: Path, weights: Path) -> tuple[ImageSet, bool]:
+    """Stand in for an image folder by what a table says of its images, where no folder is named.
+
+    Args:
+        path: the table.
+        weights: folder of fold weights; the folds are those of their training where it left a list with all images.
+
+    Returns:
+        The image set, and whether its folds are those of the weights' training.
+    """
+    table = load_labelled(path)
+    classes = known(table.correct, table).astype(np.int64) if table.targets is None else table.targets
+    folds = _trained_folds(weights / SPLIT_FILE, table.names)
+    trained = bool((folds >= 0).all())
+    if not trained:
+        folds = balanced_folds(table.names, classes)
+    return ImageSet(path, table.names, table.names, classes, [], folds), trained
+
+
 def load_fold_networks(folder: Path, images: ImageSet, device: torch.device | str = "cpu") -> list[CLCNet]:
     """Load the five networks, the one that judges fold k at index k.
 
@@ -196,11 +215,7 @@ def load_fold_networks(folder: Path, images: ImageSet, device: torch.device | st
 
 def _check_same_folds(path: Path, images: ImageSet) -> None:
     """Refuse folds other than those of the training, where it left a list of them for these very images."""
-    if not path.exists():  # the released weights come without
-        return
-    with open(path, encoding="utf-8", newline="") as file:
-        fold_of = {row["file"]: int(row["fold"]) - 1 for row in csv.DictReader(file)}
-    trained = np.array([fold_of.get(name, -1) for name in images.names])
+    trained = _trained_folds(path, images.names)
     moved = np.flatnonzero((trained >= 0) & (trained != images.folds))
     if len(moved) and (trained >= 0).all():
         index = moved[0]
@@ -209,6 +224,15 @@ def _check_same_folds(path: Path, images: ImageSet) -> None:
             f"{trained[index] + 1} of {NUM_FOLDS} when {path.parent} was trained, as were {len(moved) - 1} others; "
             "evaluate on the folds of the training"
         )
+
+
+def _trained_folds(path: Path, names: Sequence[str]) -> Ints:
+    """The fold, from 0, of each image when the weights were trained; -1 where the list does not name it."""
+    if not path.exists():  # the released weights come without
+        return np.full(len(names), -1)
+    with open(path, encoding="utf-8", newline="") as file:
+        fold_of = {row["file"]: int(row["fold"]) - 1 for row in csv.DictReader(file)}
+    return np.array([fold_of.get(name, -1) for name in names], dtype=np.int64)
 
 
 def fold_confidence(networks: Sequence[CLCNet], outputs: Outputs, folds: Ints) -> Floats:

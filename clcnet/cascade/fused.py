@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.sparse import block_diag, diags_array
 
+from clcnet.cascade.rule import CLCNET, Network, Rule, Step, labels_correct
 from clcnet.confidence import SIMPLE_CONFIDENCES, margin, max_softmax
 from clcnet.data.outputs import UNKNOWN, Outputs, sort_probs
 from clcnet.metrics import aurc
@@ -34,16 +35,6 @@ TOLERANCE = 1e-2  # of the fit, in standard errors of its parameters
 FIT_ROWS = 8000  # images that settle weights and offsets
 KEPT_CLASSES, NUM_GROUPS = 32, 8  # of an image's classes: told apart, and groups of the others
 NUM_FOLDS = 5
-
-
-@dataclass(frozen=True)
-class Step:  # gives way to clcnet.cascade.rules.Step
-    """What stands after k models have spoken, over N images: how sure, which classes, right or not, and whose."""
-
-    confidence: Floats
-    labels: Ints | None
-    correct: Bools | None
-    answered_by: Ints
 
 
 @dataclass(frozen=True)
@@ -235,7 +226,7 @@ def _class_sums(rows: Rows, values: Logs) -> Floats:
     """(n,) sums by class, of the classes that are told apart."""
     if rows.classes is None:
         return values.sum(axis=1, dtype=np.float64)
-    sums: Floats = np.bincount(rows.classes.ravel(), values.ravel(), rows.num_classes + len(rows.groups))
+    sums = np.bincount(rows.classes.ravel(), values.ravel(), rows.num_classes + len(rows.groups)).astype(np.float64)
     return sums[: rows.num_classes]
 
 
@@ -352,7 +343,7 @@ def spread_folds(targets: Ints, num_folds: int = NUM_FOLDS) -> Ints:
 
 
 @dataclass(frozen=True)
-class Fused:
+class Fused(Rule):
     """The rule: the pool of the models asked so far answers, and its own confidence defers.
 
     Attributes:
@@ -363,13 +354,14 @@ class Fused:
         network: for "CLCNet", anything whose `predict` scores sorted probabilities (N, n).
     """
 
+    name = "fused"
+    needs_classes = True
     confidence: str = "max softmax"
     offsets: bool = True
     pools: tuple[Pool, ...] = ()
-    network: Any = None
-    name: str = field(default="fused", init=False)
+    network: Network | None = field(default=None, repr=False, compare=False)
 
-    def fit(self, outputs: Sequence[Outputs]) -> Fused:
+    def fit(self, outputs: Sequence[Outputs]) -> Self:
         """Fit the pools of the first 1, 2, ..., K models on the images whose targets are known.
 
         Raises:
@@ -404,13 +396,14 @@ class Fused:
             raise ValueError(f"the fused rule was fitted for 1 to {len(self.pools)} models, got {len(outputs)}")
         check_same(outputs)
         sorted_probs, labels = self.pools[len(outputs) - 1].sorted(outputs)
-        if self.confidence == "CLCNet":
+        if self.confidence == CLCNET:
+            if self.network is None:
+                raise ValueError("fused answers judged by CLCNet need its network, and it is not at hand")
             confidence = np.asarray(self.network.predict(sorted_probs), dtype=np.float64)
         else:
             confidence = SIMPLE_CONFIDENCES[self.confidence](sorted_probs)
-        targets = next((out.targets for out in outputs if out.targets is not None), None)
-        correct = None if targets is None or (targets == UNKNOWN).any() else labels == targets
-        return Step(confidence, labels, correct, np.full(len(labels), len(outputs) - 1))
+        answered_by = np.full(len(labels), len(outputs) - 1)
+        return Step(confidence, labels, labels_correct(labels, outputs[0]), answered_by)
 
     def to_json(self) -> dict[str, Any]:
         """All but the network, of which a policy keeps the file."""
@@ -421,10 +414,10 @@ class Fused:
         return {"name": self.name, "confidence": self.confidence, "offsets": self.offsets, "pools": pools}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], network: Any = None) -> Fused:
+    def from_json(cls, fields: dict[str, Any], network: Network | None = None) -> Self:
         """The rule that `to_json` wrote."""
         pools = tuple(
             Pool(np.array(pool["weights"]), None if pool["offsets"] is None else np.array(pool["offsets"]))
-            for pool in data["pools"]
+            for pool in fields["pools"]
         )
-        return cls(data["confidence"], data["offsets"], pools, network)
+        return cls(fields["confidence"], fields["offsets"], pools, network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -261,10 +262,10 @@ def describe(verdict: Verdict, found: Found, names: Sequence[str], units: Units)
     chain = " > ".join(names[model] for model in found.choice.chain)
     low, high = verdict.saving_interval
     return (
-        f"Verdict: use the cascade {chain} ({found.rule.name} answers). On images that nothing of it was chosen on it is "
-        f"right on {fitted.accuracy:.2f}%{format_interval(fitted.accuracy_interval)}; {alone}. It takes "
-        f"{100 / verdict.saving:.0f}% of the {units.noun} of {rival.name}: {units.format(float(fitted.costs[0]))} an image "
-        f"against {units.format(rival.cost)}, {verdict.saving:.2f}x less [{low:.2f}, {high:.2f}]."
+        f"Verdict: use the cascade {chain} ({found.rule.name} answers). On images that nothing of it was chosen on it "
+        f"is right on {fitted.accuracy:.2f}%{format_interval(fitted.accuracy_interval)}; {alone}. It takes "
+        f"{100 / verdict.saving:.0f}% of the {units.noun} of {rival.name}: {units.format(float(fitted.costs[0]))} an "
+        f"image against {units.format(rival.cost)}, {verdict.saving:.2f}x less [{low:.2f}, {high:.2f}]."
     )
 
 
@@ -332,6 +333,20 @@ class Wanted:
     images_per_month: float | None = None
 
 
+def wanted_of(args: argparse.Namespace, goal: Goal, milliseconds: Sequence[float] | None) -> Wanted:
+    """What the flags of `cli.add_search_arguments` ask for."""
+    return Wanted(
+        goal,
+        milliseconds,
+        args.cost == "time",
+        args.max_stages,
+        args.least_saving,
+        args.confidence,
+        args.price_per_hour,
+        args.images_per_month,
+    )
+
+
 def search_and_report(
     outputs: Sequence[Outputs], folds: np.ndarray, wanted: Wanted, folder: Path, policy: Path
 ) -> dict[str, Any]:
@@ -360,7 +375,7 @@ def search_and_report(
     )
     best = max(out.accuracy for out in outputs)
     goals = [wanted.goal, *(Goal("accuracy", best - points) for points in GIVE_UP)]
-    costs = [table[name] for name in units.names]
+    costs = np.array([table[name] for name in units.names], dtype=np.float64)
     cascades = find_cascades(
         outputs, folds, goals, costs, wanted.max_stages, confidence=wanted.confidence, progress=True
     )
