@@ -29,7 +29,7 @@ from torch import nn
 
 from clcnet.classifiers import models as timm_models
 from clcnet.classifiers.flops import count_flops
-from clcnet.data.images import ImageSet
+from clcnet.data.images import IMAGE_FORMATS, ImageSet
 from clcnet.memory import return_freed_memory
 
 _logger = logging.getLogger(__name__)
@@ -459,11 +459,13 @@ def read_image(image: Image.Image | str | os.PathLike[str], mode: str, input_siz
         Exception: it is not a readable image. PIL's decoders raise nearly everything.
     """
     if isinstance(image, Image.Image):
+        if image.format not in (None, "MPO", *IMAGE_FORMATS):  # MPO: a JPEG of several pictures, opened as JPEG
+            raise ValueError(f"its format, {image.format}, is not one of {' '.join(IMAGE_FORMATS)}; convert it first")
         _refuse_strip(image.size, input_size)
         return image.convert(mode)
     if not stat.S_ISREG(os.stat(image).st_mode):
         raise OSError("a directory, pipe or device, not a file")  # a pipe would be waited for forever
-    with Image.open(image) as opened:
+    with Image.open(image, formats=[*IMAGE_FORMATS]) as opened:
         return read_image(opened, mode, input_size)
 
 

@@ -21,7 +21,16 @@ from clcnet.files import atomic_path
 
 NUM_FOLDS = 5
 PART_NAMES = tuple(f"split_part_{part}" for part in range(1, NUM_FOLDS + 1))
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
+IMAGE_FORMATS = {  # PIL's names; nothing else is decoded, whatever a file is called: for EPS, PIL runs Ghostscript
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "PPM": (".ppm", ".pgm", ".pbm"),
+}
+IMAGE_EXTENSIONS = tuple(extension for extensions in IMAGE_FORMATS.values() for extension in extensions)
 _DIGITS = re.compile(r"([0-9]+)")
 
 
