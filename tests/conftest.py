@@ -4,13 +4,18 @@ import os
 import shutil
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 from scripts import Workshop, build_workshop
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -49,6 +54,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many images each model has been asked about, by its name."""
+    from clcnet.classifiers.classifier import Classifier
+
+    counts: Counter[str] = Counter()
+    probabilities = Classifier.probabilities
+
+    def count(self: Classifier, batch: "torch.Tensor") -> "torch.Tensor":
+        counts[self.name] += len(batch)
+        return probabilities(self, batch)
+
+    monkeypatch.setattr(Classifier, "probabilities", count)
+    return counts
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 GENERATE, TRAIN_FOLDS, EVALUATE_FOLDS = "generate_data_for_CLCNet", "train_imagenet_5fold_cv", "eval_imagenet_5fold_cv"
@@ -62,6 +63,20 @@ def refusal(finished: Finished) -> str:
     assert finished.last_error.startswith("error: "), finished.err
     assert "Traceback" not in finished.err and finished.err.count("error: ") == 1, finished.err
     return finished.last_error
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, num_batches: int) -> None:
+    """Let a run stop, as by Ctrl-C, before it keeps batch number `num_batches` of any model, counted from 0."""
+    from clcnet.data.store import Store
+
+    append, count = Store.append, iter(range(1000))
+
+    def stop(self: Store, *arguments: np.ndarray) -> np.ndarray:
+        if next(count) == num_batches:
+            raise KeyboardInterrupt
+        return append(self, *arguments)
+
+    monkeypatch.setattr(Store, "append", stop)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from scripts import interrupt_after
 from timm.data import ImageDataset, create_loader, resolve_model_data_config
 
 import generate_data_for_CLCNet as script
@@ -22,7 +23,6 @@ from clcnet import cli
 from clcnet.classifiers.classifier import Classifier
 from clcnet.data.images import list_images
 from clcnet.data.outputs import Outputs
-from clcnet.data.store import Store
 
 Factory = Callable[..., Path]
 Generate = Callable[..., dict[str, object]]
@@ -221,18 +221,6 @@ def test_a_folder_of_nothing_but_unreadable_images_leaves_the_old_table(generate
 
 
 # ---------------------------------------------------------------- resuming
-
-
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, num_batches: int) -> None:
-    """Let the run stop, as by Ctrl-C, before it keeps batch number `num_batches`, counted from 0."""
-    append, count = Store.append, iter(range(1000))
-
-    def stop(self: Store, *arguments: np.ndarray) -> np.ndarray:
-        if next(count) == num_batches:
-            raise KeyboardInterrupt
-        return append(self, *arguments)
-
-    monkeypatch.setattr(Store, "append", stop)
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
-"""The cascade on images: against its definition image by image, from several threads, and streamed over a folder."""
+"""`Cascade` on pictures and paths: against its definition image by image, from several threads, with timm models."""
 
 import math
 import os
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,13 +14,14 @@ from PIL import EpsImagePlugin, Image
 from torch import nn
 
 from clcnet import Cascade, CLCNet
-from clcnet.cascade.image_cascade import Predictions, stream
-from clcnet.cascade.predictions import Answers
-from clcnet.cascade.schedule import DEEP, SHALLOW, Outcome
-from clcnet.classifiers.classifier import Classifier, classify, load_classifier
+from clcnet.cascade.cascade import Predictions
+from clcnet.cascade.rule import Surest
+from clcnet.cascade.rules import Average
+from clcnet.classifiers.classifier import Classifier, load_classifier
 from clcnet.data.images import IMAGE_EXTENSIONS, ImageSet, list_images
 
 Factory = Callable[..., Path]
+SHALLOW, DEEP = 0, 1
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -68,28 +67,54 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum()
 
 
-def literal(images: list[Image.Image], threshold: float, weights: tuple[float, float]) -> list[tuple[int, float, int]]:
-    """The cascade's definition, one image at a time, in numpy."""
+def literal(
+    images: list[Image.Image], thresholds: Sequence[float], weights: Sequence[float]
+) -> list[tuple[int, float, int]]:
+    """The cascade's definition, one image at a time, in numpy: class, confidence, and whose answer it is."""
     answers = []
     for image in images:
         pixel = np.array(image.getpixel((0, 0))) / 255
-        shallow, deep = (softmax(weight * pixel) for weight in weights)
-        answer = (int(shallow.argmax()), shallow.max(), SHALLOW)
-        if shallow.max() < threshold and deep.max() > shallow.max():
-            answer = (int(deep.argmax()), deep.max(), DEEP)
+        answer = (0, -math.inf, 0)
+        for stage, (weight, threshold) in enumerate(zip(weights, [*thresholds, -math.inf], strict=True)):
+            probs = softmax(weight * pixel)
+            if probs.max() > answer[1]:
+                answer = (int(probs.argmax()), probs.max(), stage)
+            if answer[1] >= threshold:
+                break
         answers.append(answer)
     return answers
+
+
+def assert_answers(predictions: Predictions, expected: list[tuple[int, float, int]]) -> None:
+    labels, confidences, answered_by = zip(*expected, strict=True)
+    assert predictions.labels.tolist() == list(labels)
+    np.testing.assert_allclose(predictions.confidences, confidences, rtol=1e-6)
+    assert predictions.answered_by.tolist() == list(answered_by)
 
 
 @pytest.mark.parametrize("threshold", [-math.inf, 0.35, 0.6, 0.95, math.inf])
 @pytest.mark.parametrize("batch_size", [1, 3, None])
 def test_a_batch_is_answered_as_the_definition_says(models, threshold: float, batch_size: int | None) -> None:
     cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), threshold, batch_size)
+    assert_answers(cascade(PICTURES), literal(PICTURES, [threshold], [4.0, -40.0]))
+
+
+@pytest.mark.parametrize("thresholds", [(0.6, 0.9), (0.9, 0.6), (math.inf, 0.95), (0.6, -math.inf), (-math.inf, 1)])
+def test_three_models_answer_as_the_definition_says(thresholds: tuple[float, float]) -> None:
+    models = [(Counting(weight), colour) for weight in (4.0, -5.0, 40.0)]
+    cascade = Cascade.of(models, Surest("max softmax"), thresholds, batch_size=3)
+    assert_answers(cascade(PICTURES), literal(PICTURES, thresholds, [4.0, -5.0, 40.0]))
+
+
+def test_a_rule_that_joins_answers_is_told_all_of_them(models) -> None:
+    cascade = Cascade.of([(model, colour) for model in models], Average("max softmax"), [0.6])
+    probs = np.array([[softmax(model.weight.item() * colour(image).numpy()) for image in PICTURES] for model in models])
+    alone = probs[0].max(axis=1) >= 0.6  # the first and the third picture
+    joined = np.where(alone[:, None], probs[0], probs.mean(axis=0))
     labels, confidences, answered_by = cascade(PICTURES)
-    expected = literal(PICTURES, threshold, (4.0, -40.0))
-    assert labels.tolist() == [label for label, _, _ in expected]
-    np.testing.assert_allclose(confidences, [confidence for _, confidence, _ in expected], rtol=1e-6)
-    assert answered_by.tolist() == [stage for _, _, stage in expected]
+    assert labels.tolist() == joined.argmax(axis=1).tolist()
+    assert answered_by.tolist() == [0, 1, 0, 1]
+    np.testing.assert_allclose(confidences, np.where(alone, probs[0].max(axis=1), probs.max(axis=2).mean(axis=0)))
 
 
 def test_the_deep_model_sees_the_deferred_images_and_no_other(models) -> None:
@@ -224,10 +249,11 @@ def test_an_error_of_a_transform_is_not_blamed_on_the_image(models) -> None:
         Cascade((models[0], broken), (models[1], colour), MaxSoftmax(), 0.5)(PICTURES)
 
 
-@pytest.mark.parametrize(("broken", "message"), [(SHALLOW, "image 1 of the list: the shallow"), (DEEP, "2 .* deep")])
-def test_an_answer_that_is_not_a_number_names_the_picture_and_the_model(models, broken: int, message: str) -> None:
+@pytest.mark.parametrize(("broken", "place"), [(SHALLOW, 1), (DEEP, 2)])
+def test_an_answer_that_is_not_a_number_names_the_picture_and_the_model(models, broken: int, place: int) -> None:
     models[broken].weight.data.fill_(math.nan)
-    with pytest.raises(ValueError, match=f"{message} model's answer is not a number"):
+    models[broken].__class__ = type("Broken", (Counting,), {})
+    with pytest.raises(ValueError, match=f"image {place} of the list: the answer of Broken is not a number"):
         Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.6)(PICTURES)
 
 
@@ -264,6 +290,11 @@ def test_a_model_for_which_one_image_is_too_much_is_an_error(models) -> None:
 def test_a_threshold_that_is_not_a_number_is_refused(models) -> None:
     with pytest.raises(ValueError, match="threshold is NaN"):
         Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), math.nan)
+
+
+def test_a_cascade_needs_a_threshold_between_two_models(models) -> None:
+    with pytest.raises(ValueError, match="2 models need 1 thresholds, not 2"):
+        Cascade.of([(model, colour) for model in models], Surest("max softmax"), [0.5, 0.5])
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
@@ -368,102 +399,19 @@ def test_models_that_number_their_classes_differently_agree_on_what_they_say(
 
 def test_models_of_other_classes_are_refused(classifier_dir: Factory, shallow: Classifier) -> None:
     four = load_classifier(f"local-dir:{classifier_dir(num_classes=4, label_names=None)}", device="cpu")
-    with pytest.raises(ValueError, match="3 classes and the deep one 4"):
+    with pytest.raises(ValueError, match=f"has 3 classes and {four.name} has 4; a cascade needs models of the same"):
         Cascade(shallow, four, MaxSoftmax(), 0.5)
     birds = load_classifier(f"local-dir:{classifier_dir(label_names=('ant', 'bee', 'owl'))}", device="cpu")
-    with pytest.raises(ValueError, match="class 'owl' is not among"):
+    with pytest.raises(ValueError, match="the class 'owl' of .* is not among those of"):
         Cascade(shallow, birds, MaxSoftmax(), 0.5)
-
-
-# ---------------------------------------------------------------- streamed over a folder
-
-
-def collect(outcomes: Iterator[Outcome], num_images: int) -> Answers:
-    answers = Answers(num_images)
-    for outcome in outcomes:
-        answers.add(outcome)
-    return answers
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_streaming_gives_what_each_model_alone_says_through_timms_loader(
-    cascade: Cascade, images: ImageSet, clcnet: CLCNet, workers: int
-) -> None:
-    answers = collect(stream(cascade, images, batch_size=4, workers=workers), len(images))
-    deferred = np.flatnonzero(answers.confidence[SHALLOW].astype(np.float64) < cascade.threshold)
-    assert len(deferred) == 13
-    for stage, model, asked in ((SHALLOW, cascade.shallow, np.arange(27)), (DEEP, cascade.deep, deferred)):
-        assert isinstance(model, Classifier)
-        batches = [probs for _, probs in classify(model, images, asked, batch_size=4, workers=0)]
-        confidence = np.concatenate([clcnet.predict(-np.sort(-probs, axis=1)) for probs in batches])
-        probs = np.concatenate(batches)
-        np.testing.assert_array_equal(answers.top1[stage][asked], probs.argmax(axis=1))
-        np.testing.assert_array_equal(answers.confidence[stage][asked], confidence)
-    others = np.setdiff1d(np.arange(27), deferred)
-    assert (answers.top1[DEEP][others] == -1).all()
-
-
-def test_streaming_agrees_with_the_cascade_called_on_the_same_images(cascade: Cascade, images: ImageSet) -> None:
-    labels, confidences, answered_by = cascade(images.paths)
-    verdicts = collect(stream(cascade, images, batch_size=5, workers=0), len(images)).decide(cascade.threshold)
-    np.testing.assert_array_equal(verdicts.predict, labels)
-    np.testing.assert_array_equal(verdicts.answered_by, answered_by)
-    np.testing.assert_allclose(verdicts.sureness, confidences, atol=1e-5)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_the_deep_model_works_on_full_batches_between_those_of_the_shallow_one(
-    cascade: Cascade, images: ImageSet, workers: int
-) -> None:
-    tasks = [outcome.task for outcome in stream(cascade, images, batch_size=4, workers=workers)]
-    deep_sizes = [len(task.indices) for task in tasks if task.stage == DEEP]
-    assert deep_sizes == [4, 4, 4, 1]
-    stages = [task.stage for task in tasks if task.stage in (SHALLOW, DEEP)]
-    last_shallow = len(stages) - 1 - stages[::-1].index(SHALLOW)
-    assert stages.index(DEEP) < last_shallow
-
-
-def test_unreadable_images_are_told_with_their_reason_and_hold_up_no_other(cascade: Cascade, images: ImageSet) -> None:
-    images.paths[3].write_bytes(b"")
-    images.paths[11].write_text("no image at all")
-    images.paths[12].unlink()
-    answers = collect(stream(cascade, images, batch_size=4, workers=0), len(images))
-    assert set(answers.unreadable) == {3, 11, 12}
-    assert "No such file" in answers.unreadable[12]
-    assert answers.decide(cascade.threshold).places.tolist() == [k for k in range(27) if k not in (3, 11, 12)]
-
-
-def test_an_answer_that_is_not_a_number_names_the_image_and_the_model(
-    cascade: Cascade, images: ImageSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(self: Classifier, batch: torch.Tensor) -> torch.Tensor:
-        return torch.full((len(batch), 3), torch.nan)
-
-    monkeypatch.setattr(Classifier, "probabilities", broken)
-    with pytest.raises(ValueError, match=f"{images.paths[0].name}: the shallow model's answer is not a number"):
-        list(stream(cascade, images, batch_size=4, workers=0))
-
-
-def test_batches_done_by_an_earlier_run_are_not_run_again(cascade: Cascade, images: ImageSet) -> None:
-    whole = list(stream(cascade, images, batch_size=4, workers=0))
-    for cut in (1, 3, 5, len(whole)):
-        rest = list(stream(cascade, images, batch_size=4, workers=0, done=whole[:cut]))
-        assert [outcome.task for outcome in rest] == [outcome.task for outcome in whole[cut:]]
 
 
 # ---------------------------------------------------------------- the package's front door
 
 
-def test_the_array_modules_need_no_torch() -> None:
-    code = (
-        "import clcnet.cascade.curve, clcnet.metrics, clcnet.cascade.schedule, sys; assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
-
-
-def test_the_package_knows_its_two_names_and_no_other() -> None:
+def test_the_package_knows_its_three_names_and_no_other() -> None:
     import clcnet
 
-    assert {"CLCNet", "Cascade"} <= set(dir(clcnet))
+    assert {"CLCNet", "Cascade", "Outputs"} <= set(dir(clcnet))
     with pytest.raises(AttributeError, match="no attribute 'Casacde'"):
         clcnet.Casacde  # noqa: B018
