@@ -36,8 +36,9 @@ from clcnet import Cascade, CLCNet, distributed
 from clcnet.cascade.curve import SHALLOW_ALONE
 from clcnet.cascade.predictions import STAGE_NAMES
 from clcnet.cascade.resume import partial_folder
-from clcnet.cascade.runner import Summary, answer_folder, known_targets, name_classes
+from clcnet.cascade.runner import Summary, answer_folder
 from clcnet.cascade.schedule import DEEP
+from clcnet.classifiers.classes import answers_to, known_targets, name_classes
 from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
 from clcnet.data.images import errors_file, list_images
 from clcnet.files import check_output
@@ -131,17 +132,18 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         # never asked at such a threshold, so it need not be had
         deep = load_model(args, "deep", device) if args.threshold > SHALLOW_ALONE else shallow
         cascade = Cascade(shallow, deep, clcnet, args.threshold, deep_offset=args.deep_offset)
-        mapped, stated = args.class_map is not None, bool(args.class_map or args.labels)
-        targets, note = known_targets(images, shallow, by_position=mapped, must_fit=stated)
+        targets, note = known_targets(images, shallow, answers_to(images, shallow, args.batch_size, args.workers))
         if distributed.is_main():
-            print(f"{len(images)} images in {args.custom_data}{f'; {note}' if note else ''}", flush=True)
+            print(f"{len(images)} images in {args.custom_data}", flush=True)
+            for line in (*images.notes, *filter(None, [note])):
+                print(line, flush=True)
         try:
             summary = answer_folder(
                 cascade,
                 images,
                 output,
                 targets,
-                name_classes(images, targets, shallow, images.class_names if mapped else None),
+                name_classes(images, targets, shallow),
                 arguments={
                     "threshold": args.threshold,
                     "deep offset": args.deep_offset,

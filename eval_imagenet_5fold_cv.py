@@ -221,6 +221,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         distributed.processes(),
         output_lock(args.performance_result) if distributed.is_main() else contextlib.nullcontext(),
     ):
+        for note in images.notes if distributed.is_main() else ():
+            print(note, flush=True)
         pair = load_tables(args, images) if args.shallow_output or args.deep_output else run_models(args, images)
         if pair is None:  # not the main process
             return {}
@@ -300,7 +302,7 @@ def run_models(args: argparse.Namespace, images: ImageSet) -> Pair | None:
     if threshold is None or threshold > SHALLOW_ALONE:
         networks = load_fold_networks(args.weight_save, images, device)
     given_flops = [getattr(args, f"{stage}_model_FLOPs") for stage in STAGES]
-    options = Options(args.cache, args.class_map is not None, args.batch_size, args.workers)
+    options = Options(args.cache, args.batch_size, args.workers)
     pair = pair_from_images(images, load_model, networks, threshold, given_flops, options)
     if pair is not None:
         write_errors(errors_file(args.performance_result), images, pair.unreadable)

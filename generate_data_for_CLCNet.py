@@ -33,7 +33,8 @@ from timm.models import safe_model_name
 from clcnet import distributed
 from clcnet.cascade.generation import generate_table
 from clcnet.cascade.resume import partial_folder
-from clcnet.classifiers.classifier import class_indices, load_classifier, resolve_device
+from clcnet.classifiers.classes import answers_to, settled_classes
+from clcnet.classifiers.classifier import load_classifier, resolve_device
 from clcnet.data.images import errors_file, list_images
 from clcnet.files import check_output
 
@@ -89,10 +90,13 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             device=device,
             **cli.classifier_options(args),
         )
-        targets = class_indices(images, classifier, by_position=args.class_map is not None)
+        answers = answers_to(images, classifier, args.batch_size, args.workers)
+        targets, note = settled_classes(images, classifier, answers)
         if distributed.is_main():
             print(classifier.describe(), flush=True)
             print(f"{len(images)} images of {len(images.class_names)} classes in {args.data_path}", flush=True)
+            for line in (*images.notes, *filter(None, [note])):
+                print(line, flush=True)
         try:
             outcome = generate_table(
                 classifier,

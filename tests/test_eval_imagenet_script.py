@@ -18,7 +18,8 @@ from clcnet.cascade.curve import Stage, sweep
 from clcnet.cascade.deep_offset import fit_deep_offset
 from clcnet.cascade.evaluation import Pair
 from clcnet.cascade.selection import Goal, Reference
-from clcnet.classifiers.classifier import class_indices, classify, load_classifier
+from clcnet.classifiers.classes import class_indices
+from clcnet.classifiers.classifier import classify, load_classifier
 from clcnet.data.images import list_images
 from clcnet.data.table import Table, sort_probs, write_table
 from clcnet.network.calibration import Calibration

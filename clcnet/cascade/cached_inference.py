@@ -13,7 +13,8 @@ from tqdm import tqdm
 from clcnet import distributed
 from clcnet.cascade.curve import Stage
 from clcnet.cascade.evaluation import Outputs, Pair, fold_confidence
-from clcnet.classifiers.classifier import Classifier, class_indices, classify, measure_milliseconds
+from clcnet.classifiers.classes import answers_to, settled_classes
+from clcnet.classifiers.classifier import Classifier, classify, measure_milliseconds
 from clcnet.data.cache import OutputCache
 from clcnet.data.images import ImageSet
 from clcnet.network.model import CLCNet
@@ -29,7 +30,6 @@ class Options:
     """How the models run: images a batch and decoding processes, None for what suits the machine."""
 
     cache: Path
-    by_position: bool = False
     batch_size: int | None = None
     workers: int | None = None
 
@@ -44,7 +44,10 @@ class CachedModel:
         self, label: str, classifier: Classifier, images: ImageSet, cache: OutputCache | None, options: Options
     ) -> None:
         self.label, self.classifier, self.images, self.options = label, classifier, images, options
-        self.targets = class_indices(images, classifier, by_position=options.by_position)
+        answers = answers_to(images, classifier, options.batch_size, options.workers)
+        self.targets, note = settled_classes(images, classifier, answers)
+        if note and distributed.is_main():
+            print(f"{label}: {note}", flush=True)
         self._cache = cache
         self.unreadable: dict[int, str] = {}
 

@@ -298,19 +298,19 @@ def _give(schedule: Schedule, given: deque[Task]) -> Iterator[list[tuple[int, in
         yield [(task.stage, index) for index in task.indices]
 
 
-class _BothStages(torch.utils.data.Dataset[tuple[torch.Tensor, int, str]]):
+class _BothStages(torch.utils.data.Dataset[tuple[torch.Tensor, int, str, str]]):
     """All images as each of the stages sees them, by stage and place."""
 
     def __init__(self, datasets: list[ImageDataset]) -> None:
         self.datasets = datasets
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, str]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, str, str]:
         stage, place = key
         return self.datasets[stage][place]
 
 
-def _collate(batch: list[tuple[torch.Tensor, int, str]]) -> tuple[torch.Tensor, ReadImages]:
-    return collate(batch) if batch else (torch.empty(0), ReadImages(np.zeros(0, np.int64), {}))
+def _collate(batch: list[tuple[torch.Tensor, int, str, str]]) -> tuple[torch.Tensor, ReadImages]:
+    return collate(batch) if batch else (torch.empty(0), ReadImages(np.zeros(0, np.int64), {}, {}))
 
 
 def _no_outcome(task: Task) -> Outcome:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from tqdm import tqdm
 
 from clcnet import distributed
@@ -18,7 +16,7 @@ from clcnet.cascade.image_cascade import Cascade, stream
 from clcnet.cascade.predictions import UNKNOWN, Answers, Verdicts, write_result
 from clcnet.cascade.resume import Arguments, UnfinishedAnswers, check_processes_agree, partial_folder, run_arguments
 from clcnet.cascade.schedule import DEEP, NOTHING, SHALLOW, Outcome
-from clcnet.classifiers.classifier import Classifier, class_indices
+from clcnet.classifiers.classifier import Classifier
 from clcnet.data.images import ImageSet, errors_file, write_errors
 from clcnet.files import output_lock
 
@@ -64,68 +62,6 @@ class Stopwatch:
         """The time that the deep model alone would have taken for every image, over the time taken; NaN if unknown."""
         alone = self.num_images * self.deep_seconds / distributed.world_size()
         return alone / self.wall if self.num_images else math.nan
-
-
-def known_targets(
-    images: ImageSet, classifier: Classifier, by_position: bool = False, must_fit: bool = False
-) -> tuple[np.ndarray, str | None]:
-    """The classes of the images as the classifier numbers them; UNKNOWN for all where the folders are not its classes.
-
-    Args:
-        images: the images.
-        classifier: the model.
-        by_position: the data set's classes are numbered by a class map.
-        must_fit: the user said that these are the classes, so that it is an error if they are not.
-
-    Returns:
-        (N,) int64, and what to tell the user about folders that are not classes, or are taken for classes by their
-        order alone.
-
-    Raises:
-        ValueError: the classes do not fit and must, or some folders are classes of the model and others are not.
-    """
-    nothing = np.full(len(images), UNKNOWN)
-    if not images.has_labels:
-        return nothing, None
-    some_known = bool(set(images.class_names) & set(classifier.label_names or ()))
-    try:
-        targets = class_indices(images, classifier, by_position)
-    except ValueError as error:
-        if must_fit or some_known:
-            raise
-        return nothing, f"the folders are not taken for classes, so no accuracy is reported: {error}"
-    if some_known or by_position or all(name.isdigit() for name in images.class_names):
-        return targets, None
-    return targets, "the folders are taken for the model's classes, in natural order"
-
-
-def name_classes(
-    images: ImageSet, targets: np.ndarray, classifier: Classifier, class_map: Sequence[str] | None = None
-) -> list[str] | None:
-    """Name the classifier's classes by the class map, else by the model's own names, the folders, or ImageNet.
-
-    Args:
-        images: the images.
-        targets: (N,) their classes as the classifier numbers them, UNKNOWN where not known.
-        classifier: the model.
-        class_map: names by class index.
-
-    Returns:
-        A name for every class, empty where none is known; None where none at all is.
-    """
-    names = [""] * classifier.num_classes
-    subset = infer_imagenet_subset(classifier.model) if classifier.label_names_inferred else None
-    if subset:
-        names = list(ImageNetInfo(subset).label_descriptions())
-    numbers, firsts = np.unique(targets, return_index=True)
-    for number, first in zip(numbers, firsts, strict=True):
-        if number != UNKNOWN:
-            names[number] = images.class_names[images.targets[first]]
-    if classifier.label_names and not classifier.label_names_inferred:
-        names = list(classifier.label_names)
-    for index, name in enumerate((class_map or [])[: classifier.num_classes]):
-        names[index] = name
-    return names if any(names) else None
 
 
 @dataclass(frozen=True)
