@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -49,9 +50,18 @@ def check_output(path: Path | str, inputs: Iterable[Path | str | None] = ()) -> 
     return path
 
 
-def partial_path(path: Path) -> Path:
-    """The temporary name, beside `path` and with its suffix, that a run of this process writes to."""
-    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+def _make_partial(path: Path) -> Path:
+    """Make an empty file beside `path`, with its suffix, under a name that nobody can have laid a link at."""
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.partial{path.suffix}")
+    partial.touch(exist_ok=False)  # O_EXCL, which follows no link; the mode is what the umask leaves
+    os.utime(partial, (0, 0))  # until it is written to
+    return partial
+
+
+def _check_written(partial: Path) -> None:
+    status = partial.stat()
+    if not status.st_size and not status.st_mtime:
+        raise FileNotFoundError(f"{partial} was never written")
 
 
 @contextlib.contextmanager
@@ -75,11 +85,13 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 def atomic_paths(paths: Sequence[Path | str]) -> Iterator[list[Path]]:
     """As `atomic_path`, for files that belong together: they are replaced when all of them are written, or none is."""
     targets = [check_output(path) for path in paths]
-    temporaries = [partial_path(path) for path in targets]
+    temporaries: list[Path] = []
     try:
         with naming_full_disks(*targets):
+            temporaries += map(_make_partial, targets)
             yield temporaries
             for temporary in temporaries:
+                _check_written(temporary)
                 sync(temporary)
         for temporary, path in zip(temporaries, targets, strict=True):
             os.replace(temporary, path)
@@ -121,10 +133,13 @@ def output_lock(path: Path | str) -> Iterator[None]:
         path: the output file. The lock is a file beside it, `.NAME.lock`.
 
     Raises:
-        OSError: another run holds it, or see `check_output`.
+        OSError: another run holds it, the lock is a link, or see `check_output`.
     """
     path = check_output(path)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    file = path.with_name(f".{path.name}.lock")
+    if file.is_symlink():
+        raise FileExistsError(f"{file} is a symbolic link, not a lock; delete it or choose another output")
+    lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout:

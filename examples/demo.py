@@ -138,6 +138,8 @@ def make(folder: Path, settings: Settings) -> dict[str, Any]:
     manifest: dict[str, Any] = {"version": _VERSION, "settings": asdict(settings)}
     write_manifest(folder, manifest)  # marks the folder as the demo's, to be made again if this run does not finish
     for part in (IMAGES_FOLDER, *ARCHITECTURES):
+        if (folder / part).is_symlink():
+            raise FileExistsError(f"{folder / part} is a symbolic link; delete it or choose another folder")
         shutil.rmtree(folder / part, ignore_errors=True)
     digits = load_digits()
     training, validation = split_originals(digits.target, settings.seed)

@@ -35,6 +35,8 @@ def png(width: int, height: int) -> bytes:
 
 UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "zz_empty.png": (Path.touch, "cannot identify image file"),
+    "zz_script.jpg": (lambda path: Image.new("RGB", (9, 9)).save(path, "EPS"), "cannot identify image file"),
+    "zz_rare.png": (lambda path: Image.new("RGB", (9, 9)).save(path, "TGA"), "cannot identify image file"),
     "zz_text.jpg": (lambda path: path.write_text("no image"), "cannot identify image file"),
     "zz_bomb.png": (lambda path: path.write_bytes(png(60_000, 60_000)), "could be decompression bomb"),
     "zz_strip.png": (lambda path: Image.new("L", (1, 200_000)).save(path), "too long and thin to be resized"),
@@ -84,7 +86,7 @@ def test_what_is_no_image_is_left_out_with_its_reason_and_odd_names_are_kept(
     assert reasons.keys() == UNREADABLE.keys()
     for name, (_, words) in UNREADABLE.items():
         assert words in reasons[name]
-    assert "8" in finished.out and str(errors_file(output)) in finished.out
+    assert str(len(UNREADABLE)) in finished.out and str(errors_file(output)) in finished.out
     if script != EVALUATE_FOLDS:
         names = names_in(output)
         assert len(names) == 60 + len(ODD_NAMES) + (script == EVALUATE_CUSTOM)

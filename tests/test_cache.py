@@ -76,3 +76,14 @@ def test_second_run_on_the_same_entry_is_refused(images, tmp_path):
         with pytest.raises(OSError, match="another run"):
             with OutputCache.open(tmp_path, "model", images, 3):
                 pass
+
+
+def test_an_array_that_is_a_link_is_begun_anew_and_its_target_stays(images, tmp_path):
+    with OutputCache.open(tmp_path, "model", images, 3) as cache:
+        path = cache.folder / "probs.npy"
+    victim = path.rename(tmp_path / "victim.npy")
+    before = victim.read_bytes()
+    path.symlink_to(victim)
+    with OutputCache.open(tmp_path, "model", images, 3) as cache:
+        cache.store(np.array([0, 1]), PROBS)
+    assert victim.read_bytes() == before and not path.is_symlink()

@@ -502,7 +502,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line_too(monkeypatch: pytest.Monkey
     def offline(*_: object, **__: object) -> None:
         raise ConnectionError("[Errno -2] Name or service not known")
 
-    monkeypatch.setattr("timm.models._factory.load_model_config_from_hf", offline)
+    monkeypatch.setattr("clcnet.classifiers.models.hf_hub_download", offline)
     with pytest.raises(OSError, match=r"model hf-hub:timm/resnet18.a1_in1k.*cannot be had .*not known"):
         load_classifier("hf-hub:timm/resnet18.a1_in1k", device="cpu")
 

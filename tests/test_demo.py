@@ -266,6 +266,15 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, monkeypatch:
     assert (tmp_path / "shallow" / "thesis.txt").read_text() == "mine"
 
 
+def test_a_link_in_the_demos_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "shallow").symlink_to(tmp_path / "victim")
+    with pytest.raises(FileExistsError, match="shallow is a symbolic link; delete it or choose another folder"):
+        demo.make(tmp_path / "demo", demo.Settings(1, 1, 1, 0))
+    assert not list((tmp_path / "victim").iterdir())
+
+
 def test_the_demo_that_was_made_here_has_the_shape_that_was_promised() -> None:
     path = cli.DATA_DIR / "demo" / "demo.json"
     manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -1,6 +1,7 @@
 """The cascade on images: against its definition image by image, from several threads, and streamed over a folder."""
 
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torch import nn
 
 from clcnet import Cascade, CLCNet
@@ -19,7 +20,7 @@ from clcnet.cascade.image_cascade import Predictions, stream
 from clcnet.cascade.predictions import Answers
 from clcnet.cascade.schedule import DEEP, SHALLOW, Outcome
 from clcnet.classifiers.classifier import Classifier, classify, load_classifier
-from clcnet.data.images import ImageSet, list_images
+from clcnet.data.images import IMAGE_EXTENSIONS, ImageSet, list_images
 
 Factory = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -190,6 +191,47 @@ def test_an_image_that_cannot_be_read_is_named(models, tmp_path: Path, monkeypat
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # PIL's error for it is neither OSError nor ValueError
     with pytest.raises(ValueError, match="whole.png cannot be read .*40000 pixels"):
         cascade([tmp_path / "whole.png"])
+
+
+@pytest.fixture
+def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program that PIL takes for Ghostscript; it leaves a file behind, whose path is returned."""
+    program, trace = tmp_path / "bin" / "gs", tmp_path / "was-run"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {trace}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    assert EpsImagePlugin.has_ghostscript()
+    trace.unlink()
+    return trace
+
+
+def test_no_image_has_a_program_run(models, tmp_path: Path, ghostscript: Path) -> None:
+    cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)
+    script = tmp_path / "script.jpg"
+    PICTURES[0].save(script, "EPS")
+    with pytest.raises(OSError, match="cannot identify image file .*script.jpg"):
+        cascade([script])
+    words = r"image 2 of the list cannot be read \(its format, EPS, is not one of JPEG .*; convert it first\)"
+    with Image.open(script) as opened, pytest.raises(ValueError, match=words):
+        cascade([PICTURES[0], opened])
+    assert not ghostscript.exists()
+
+
+@pytest.mark.parametrize("extension", IMAGE_EXTENSIONS)
+def test_images_of_every_listed_extension_are_read_and_taken_from_pil(models, tmp_path: Path, extension: str) -> None:
+    cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)
+    PICTURES[0].convert("1" if extension == ".pbm" else "RGB").save(tmp_path / f"x{extension}")
+    with Image.open(tmp_path / f"x{extension}") as opened:
+        assert len(cascade([tmp_path / f"x{extension}", opened]).labels) == 2
+
+
+def test_a_photograph_of_several_pictures_is_a_jpeg(models, tmp_path: Path) -> None:
+    cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)
+    PICTURES[0].convert("RGB").save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (3, 2))])
+    with Image.open(tmp_path / "x.jpg") as opened:
+        assert opened.format == "MPO" and len(cascade([tmp_path / "x.jpg", opened]).labels) == 2
 
 
 def test_what_is_neither_picture_nor_path_is_refused(models) -> None:

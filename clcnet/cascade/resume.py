@@ -17,7 +17,8 @@ What determines the rows is listed by `run_arguments`; the processes of one torc
 
 import hashlib
 import json
-import shutil
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from clcnet.files import atomic_path, naming_full_disks
 
 WRONG, RIGHT, LEFT_OUT = 0, 1, 2
 _ROWS_AT_ONCE = 1024
+_ARGUMENTS, _ROWS, _UNREADABLE, _OUTCOMES = _FILES = "arguments.json", "rows", "unreadable.jsonl", "outcomes.jsonl"
+_TEMPORARY = re.compile(r"\.(arguments|unreadable)\.\w+\.partial\.jsonl?")  # of `atomic_path`, left by a kill
 
 Arguments = dict[str, str | int | bool]
 
@@ -99,22 +102,41 @@ class UnfinishedRun:
 
     @property
     def _arguments_file(self) -> Path:
-        return self.folder / "arguments.json"
+        return self.folder / _ARGUMENTS
 
     def exists(self) -> bool:
-        """Whether an earlier run left rows."""
+        """Whether an earlier run left rows.
+
+        Raises:
+            FileExistsError: what stands there is no run's; its files must be neither deleted nor written to.
+        """
+        if not os.path.lexists(self.folder):
+            return False
+        if self.folder.is_symlink() or not self.folder.is_dir() or not self._is_ours():
+            raise FileExistsError(
+                f"{self.folder} is not what an interrupted run left; delete or rename it, or choose another output"
+            )
         return self._arguments_file.exists()
+
+    def _is_ours(self) -> bool:
+        """Whether the folder holds a run's own files and no others; those that begin or end one may be missing."""
+        files = [entry for entry in self.folder.iterdir() if not _TEMPORARY.fullmatch(entry.name)]
+        return all(file.name in _FILES and file.is_file() and not file.is_symlink() for file in files) and (
+            not files or self._arguments_file in files
+        )
 
     def start(self) -> None:
         """Begin with no rows; those of an earlier run are discarded."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.exists()  # refuses what is not ours
+        if self.folder.exists():
+            self.remove()
         self.folder.mkdir(parents=True)
-        self._make_files()
-        with atomic_path(self._arguments_file) as temporary:  # last: its presence says that the folder is complete
+        with atomic_path(self._arguments_file) as temporary:  # first: its presence says whose the folder is
             temporary.write_text(json.dumps(self.arguments, indent=1), encoding="utf-8")
+        self._make_files()
 
     def _make_files(self) -> None:
-        """Make the files that rows are appended to."""
+        """Make the files that rows are appended to, where they are missing."""
 
     def check_arguments(self) -> None:
         """Refuse to go on with the rows of a run that had other arguments.
@@ -138,7 +160,9 @@ class UnfinishedRun:
 
     def remove(self) -> None:
         """Delete the folder, once the output stands in its place."""
-        shutil.rmtree(self.folder)
+        for file in sorted(self.folder.iterdir(), key=lambda file: file == self._arguments_file):  # it goes last
+            file.unlink()
+        self.folder.rmdir()
 
 
 class UnfinishedTable(UnfinishedRun):
@@ -162,11 +186,11 @@ class UnfinishedTable(UnfinishedRun):
 
     @property
     def _rows_file(self) -> Path:
-        return self.folder / "rows"
+        return self.folder / _ROWS
 
     @property
     def _unreadable_file(self) -> Path:
-        return self.folder / "unreadable.jsonl"
+        return self.folder / _UNREADABLE
 
     def _make_files(self) -> None:
         self._rows_file.touch()
@@ -185,6 +209,7 @@ class UnfinishedTable(UnfinishedRun):
             ValueError: that run had other arguments.
         """
         self.check_arguments()
+        self._make_files()  # a kill may have come before they were made
         records = min(self._rows_file.stat().st_size // self.record.itemsize, num_images)
         self.num_images = records if records == num_images else records - records % batch_size
         with open(self._rows_file, "rb+") as rows:
@@ -245,7 +270,7 @@ class UnfinishedAnswers(UnfinishedRun):
 
     @property
     def _outcomes_file(self) -> Path:
-        return self.folder / "outcomes.jsonl"
+        return self.folder / _OUTCOMES
 
     def _make_files(self) -> None:
         self._outcomes_file.touch()
@@ -257,6 +282,7 @@ class UnfinishedAnswers(UnfinishedRun):
             ValueError: that run had other arguments, or what it left is damaged.
         """
         self.check_arguments()
+        self._make_files()  # a kill may have come before they were made
         text = self._outcomes_file.read_bytes()
         whole = text.rfind(b"\n") + 1
         with open(self._outcomes_file, "rb+") as file:

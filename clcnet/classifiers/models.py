@@ -1,13 +1,18 @@
 """timm models by name: which weights a name stands for, weights of one's own, clear words if neither can be had."""
 
+import contextlib
 import difflib
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import timm
+from huggingface_hub import hf_hub_download
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, is_model, parse_model_name, split_model_name_tag
+from timm.models._hub import _parse_model_cfg
 from torch import nn
+
+from clcnet.classifiers import model_config
 
 # timm 0.5.4, the paper's version, loaded these for the bare names; timm 1.x loads Noisy Student weights (ns_jft_in1k)
 PAPER_TAGS = {f"tf_efficientnet_b{size}": "ra_in1k" if size in (5, 7) else "aa_in1k" for size in range(8)}
@@ -35,8 +40,6 @@ def create(
     source, model_id = parse_model_name(name)
     if source is None:
         _check_registered(model_id, pretrained=weight is None)
-    elif source == "local-dir":
-        _check_local_folder(name, Path(model_id))
     if weight is not None and not Path(weight).is_file():
         raise FileNotFoundError(f"weights file {weight} does not exist; check the path")
     known = get_pretrained_cfg(model_id) if source is None else None
@@ -94,20 +97,6 @@ def _check_registered(name: str, pretrained: bool) -> None:
         raise ValueError(f"model {name}: timm has no pretrained weights for it; give a weights file")
 
 
-def _check_local_folder(name: str, folder: Path) -> None:
-    config = folder / "config.json"
-    if not config.is_file():
-        raise FileNotFoundError(
-            f"model {name}: {config} does not exist; a local-dir: model is a folder with config.json and weights"
-        )
-    try:
-        architecture = json.loads(config.read_text(encoding="utf-8"))["architecture"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"model {name}: {config} is not a timm model's configuration ({error!r})") from None
-    if not is_model(architecture):
-        raise ValueError(f"model {name}: timm {timm.__version__} knows no {architecture}, the architecture in {config}")
-
-
 def _check_num_classes(name: str, trained: int, asked: int) -> None:
     if trained != asked:
         raise ValueError(
@@ -117,12 +106,45 @@ def _check_num_classes(name: str, trained: int, asked: int) -> None:
 
 
 def _create(name: str, pretrained: bool, num_classes: int | None, img_size: int | None) -> nn.Module:
-    try:
-        arguments = timm.models.resolve_model_input_args(name, {"img_size": img_size}, num_classes=num_classes)
+    source, model_id = parse_model_name(name)
+    architecture, given = name, {}
+    config = _read_config(name, source, model_id, pretrained) if source is not None else None
+    with _explaining(name, source, pretrained):
+        if config is not None:
+            place = {"source": source, "file" if source == "local-dir" else "hf_hub_id": model_id}
+            facts, architecture, saved = _parse_model_cfg(config, place)
+            given = saved | {"pretrained_cfg": facts, "pretrained_model_args": saved}
+            if img_size is not None and "img_size" in saved:
+                given["img_size"] = img_size
+        if num_classes is not None:
+            given["num_classes"] = num_classes
+        arguments = timm.models.resolve_model_input_args(architecture, {"img_size": img_size}, **given)
         return timm.create_model(pretrained=pretrained, **arguments)
+
+
+def _read_config(name: str, source: str, model_id: str, pretrained: bool) -> dict[str, Any]:
+    config = Path(model_id, "config.json")
+    if source == "hf-hub":
+        repository, _, revision = model_id.partition("@")
+        with _explaining(name, source, pretrained):
+            config = Path(hf_hub_download(repository, config.name, revision=revision or None))
+    if not config.is_file():
+        raise FileNotFoundError(
+            f"model {name}: {config} does not exist; a local-dir: model is a folder with config.json and weights"
+        )
+    try:
+        return model_config.read(config)
+    except ValueError as error:
+        raise ValueError(f"model {name}: {error}") from None
+
+
+@contextlib.contextmanager
+def _explaining(name: str, source: str | None, pretrained: bool) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # hubs and their HTTP libraries raise many kinds, and no common one
         reason = _first_sentence(error)
-        if name.startswith("local-dir:"):
+        if source == "local-dir":
             raise ValueError(f"model {name} cannot be loaded: {reason}") from error
         if not pretrained:
             raise ValueError(f"model {name} cannot be made: {reason}") from error

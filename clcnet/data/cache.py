@@ -59,7 +59,7 @@ class OutputCache:
         path = self.folder / name
         try:
             array = open_memmap(path, mode="r")  # "r+" would quietly lengthen a file that was cut short
-            if array.shape == shape and array.dtype == dtype:
+            if array.shape == shape and array.dtype == dtype and not path.is_symlink():  # or it wrote to the target
                 return open_memmap(path, mode="r+"), False
         except (OSError, ValueError):  # none yet, or broken
             pass

@@ -43,8 +43,6 @@ _FORMATS = {  # PIL's names; nothing else is decoded, whatever a file is called:
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "AVIF": (".avif", ".avifs"),
     "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
-    "TGA": (".tga",),
-    "PCX": (".pcx",),
     "QOI": (".qoi",),
 }
 _MAY_LACK = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # by how PIL was built
@@ -58,7 +56,23 @@ def _has_decoder(name: str) -> bool:
 IMAGE_FORMATS = {name: extensions for name, extensions in _FORMATS.items() if _has_decoder(name)}
 IMAGE_EXTENSIONS = tuple(extension for extensions in IMAGE_FORMATS.values() for extension in extensions)
 _OTHER_PICTURES = {extension for name in _FORMATS.keys() - IMAGE_FORMATS for extension in _FORMATS[name]} | {
-    *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".eps", ".psd", ".exr", ".hdr", ".dcm", ".ico", ".dds"),
+    *(
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jxl",
+        ".jxr",
+        ".svg",
+        ".eps",
+        ".psd",
+        ".exr",
+        ".hdr",
+        ".dcm",
+        ".ico",
+        ".dds",
+        ".tga",
+        ".pcx",
+    ),
     *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
 }
 _SYSTEM_FOLDERS = ("@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "lost+found")
@@ -287,7 +301,7 @@ def _why_no_image(name: str) -> str:
     if name.startswith("."):
         return "hidden"
     extension = os.path.splitext(name)[1].lower()
-    return f"no decoder for {extension}" if extension in _OTHER_PICTURES else "no extension of an image"
+    return f"not decoded here: {extension}" if extension in _OTHER_PICTURES else "no extension of an image"
 
 
 def _why_no_folder(name: str, beside_images: bool) -> str:
