@@ -207,7 +207,7 @@ def run_models(args: argparse.Namespace) -> Evaluation | None:
     networks = load_fold_networks(args.weight_save, images, device) if needs_networks else []
 
     given_flops = [getattr(args, f"{place}_model_FLOPs") for place in PLACES]
-    options = Options(args.store, args.class_map is not None, args.batch_size, args.workers)
+    options = Options(args.store, args.batch_size, args.workers)
     found = evaluation_of_images(images, load_model, networks, threshold, given_flops, options)
     if found is not None:
         write_errors(errors_file(args.performance_result), images, found.unreadable)

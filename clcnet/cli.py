@@ -63,6 +63,7 @@ class ArgumentParser(argparse.ArgumentParser):
         # argparse would open the help with a dozen lines of flags that stand below it anyway, each with its meaning
         kwargs.setdefault("usage", "%(prog)s [FLAG ...]")
         super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
+        self.register("type", Path, path)
         # argparse takes "-1e3" and "-inf" for flags; here they are values of --threshold
         self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|^-inf$", re.IGNORECASE)
 
@@ -122,6 +123,13 @@ def _number(kind: Callable[[str], Any], accepts: Callable[[Any], bool], wanted: 
         return value
 
     return parse
+
+
+def path(text: str) -> Path:
+    """Read a path, for all flags of type Path: an empty one, of a variable not set, is not the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty; is a variable not set?")
+    return Path(text)
 
 
 rows_a_batch = _number(int, lambda value: 2 <= value <= 2**16, "a number of rows, at least 2 and at most 65536")
@@ -204,6 +212,12 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
 def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that override a model's own preprocessing, named as in timm."""
     group = parser.add_argument_group("preprocessing")
+    group.add_argument(
+        "--max-image-pixels",
+        type=positive_int,
+        metavar="N",
+        help="larger images are left out (default: PIL's limit, 178956970)",
+    )
     group.add_argument(
         "--img-size",
         type=image_size,
@@ -306,6 +320,10 @@ def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) 
     with 0 in any case: torchrun takes every other code for a crash, stops or restarts all processes and returns 1.
     """
     args = parser.parse_args()
+    if getattr(args, "max_image_pixels", None):
+        from PIL import Image
+
+        Image.MAX_IMAGE_PIXELS = args.max_image_pixels / 2  # PIL refuses more than twice as much
     _on_interrupt(_interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
