@@ -7,6 +7,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as short
 
 import numpy as np
 import torch
@@ -116,29 +117,44 @@ def load_fold_networks(folder: Path, images: ImageSet, device: torch.device | st
 
     Raises:
         OSError, ValueError: see `find_fold_weights` and `CLCNet.load`; or a file, or the list of images beside the
-            files, says that a network was trained on images that it should judge.
+            files, says that a network was trained on images that it should judge, or is of another training.
     """
-    networks = []
+    networks, runs = [], {}
     for fold, path in enumerate(find_fold_weights(folder), start=1):
         network = CLCNet.load(path, device)
-        held_out = network.metadata.get("fold", fold)
-        trained = network.metadata.get("training_folds", [])
-        if held_out != fold or fold in trained:
+        held_out, trained = (network.metadata.get(key) for key in ("fold", "training_folds"))
+        if held_out not in (fold, None) or (isinstance(trained, list) and fold in trained):
             raise ValueError(
-                f"{path} was trained on fold {fold}, which it should judge (it held out fold {held_out}); give the "
-                "files their own names back, or run train_imagenet_5fold_cv.py"
+                f"{path} was trained on fold {fold}, which it should judge (it held out fold {short(held_out)}); give "
+                "the files their own names back, or run train_imagenet_5fold_cv.py"
             )
         networks.append(network)
-    _check_same_folds(folder / SPLIT_FILE, images)
+        runs[path.name] = network.metadata.get("run")  # the released weights, and ours of earlier versions, have none
+    split = folder / SPLIT_FILE
+    if split.exists():  # the released weights come without
+        runs[SPLIT_FILE] = _check_same_folds(split, images)
+    (first, run), *_ = runs.items()
+    others = ", ".join(name for name, other in runs.items() if other != run)
+    if others:
+        raise ValueError(
+            f"{folder} mixes two trainings: {first} is of another than {others}; run train_imagenet_5fold_cv.py again"
+        )
     return networks
 
 
-def _check_same_folds(path: Path, images: ImageSet) -> None:
-    """Refuse folds other than those of the training, where it left a list of them for these very images."""
-    if not path.exists():  # the released weights come without
-        return
-    with open(path, encoding="utf-8", newline="") as file:
-        fold_of = {row["file"]: int(row["fold"]) - 1 for row in csv.DictReader(file)}
+def _check_same_folds(path: Path, images: ImageSet) -> str | None:
+    """Refuse folds other than those of the training, where its list of them has these very images; gives its run."""
+    if not path.is_file():  # opening a pipe would wait for its other end
+        raise ValueError(f"{path} is not a file; run train_imagenet_5fold_cv.py again")
+    fold_of, runs = {}, set()
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            for row in csv.DictReader(file):
+                fold_of[row["file"]] = int(row["fold"]) - 1
+                runs.add(row.get("run"))
+        (run,) = runs
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise ValueError(f"{path} is not a whole list of folds; run train_imagenet_5fold_cv.py again") from None
     trained = np.array([fold_of.get(name, -1) for name in images.names])
     moved = np.flatnonzero((trained >= 0) & (trained != images.folds))
     if len(moved) and (trained >= 0).all():
@@ -148,6 +164,7 @@ def _check_same_folds(path: Path, images: ImageSet) -> None:
             f"{trained[index] + 1} of {NUM_FOLDS} when {path.parent} was trained, as were {len(moved) - 1} others; "
             "evaluate on the folds of the training"
         )
+    return run
 
 
 def fold_confidence(networks: Sequence[CLCNet], outputs: Outputs, folds: NDArray[np.int64]) -> NDArray[np.float64]:
