@@ -239,6 +239,10 @@ DEFECTS: dict[str, tuple[Callable[[Members], bytes], str]] = {
         lambda members: pickled(members, TENSOR % (b"\0\0\0\x7f", b"K\0"), b"1234"),
         "lacks tabnet.",
     ),
+    "a shape of doubling tuples": (
+        lambda members: pickled(members, (TENSOR % (b"\1\0\0\0", b")" + b"q\0h\0\x86" * 60)), b"1234"),
+        "not a plain torch state dict",
+    ),
     "another order of bytes": (
         lambda members: pack({**members, STATE_MEMBER: pack({"a/data.pkl": b"}.", "a/byteorder": b"big"})}),
         "little-endian",

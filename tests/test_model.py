@@ -190,6 +190,12 @@ def test_predict_does_not_depend_on_the_batch_size_or_the_mode(released):
     assert all(torch.equal(value, before[name]) for name, value in released.state_dict().items())
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_no_rows_is_refused(released, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size is {batch_size}"):
+        released.predict(sorted_rows(3, 50), batch_size=batch_size)
+
+
 def test_predict_of_no_rows_is_empty(released):
     assert released.predict(np.empty((0, 50), dtype=np.float32)).shape == (0,)
 

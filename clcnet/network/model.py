@@ -168,6 +168,8 @@ class CLCNet(nn.Module):
         """
         rows = probs.detach() if isinstance(probs, Tensor) else np.asanyarray(probs)
         _check_rows(rows)
+        if batch_size < 1:  # a negative one would score nothing
+            raise ValueError(f"batch_size is {batch_size}; give at least 1")
         self._warn_of_other_classes(rows.shape[1])
         device = self.final_weight.device
         scorer = _Scorer(self)

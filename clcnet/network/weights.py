@@ -46,14 +46,11 @@ _ZIP_TROUBLES = (
     ValueError,
     ArithmeticError,
 )
-_DTYPES = {
-    "torch FloatStorage": torch.float32,
-    "torch DoubleStorage": torch.float64,
-    "torch HalfStorage": torch.float16,
-    "torch BFloat16Storage": torch.bfloat16,
-    "torch LongStorage": torch.int64,
-}
+_FLOATS = {"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16}
+_DTYPES = {f"torch {kind}Storage": dtype for kind, dtype in (_FLOATS | {"Long": torch.int64}).items()}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_TAKEN = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "BUILD": 1, "BINPERSID": 1, "REDUCE": 2}
+_TO_MARK = ("TUPLE", "APPENDS", "SETITEMS")
 
 
 def write_weights(path: str | Path, params: Mapping[str, Any], state: dict[str, Tensor]) -> None:
@@ -167,9 +164,14 @@ def _unpickle(archive: zipfile.ZipFile, pickled: str, limit: int) -> Any:
     memo: dict[Any, Any] = {}
     storage = cache(lambda key: bytearray(_read_member(archive, pickled.removesuffix(".pkl") + "/" + key, limit)))
     for opcode, argument, _ in pickletools.genops(_read_member(archive, pickled, limit // 4)):
+        start = marks.pop() if opcode.name in _TO_MARK else len(stack) - _TAKEN.get(opcode.name, 0)
+        taken = stack[start:]
+        del stack[start:]
         match opcode.name:
-            case "PROTO" | "STOP":
+            case "PROTO" | "STOP" | "BUILD":  # the last sets attributes of an ordered dict; nothing reads them
                 pass
+            case "MARK":
+                marks.append(len(stack))
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
@@ -180,49 +182,32 @@ def _unpickle(archive: zipfile.ZipFile, pickled: str, limit: int) -> Any:
                 stack.append(_CONSTANTS[opcode.name])
             case "EMPTY_DICT" | "EMPTY_LIST":
                 stack.append({} if opcode.name == "EMPTY_DICT" else [])
-            case "MARK":
-                marks.append(len(stack))
             case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
-                start = marks.pop() if opcode.name == "TUPLE" else len(stack) - int(opcode.name[-1])
-                stack.append(tuple(_pop(stack, start)))
+                stack.append(tuple(taken))
             case "APPEND" | "APPENDS":
-                items = _pop(stack, marks.pop() if opcode.name == "APPENDS" else len(stack) - 1)
-                stack[-1].extend(items)
+                stack[-1].extend(taken)
             case "SETITEM" | "SETITEMS":
-                items = _pop(stack, marks.pop() if opcode.name == "SETITEMS" else len(stack) - 2)
-                for key, value in zip(items[::2], items[1::2], strict=True):
+                for key, value in zip(taken[::2], taken[1::2], strict=True):
                     if not isinstance(key, str):
                         raise ValueError(f"a key is a {type(key).__name__}, not a name")
                     stack[-1][key] = value
-            case "BUILD":  # attributes of an ordered dict; nothing reads them
-                stack.pop()
             case "BINPERSID":
-                match stack.pop():
-                    case ("storage", str(kind), str(key), *_) if kind in _DTYPES:
+                match taken:
+                    case [("storage", str(kind), str(key), *_)] if kind in _DTYPES:
                         stack.append(torch.frombuffer(storage(key), dtype=_DTYPES[kind]))
-                    case (_, str(kind), *_):
+                    case [(_, kind, *_)]:
                         raise _foreign(kind, stack)
             case "REDUCE":
-                match _pop(stack, len(stack) - 2):
+                match taken:
                     case "collections OrderedDict", ():
                         stack.append({})
-                    case "torch._utils _rebuild_tensor_v2", (Tensor() as data, start, tuple(size), tuple(steps), *_):
-                        if not all(isinstance(number, int) for number in (start, *size, *steps)):
-                            raise ValueError("a shape that is none")
-                        stack.append(data.as_strided(size, steps, start))  # checks that the storage holds it
-                    case "torch._utils _rebuild_parameter", (Tensor() as tensor, *_):
-                        stack.append(tensor)
+                    case "torch._utils _rebuild_tensor_v2", (Tensor() as data, offset, size, steps, *_):
+                        stack.append(data.as_strided(size, steps, offset))  # checks that the storage holds it
                     case function, _:
                         raise _foreign(function, stack)
             case name:
                 raise _foreign(name, stack)
     return stack.pop()
-
-
-def _pop(stack: list[Any], start: int) -> list[Any]:
-    items = stack[start:]
-    del stack[start:]
-    return items
 
 
 def _foreign(what: Any, stack: list[Any]) -> ValueError:
@@ -231,13 +216,7 @@ def _foreign(what: Any, stack: list[Any]) -> ValueError:
 
 
 def check_state(state: dict[str, Any], read: dict[str, Tensor], unread: dict[str, Tensor]) -> None:
-    """Refuse a state dict that lacks a tensor of `read`, holds one of neither, or one of another shape or no numbers.
-
-    Args:
-        state: name -> tensor, as in the file.
-        read: name -> tensor of the network, all needed.
-        unread: name -> tensor of the released network that ours does without.
-    """
+    """Refuse a state dict that lacks a tensor of `read`, holds one neither there nor in `unread`, or no sound one."""
     missing = sorted(read.keys() - state.keys())
     if missing:
         raise ValueError(f"{STATE_MEMBER} lacks {_some(missing)}")
@@ -352,11 +331,8 @@ def _largest_state(arguments: dict[str, Any]) -> int:
 
 def run_id(networks: Iterable[Iterable[Tensor]]) -> str:
     """What the files of one training have in common: a digest of the tensors of its networks."""
-    digest = hashlib.sha256()
-    for tensors in networks:
-        for tensor in tensors:
-            digest.update(tensor.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    content = b"".join(tensor.cpu().numpy().tobytes() for tensors in networks for tensor in tensors)
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def fold_weights_name(fold: int) -> str:
