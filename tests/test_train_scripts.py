@@ -74,6 +74,7 @@ def test_five_weights_and_the_split_are_written_and_know_their_folds(fold_input,
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == table.names
     assert [int(row["fold"]) - 1 for row in rows] == list(folds)
+    assert {row["run"] for row in rows} == {CLCNet.load(path).metadata["run"] for path in paths} != {None}
     for row in rows:
         assert row["fold"] not in row["validates"].split()
 

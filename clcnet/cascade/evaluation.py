@@ -7,6 +7,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from reprlib import repr as short
 
 import numpy as np
 import torch
@@ -184,7 +185,9 @@ def images_of_outputs(path: Path, weights: Path) -> tuple[ImageSet, bool]:
     """
     table = load_labelled(path)
     classes = known(table.correct, table).astype(np.int64) if table.targets is None else table.targets
-    folds = _trained_folds(weights / SPLIT_FILE, table.names)
+    splits = weights / SPLIT_FILE
+    fold_of = _read_splits(splits)[0] if splits.exists() else {}  # the released weights come without
+    folds = np.array([fold_of.get(name, -1) for name in table.names], dtype=np.int64)
     trained = bool((folds >= 0).all())
     if not trained:
         folds = balanced_folds(table.names, classes)
@@ -196,26 +199,35 @@ def load_fold_networks(folder: Path, images: ImageSet, device: torch.device | st
 
     Raises:
         OSError, ValueError: see `find_fold_weights` and `CLCNet.load`; or a file, or the list of images beside the
-            files, says that a network was trained on images that it should judge.
+            files, says that a network was trained on images that it should judge, or is of another training.
     """
-    networks = []
+    networks, runs = [], {}
     for fold, path in enumerate(find_fold_weights(folder), start=1):
         network = CLCNet.load(path, device)
-        held_out = network.metadata.get("fold", fold)
-        trained = network.metadata.get("training_folds", [])
-        if held_out != fold or fold in trained:
+        held_out, trained = (network.metadata.get(key) for key in ("fold", "training_folds"))
+        if held_out not in (fold, None) or (isinstance(trained, list) and fold in trained):
             raise ValueError(
-                f"{path} was trained on fold {fold}, which it should judge (it held out fold {held_out}); give the "
-                "files their own names back, or run train_imagenet_5fold_cv.py"
+                f"{path} was trained on fold {fold}, which it should judge (it held out fold {short(held_out)}); give "
+                "the files their own names back, or run train_imagenet_5fold_cv.py"
             )
         networks.append(network)
-    _check_same_folds(folder / SPLIT_FILE, images)
+        runs[path.name] = network.metadata.get("run")  # the released weights, and ours of earlier versions, have none
+    split = folder / SPLIT_FILE
+    if split.exists():  # the released weights come without
+        runs[SPLIT_FILE] = _check_same_folds(split, images)
+    (first, run), *_ = runs.items()
+    others = ", ".join(name for name, other in runs.items() if other != run)
+    if others:
+        raise ValueError(
+            f"{folder} mixes two trainings: {first} is of another than {others}; run train_imagenet_5fold_cv.py again"
+        )
     return networks
 
 
-def _check_same_folds(path: Path, images: ImageSet) -> None:
-    """Refuse folds other than those of the training, where it left a list of them for these very images."""
-    trained = _trained_folds(path, images.names)
+def _check_same_folds(path: Path, images: ImageSet) -> str | None:
+    """Refuse folds other than those of the training, where its list of them has these very images; gives its run."""
+    fold_of, run = _read_splits(path)
+    trained = np.array([fold_of.get(name, -1) for name in images.names])
     moved = np.flatnonzero((trained >= 0) & (trained != images.folds))
     if len(moved) and (trained >= 0).all():
         index = moved[0]
@@ -224,15 +236,23 @@ def _check_same_folds(path: Path, images: ImageSet) -> None:
             f"{trained[index] + 1} of {NUM_FOLDS} when {path.parent} was trained, as were {len(moved) - 1} others; "
             "evaluate on the folds of the training"
         )
+    return run
 
 
-def _trained_folds(path: Path, names: Sequence[str]) -> Ints:
-    """The fold, from 0, of each image when the weights were trained; -1 where the list does not name it."""
-    if not path.exists():  # the released weights come without
-        return np.full(len(names), -1)
-    with open(path, encoding="utf-8", newline="") as file:
-        fold_of = {row["file"]: int(row["fold"]) - 1 for row in csv.DictReader(file)}
-    return np.array([fold_of.get(name, -1) for name in names], dtype=np.int64)
+def _read_splits(path: Path) -> tuple[dict[str, int], str | None]:
+    """The fold, from 0, that each image was in when the weights were trained, and that training's run."""
+    if not path.is_file():  # opening a pipe would wait for its other end
+        raise ValueError(f"{path} is not a file; run train_imagenet_5fold_cv.py again")
+    fold_of, runs = {}, set()
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            for row in csv.DictReader(file):
+                fold_of[row["file"]] = int(row["fold"]) - 1
+                runs.add(row.get("run"))
+        (run,) = runs
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise ValueError(f"{path} is not a whole list of folds; run train_imagenet_5fold_cv.py again") from None
+    return fold_of, run
 
 
 def fold_confidence(networks: Sequence[CLCNet], outputs: Outputs, folds: Ints) -> Floats:
