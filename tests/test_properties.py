@@ -30,7 +30,7 @@ def tables(draw: st.DrawFn) -> Table:
     return Table(names, sorted_probs, correct, np.zeros(num_rows, np.int64))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(tables(), st.sampled_from(["t.csv", "t.parquet"]))
 def test_any_table_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, table: Table, name: str) -> None:
     path = tmp_path_factory.mktemp("table") / name
@@ -44,7 +44,7 @@ def test_any_table_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFa
     assert again.read_bytes() == path.read_bytes()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.randoms(use_true_random=False))
 def test_folds_do_not_depend_on_the_order_in_which_the_disk_lists_its_files(
     tmp_path_factory: pytest.TempPathFactory, classes: list[int], random
@@ -98,7 +98,7 @@ def test_no_network_trains_or_stops_on_the_fold_that_it_will_judge(groups: list[
         assert not set(groups_array[split.train]) & set(groups_array[split.validation])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 30), st.randoms(use_true_random=False))
 def test_rows_in_any_order_find_their_images(tmp_path_factory: pytest.TempPathFactory, count: int, random) -> None:
     root = tmp_path_factory.mktemp("images")
