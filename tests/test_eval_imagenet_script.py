@@ -14,8 +14,7 @@ from scipy.special import expit
 
 import eval_imagenet_5fold_cv as script
 from clcnet.cascade import baselines, cached_inference, selection
-from clcnet.cascade.curve import Stage, sweep
-from clcnet.cascade.deep_offset import fit_deep_offset
+from clcnet.cascade.curve import Stage
 from clcnet.cascade.evaluation import Pair
 from clcnet.cascade.selection import Goal, Reference
 from clcnet.classifiers.classifier import class_indices, classify, load_classifier
@@ -99,39 +98,12 @@ def confidence_by_fold(weights, probs, folds):
     ]
 
 
-def test_tables_give_the_cascade_worked_out_image_by_image(run, table_flags, tables, weights, images, tmp_path):
-    (shallow_probs, shallow_correct), (deep_probs, deep_correct) = tables
-    folds = list_images(images).folds
-    shallow = confidence_by_fold(weights, shallow_probs, folds)
-    deep = confidence_by_fold(weights, deep_probs, folds)
-    threshold = float(np.median(shallow))
-    deferred = np.array(shallow) < threshold
-    takes_deep = deferred & (np.array(deep) > np.array(shallow))
-    expected = 100 * np.where(takes_deep, deep_correct, shallow_correct).mean()
-
-    run(*table_flags, "--threshold", threshold)
-
-    result = pd.read_csv(tmp_path / "out" / "performance-result.csv")
-    assert result.columns[:3].tolist() == ["threshold", "accuracy", "FLOPs"]
-    assert len(result) == 1
-    assert result.accuracy[0] == pytest.approx(expected)
-    assert result.FLOPs[0] == pytest.approx(1 + 4 * deferred.mean())
-
-
 def test_threshold_searching_lists_the_released_grid(run, table_flags, tmp_path):
     run(*table_flags, "--threshold-searching", "True")
     result = pd.read_csv(tmp_path / "out" / "performance-result.csv")
     assert len(result) == 49
     assert result.threshold.tolist() == [round(0.05 + 0.02 * k, 2) for k in range(49)]
     assert result.threshold.iloc[-1] == 1.01
-
-
-def test_all_thresholds_are_one_more_than_distinct_confidences(run, table_flags, tmp_path):
-    run(*table_flags, "--thresholds", "all")
-    result = pd.read_csv(tmp_path / "out" / "performance-result.csv")
-    assert len(result) == 31 and result.num_deferred.tolist() == list(range(31))
-    assert (result.accuracy_low <= result.accuracy).all() and (result.accuracy <= result.accuracy_high).all()
-    assert (result.FLOPs_low <= result.FLOPs).all() and (result.FLOPs <= result.FLOPs_high).all()
 
 
 @pytest.mark.parametrize(
@@ -289,20 +261,6 @@ def direct_stage(name, images, weights, flops):
     return Stage(confidence_by_fold(weights, sorted_probs, listed.folds), correct, flops), probs
 
 
-def test_images_give_the_same_as_running_both_models_on_everything(run, models, images, weights, tmp_path):
-    (shallow, shallow_probs), (deep, deep_probs) = (direct_stage(models[k], images, weights, k) for k in (1, 3))
-    outcome = run(*models, "--thresholds", "all", "--shallow-model-FLOPs", 1, "--deep-model-FLOPs", 3)
-    expected = sweep([shallow, deep])
-    np.testing.assert_allclose(outcome["curve"].accuracy, expected.accuracy)
-    np.testing.assert_allclose(outcome["curve"].flops, expected.flops)
-    comparison = pd.read_csv(tmp_path / "out" / "results" / "comparison.csv").set_index("rule")
-    targets = list_images(images).targets
-    gem = 100 * ((shallow_probs + deep_probs).argmax(1) == targets).mean()
-    assert comparison.loc["GEM, average answers random images", "accuracy_at_100%"] == pytest.approx(gem)
-    milliseconds = pd.read_csv(tmp_path / "out" / "performance-result.csv").milliseconds
-    np.testing.assert_allclose(milliseconds, 1 + expected.deferral)  # both models are said to take 1 ms
-
-
 def test_no_model_sees_an_image_twice(run, models, images, weights, seen):
     stage, _ = direct_stage(models[1], images, weights, 1)
     low, high = np.quantile(stage.confidence, [0.3, 0.7])
@@ -404,12 +362,6 @@ def test_a_large_deep_offset_always_keeps_the_deep_answer_and_defers_the_same(ru
     assert kept.num_deferred.tolist() == surest.num_deferred.tolist()
     assert kept.accuracy.iloc[-1] == pytest.approx(100 * np.mean(outcome["rules"][0].stages[1].correct))
     assert (kept.accuracy != surest.accuracy).any()
-
-
-def test_a_fitted_deep_offset_is_printed_with_the_flags_for_step_5(run, table_flags, calibrated, capsys):
-    outcome = run(*table_flags, "--deep-offset", "fit")
-    assert outcome["deep_offset"] == fit_deep_offset(outcome["rules"][0].stages)
-    assert f"--deep-offset {outcome['deep_offset']:.2f}." in capsys.readouterr().out
 
 
 def test_a_deep_offset_needs_calibrated_confidences(run, table_flags, weights):
