@@ -37,7 +37,7 @@ from clcnet.cascade.evaluation import (
 )
 from clcnet.cascade.rule import CHANCE, CLCNET, Surest, know_classes
 from clcnet.cascade.rules import cross_fitted
-from clcnet.cascade.selection import Goal, recommend
+from clcnet.cascade.selection import recommend
 from clcnet.data.images import list_images
 from clcnet.files import check_output, output_lock
 from clcnet.report import cascades, evaluation_report, tables
@@ -77,10 +77,6 @@ def get_args_parser() -> cli.ArgumentParser:
     add("--threshold-searching", metavar="True|False", help=every, **search)
     grid = f"those listed in performance-result.csv: numbers, START:STOP:STEP, or all (default: {RELEASED_GRID})"
     add("--thresholds", nargs="+", metavar="T", help=grid)
-    add = group.add_mutually_exclusive_group().add_argument
-    add("--match", choices=["deep"], help="recommend the cheapest threshold to reach its accuracy (the default)")
-    add("--target-accuracy", type=cli.positive_float, metavar="PERCENT", help="recommend the cheapest that reaches it")
-    add("--target-FLOPs", type=cli.positive_float, metavar="BILLIONS", help="recommend the best that costs no more")
     add = group.add_argument
     single: dict[str, Any] = {"action": "append", "type": parse_references, "default": []}
     stands = "a single model for the results table; `paper` for the paper's eight; may be repeated"
@@ -95,13 +91,6 @@ def get_args_parser() -> cli.ArgumentParser:
     cli.add_preprocessing_arguments(parser)
     cli.add_device_arguments(parser)
     return parser
-
-
-def parse_goal(args: argparse.Namespace) -> Goal:
-    """What the threshold is to be chosen for; the deep model's accuracy unless told otherwise."""
-    if args.target_accuracy is not None:
-        return Goal("accuracy", args.target_accuracy)
-    return Goal("match") if args.target_FLOPs is None else Goal("flops", args.target_FLOPs)
 
 
 def is_searching(args: argparse.Namespace) -> bool:
@@ -134,7 +123,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "confidence": found.outputs[0].scores.get(CLCNET),
         }
         if is_searching(args):
-            goal = parse_goal(args)
+            goal = cascades.goal_of(args)
             rule = Surest("max softmax" if outcome["confidence"] is None else CLCNET)
             steps = cross_fitted(rule, found.outputs, found.folds)
             curve = sweep(steps, grid)
@@ -145,7 +134,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             outcome["recommendation"] = recommendation
             print(evaluation_report.describe_recommendation(recommendation, found, steps))
             if know_classes(found.outputs):
-                wanted = cascades.wanted_of(args, goal, found.milliseconds)
+                wanted = cascades.wanted_of(args, found.milliseconds)
                 outcome |= cascades.search_and_report(
                     found.outputs, found.folds, wanted, folder, folder / "cascade.json"
                 )

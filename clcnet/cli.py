@@ -198,8 +198,15 @@ def add_store_arguments(parser: Any) -> None:
 
 
 def add_search_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the scripts that search for a cascade, its goal apart."""
-    add = parser.add_argument_group("search for a cascade").add_argument
+    """Add the flags of the scripts that search for a cascade: its goal, and what it may be."""
+    group = parser.add_argument_group("search for a cascade")
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--match", choices=["deep"], help="reach the best model's accuracy for the least cost (the default)")
+    add("--target-accuracy", type=positive_float, metavar="PERCENT", help="reach this for the least cost")
+    add(
+        "--target-FLOPs", type=positive_float, metavar="BILLIONS", help="be as accurate as can be for no more than this"
+    )
+    add = group.add_argument
     add("--max-stages", type=stages, default=4, metavar="K", help="models in a cascade, 1 to 4")
     add("--cost", choices=("FLOPs", "time"), default="FLOPs", help="what to save")
     add("--least-saving", type=finite_float, default=10.0, metavar="PERCENT", help="below it a single model is advised")

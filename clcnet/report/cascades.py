@@ -333,10 +333,17 @@ class Wanted:
     images_per_month: float | None = None
 
 
-def wanted_of(args: argparse.Namespace, goal: Goal, milliseconds: Sequence[float] | None) -> Wanted:
-    """What the flags of `cli.add_search_arguments` ask for."""
+def goal_of(args: argparse.Namespace) -> Goal:
+    """What the flags of `cli.add_search_arguments` ask for; the best single model's accuracy unless told otherwise."""
+    if args.target_accuracy is not None:
+        return Goal("accuracy", args.target_accuracy)
+    return Goal("match") if args.target_FLOPs is None else Goal("flops", args.target_FLOPs)
+
+
+def wanted_of(args: argparse.Namespace, milliseconds: Sequence[float] | None) -> Wanted:
+    """All that these flags ask for."""
     return Wanted(
-        goal,
+        goal_of(args),
         milliseconds,
         args.cost == "time",
         args.max_stages,
