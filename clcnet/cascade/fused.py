@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -235,8 +235,8 @@ def _class_sums(rows: Rows, values: Logs) -> Floats:
     """(n,) sums by class, of the classes that are told apart."""
     if rows.classes is None:
         return values.sum(axis=1, dtype=np.float64)
-    sums: Floats = np.bincount(rows.classes.ravel(), values.ravel(), rows.num_classes + len(rows.groups))
-    return sums[: rows.num_classes]
+    sums = np.bincount(rows.classes.ravel(), values.ravel(), rows.num_classes + len(rows.groups))
+    return sums[: rows.num_classes].astype(np.float64)
 
 
 def _whitening(rows: Rows, probs: Logs, ridge: Floats) -> Any:
@@ -363,11 +363,12 @@ class Fused:
         network: for "CLCNet", anything whose `predict` scores sorted probabilities (N, n).
     """
 
+    name: ClassVar[str] = "fused"
+    needs_classes: ClassVar[bool] = True
     confidence: str = "max softmax"
     offsets: bool = True
     pools: tuple[Pool, ...] = ()
     network: Any = None
-    name: str = field(default="fused", init=False)
 
     def fit(self, outputs: Sequence[Outputs]) -> Fused:
         """Fit the pools of the first 1, 2, ..., K models on the images whose targets are known.
@@ -421,10 +422,10 @@ class Fused:
         return {"name": self.name, "confidence": self.confidence, "offsets": self.offsets, "pools": pools}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], network: Any = None) -> Fused:
+    def from_json(cls, fields: dict[str, Any], network: Any = None) -> Fused:
         """The rule that `to_json` wrote."""
         pools = tuple(
             Pool(np.array(pool["weights"]), None if pool["offsets"] is None else np.array(pool["offsets"]))
-            for pool in data["pools"]
+            for pool in fields["pools"]
         )
-        return cls(data["confidence"], data["offsets"], pools, network)
+        return cls(fields["confidence"], fields["offsets"], pools, network)
