@@ -4,10 +4,12 @@
 
 Input: one or more tables of generate_data_for_CLCNet.py, of images that the models were not trained on. Given the
 .parquet tables of two to twelve models over the same images, in any order, it finds the best cascade of up to four of
-them, all of it chosen on four fifths of the images and scored on the last. Output, in --weight-save: cascade.json, which
-eval_custom_data.py --policy runs; CLCNet_custom_data.zip, trained on nine tenths of the rows and measured on the last;
-and CLCNet_custom_data_split.csv, which row was for training, validation or test. In --results-folder: cascades.csv and
-recommendation.json. From two .csv tables, which know no classes, it suggests a threshold for the paper's rule.
+them, all of it chosen on four fifths of the images and scored on the last. From two .csv tables, which know no classes,
+it suggests a threshold for the paper's rule.
+
+Output, in --weight-save: cascade.json, which eval_custom_data.py --policy runs; CLCNet_custom_data.zip, trained on nine
+tenths of the rows and measured on the last; CLCNet_custom_data_split.csv, which row was for training, validation or
+test (80/10/10). In --results-folder: cascades.csv and recommendation.json.
 """
 
 import argparse

@@ -29,7 +29,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 HeldOut = frozenset[int]  # folds that a pool was not fitted on
 
-PENALTIES = (None, 10.0, 2.0)  # on b, from the simplest pool to the freest; None is without b
+PENALTIES = (None, 30.0, 10.0, 3.0)  # on b, from the simplest pool to the freest; None is without b
 WEIGHT_PENALTY = 1e-3  # settles what the images leave open: equal models, and a model that is always right
 TOLERANCE = 1e-2  # of the fit, in standard errors of its parameters
 FIT_ROWS = 8000  # images that settle weights and offsets

@@ -30,7 +30,7 @@ Chain = tuple[int, ...]  # models in the order in which they are asked, cheapest
 Steps = tuple[NDArray[np.floating[Any]], Bools]  # confidence (K, N) and correct (K, N) after each model of a chain
 
 NUM_BINS = {1: 1, 2: 400, 3: 48, 4: 20}  # of every step's confidences, by the number of models
-AROUND = np.linspace(-0.4, 0.4, 9)  # points around a target over which the loss of a choice is averaged
+AROUND = np.linspace(-1, 1, 9)  # points around a target over which the loss of a choice is averaged
 FRONT_STEP = 0.1  # points between the rows of a front
 FRONT_ROWS = 60
 
