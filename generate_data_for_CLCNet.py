@@ -34,8 +34,9 @@ from timm.models import safe_model_name
 
 from clcnet import distributed
 from clcnet.classifiers.classes import class_readings
-from clcnet.classifiers.classifier import load_classifier, resolve_device, sum_up_remarks
+from clcnet.classifiers.classifier import load_classifier, resolve_device
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
+from clcnet.classifiers.loading import sum_up_remarks
 from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.data.tables import TableWriter, check_table_output
 from clcnet.files import atomic_path, output_lock

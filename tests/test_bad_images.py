@@ -14,7 +14,7 @@ from PIL import Image
 from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, GENERATE, Workshop, refusal
 
 from clcnet.classifiers import classifier as classifiers
-from clcnet.classifiers.classifier import ImageDataset
+from clcnet.classifiers.loading import ImageDataset
 from clcnet.data.images import errors_file, list_images
 from clcnet.data.outputs import Outputs
 

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 import scripts
 import torch
+from clcnet.cascade.resume import UnfinishedAnswers
+from clcnet.cascade.schedule import Outcome
 from scripts import (
     EVALUATE_CUSTOM,
     EVALUATE_FOLDS,
@@ -23,10 +25,8 @@ from scripts import (
     refusal,
 )
 
-from clcnet.cascade.resume import UnfinishedAnswers
-from clcnet.cascade.schedule import Outcome
 from clcnet.classifiers import classifier as classifiers
-from clcnet.classifiers.classifier import ImageDataset
+from clcnet.classifiers.loading import ImageDataset
 from clcnet.files import atomic_paths, check_output, output_lock
 
 resource = pytest.importorskip("resource", reason="limits of a process are Unix's")
@@ -187,7 +187,7 @@ def test_a_signal_ends_the_work_with_one_line_and_130(
 ) -> None:
     before = lay_old(workshop, script, tmp_path)
     place = (
-        "clcnet.classifiers.classifier.ImageDataset.read"
+        "clcnet.classifiers.loading.ImageDataset.read"
         if script in ON_IMAGES
         else "clcnet.network.training.metrics.brier"
     )

@@ -20,13 +20,8 @@ from PIL import Image
 from timm.data import ImageDataset, create_loader, resolve_model_data_config
 
 from clcnet.classifiers import classifier as classifiers
-from clcnet.classifiers import stream, timing
-from clcnet.classifiers.classifier import (
-    Classifier,
-    is_out_of_memory,
-    load_classifier,
-    resolve_device,
-)
+from clcnet.classifiers import loading, stream, timing
+from clcnet.classifiers.classifier import Classifier, is_out_of_memory, load_classifier, resolve_device
 from clcnet.classifiers.stream import Batch, Round, classify
 from clcnet.data.images import list_images
 
@@ -274,9 +269,9 @@ def test_what_the_model_sees_otherwise_than_a_viewer_is_remarked_on(
     assert {images.names[index] for index in remarks} == {name for name, (_, words) in REMARKABLE.items() if words}
     for index, remark in remarks.items():
         assert REMARKABLE[images.names[index]][1] in remark
-    line = classifiers.sum_up_remarks(remarks.values())
+    line = loading.sum_up_remarks(remarks.values())
     assert "3 with values beyond 8 bits" in line and "3 with an orientation tag" in line
-    assert classifiers.sum_up_remarks([]) == ""
+    assert loading.sum_up_remarks([]) == ""
 
 
 def test_a_decompression_bomb_is_left_out(
@@ -291,15 +286,15 @@ def test_a_decompression_bomb_is_left_out(
 def test_an_image_that_fails_once_is_reported_with_the_reason_of_that_once(
     image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = classifiers.ImageDataset.read
+    read = loading.ImageDataset.read
     calls = iter([OSError("stale file handle")])
 
-    def fail_once(self: classifiers.ImageDataset, position: int) -> Image.Image:
+    def fail_once(self: loading.ImageDataset, position: int) -> Image.Image:
         for error in calls:
             raise error
         return read(self, position)
 
-    monkeypatch.setattr(classifiers.ImageDataset, "read", fail_once)
+    monkeypatch.setattr(loading.ImageDataset, "read", fail_once)
     reasons = reasons_of(classify(classifier, list_images(image_folder()), workers=0))
     assert reasons == {0: "stale file handle"}
 
@@ -307,7 +302,7 @@ def test_an_image_that_fails_once_is_reported_with_the_reason_of_that_once(
 def test_a_decoding_process_that_dies_is_said_in_one_line(
     image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classifiers.ImageDataset, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(loading.ImageDataset, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(ChildProcessError, match="fewer --workers"):
         list(classify(classifier, list_images(image_folder()), workers=1))
 
@@ -367,7 +362,7 @@ def test_freed_memory_is_returned_before_decoding_processes_share_it(monkeypatch
         torch.utils.data.DataLoader, "__iter__", lambda loader: events.append("start processes") or start(loader)
     )
     # a loader of torch's own starts its processes at once, one of timm's with the first batch
-    assert len(list(classifiers.loaded_batches(torch.utils.data.DataLoader([1, 2, 3], num_workers=1)))) == 3
+    assert len(list(loading.loaded_batches(torch.utils.data.DataLoader([1, 2, 3], num_workers=1)))) == 3
     assert events == ["return", "start processes"]
 
 
@@ -725,9 +720,9 @@ def test_defaults_suit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert classifiers.default_batch_size(torch.device("cpu")) == 64
     assert classifiers.default_batch_size(torch.device("cuda")) == 256
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
-    assert classifiers.default_workers() == 8
+    assert loading.default_workers() == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert classifiers.default_workers() == 3
+    assert loading.default_workers() == 3
 
 
 def test_labels_given_by_index_in_the_models_configuration_are_understood(classifier: Classifier) -> None:

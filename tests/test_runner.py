@@ -15,7 +15,8 @@ from scripts import interrupt_after
 from clcnet import Cascade, distributed
 from clcnet.cascade.rule import Surest
 from clcnet.cascade.runner import FolderRun, Stopwatch, run_folder, write_result
-from clcnet.classifiers.classifier import Classifier, ImageDataset, load_classifier
+from clcnet.classifiers.classifier import Classifier, load_classifier
+from clcnet.classifiers.loading import ImageDataset
 from clcnet.classifiers.schedule import NOTHING, Indices, cut
 from clcnet.classifiers.stream import Batch, Round, classify, stream
 from clcnet.data.images import ImageSet, list_images

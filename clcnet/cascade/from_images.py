@@ -14,8 +14,9 @@ from clcnet.cascade.curve import Ints
 from clcnet.cascade.evaluation import Evaluation, folds_by_name, judge
 from clcnet.cascade.rule import CLCNET, Judged
 from clcnet.classifiers.classes import class_readings
-from clcnet.classifiers.classifier import Classifier, sum_up_remarks
+from clcnet.classifiers.classifier import Classifier
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
+from clcnet.classifiers.loading import sum_up_remarks
 from clcnet.classifiers.timing import milliseconds_together
 from clcnet.data.images import ImageSet
 from clcnet.network.model import CLCNet

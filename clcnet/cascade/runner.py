@@ -17,8 +17,9 @@ from tqdm import tqdm
 from clcnet import distributed
 from clcnet.cascade.rule import Rule
 from clcnet.classifiers.classes import Reading, match_classes
-from clcnet.classifiers.classifier import Classifier, default_batch_size, sum_up_remarks
+from clcnet.classifiers.classifier import Classifier, default_batch_size
 from clcnet.classifiers.kept import Kept, kept_answers
+from clcnet.classifiers.loading import sum_up_remarks
 from clcnet.classifiers.schedule import NOTHING, Entering, Indices
 from clcnet.classifiers.stream import Batch, Round, stream
 from clcnet.data.images import ImageSet

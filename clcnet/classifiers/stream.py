@@ -20,16 +20,8 @@ from timm.data import create_transform
 from timm.data.loader import adapt_to_chs
 
 from clcnet import distributed
-from clcnet.classifiers.classifier import (
-    Classifier,
-    HalvingForward,
-    ImageDataset,
-    ReadImages,
-    collate,
-    default_batch_size,
-    default_workers,
-    loaded_batches,
-)
+from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size
+from clcnet.classifiers.loading import ImageDataset, ReadImages, collate, default_workers, loaded_batches
 from clcnet.classifiers.schedule import Entering, Indices, Schedule, Task, cut
 from clcnet.data.images import ImageSet
 
