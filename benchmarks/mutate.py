@@ -30,14 +30,12 @@ RESULT = ROOT / "benchmarks" / "results" / "mutations.md"
 NUM_PROCESSES = 2
 SWAPS = ("Lt LtE", "Gt GtE", "Eq NotEq", "Is IsNot", "In NotIn", "And Or", "Add Sub", "Mult Div", "BitAnd BitOr")
 OPERATORS = {getattr(ast, a): getattr(ast, b) for a, b in map(str.split, SWAPS)}
-OPERATORS |= {new: old for old, new in OPERATORS.items()} | {
-    ast.FloorDiv: ast.Mult,
-    ast.Pow: ast.Mult,
-    ast.Mod: ast.Mult,
-}
+OPERATORS |= {new: old for old, new in OPERATORS.items()}
+OPERATORS |= {ast.FloorDiv: ast.Mult, ast.Pow: ast.Mult, ast.Mod: ast.Mult}
 NAMES = {"min": "max", "minimum": "maximum", "argmin": "argmax", "any": "all", "floor": "ceil"}
 NAMES |= {new: old for old, new in NAMES.items()}
 SIDES = {"left": "right", "right": "left"}
+TYPES = ("annotation", "returns")
 UNCHANGED = ast.Raise | ast.Assert | ast.Import | ast.ImportFrom  # no figure comes from messages
 
 
@@ -74,7 +72,7 @@ def changes(node: Any) -> Iterator[tuple[str, object]]:
                 yield "upper", ast.BinOp(node.upper, ast.Add(), ast.Constant(1))
         case ast.IfExp() | ast.If():
             yield "test", ast.UnaryOp(ast.Not(), node.test)
-        case ast.Return(value=ast.Compare() | ast.BoolOp()):
+        case ast.Return(value=ast.Compare() | ast.BoolOp() | ast.Call(func=ast.Name(id="bool"))):
             yield "value", ast.UnaryOp(ast.Not(), node.value)
         case ast.Return() if node.value is not None and "nan" not in ast.unparse(node.value):
             yield "value", ast.UnaryOp(ast.USub(), node.value)
@@ -84,11 +82,7 @@ def inner_nodes(node: ast.AST, whole: ast.AST | None = None) -> Iterator[tuple[A
     """All nodes below that can sway a figure, types apart, each with the one to be written anew: an f-string whole."""
     for name, value in ast.iter_fields(node):
         for child in value if isinstance(value, list) else [value]:
-            if (
-                isinstance(child, ast.AST)
-                and name not in ("annotation", "returns")
-                and not isinstance(child, UNCHANGED)
-            ):
+            if isinstance(child, ast.AST) and name not in TYPES and not isinstance(child, UNCHANGED):
                 written = whole or child
                 yield child, written
                 yield from inner_nodes(child, written if isinstance(written, ast.JoinedStr) else None)
@@ -185,7 +179,8 @@ def main() -> None:
             alive = survivors_of(mutants, args.tests or tests_of(path), trees)
             table += f"| `{path}` | {len(mutants)} | {len(mutants) - len(alive)} | {len(alive)} |\n"
             listed += "".join(f"\n`{it.path}:{it.line}`\n```diff\n{it.diff}\n```\n" for it in sorted(alive))
-    RESULT.write_text(f"Made by `python -m benchmarks.mutate`.\n\n{table}{listed}", encoding="utf-8")
+    command = " ".join(["python -m benchmarks.mutate", *sys.argv[1:]])
+    RESULT.write_text(f"Made by `{command}`.\n\n{table}{listed}", encoding="utf-8")
     print(table)
     sys.exit(bool(listed))
 
