@@ -128,6 +128,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     images = list_images(args.custom_data, class_map=args.class_map, labels=args.labels, any_folder=True)
     clcnet = CLCNet.load(args.weight, device=device)
     with distributed.processes():
+        for line in images.notes if distributed.is_main() else ():
+            print(line, flush=True)
         shallow = load_model(args, "shallow", device)
         # never asked at such a threshold, so it need not be had
         deep = load_model(args, "deep", device) if args.threshold > SHALLOW_ALONE else shallow
@@ -135,8 +137,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         targets, note = known_targets(images, shallow, answers_to(images, shallow, args.batch_size, args.workers))
         if distributed.is_main():
             print(f"{len(images)} images in {args.custom_data}", flush=True)
-            for line in (*images.notes, *filter(None, [note])):
-                print(line, flush=True)
+            if note:
+                print(note, flush=True)
         try:
             summary = answer_folder(
                 cascade,

@@ -84,6 +84,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if not images.has_labels:
         raise ValueError(f"image folder {args.data_path} has no class folders; make them, or give --labels")
     with distributed.processes():
+        for line in images.notes if distributed.is_main() else ():
+            print(line, flush=True)
         classifier = load_classifier(
             args.model,
             weight=args.model_weight,
@@ -95,8 +97,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if distributed.is_main():
             print(classifier.describe(), flush=True)
             print(f"{len(images)} images of {len(images.class_names)} classes in {args.data_path}", flush=True)
-            for line in (*images.notes, *filter(None, [note])):
-                print(line, flush=True)
+            if note:
+                print(note, flush=True)
         try:
             outcome = generate_table(
                 classifier,
