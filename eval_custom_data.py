@@ -135,9 +135,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     inputs = [args.labels, args.class_map, args.weight, args.policy, args.shallow_model_weight, args.deep_model_weight]
     output = check_output(args.result, inputs=inputs)
     device = resolve_device(args.device)
-    images = list_images(args.custom_data, class_map=args.class_map, labels=args.labels, any_folder=True)
     with distributed.processes():
         models, rule, thresholds, flops = load_cascade(args, device)
+        known = models[0].label_names or ()
+        images = list_images(args.custom_data, args.class_map, args.labels, any_folder=True, model_classes=known)
         names = STAGES[: len(models)] if len(models) <= len(STAGES) else [model.name for model in models]
         readings, note = possible_readings(images, models[0])
         if distributed.is_main():

@@ -131,13 +131,13 @@ def choose_reading(
     gains, losses = int((right[best] & ~right[0]).sum()), int((right[0] & ~right[best]).sum())
     chance = sum(math.comb(gains + losses, wins) for wins in range(gains, gains + losses + 1)) / 2 ** (gains + losses)
     taken = best if chance < _DOUBT else 0
-    fits = "; ".join(
-        f"{reading.words}: {100 * hits.mean():.1f}% right" if len(hits) else f"{reading.words}: not tried"
+    fits = (
+        reading.words + (f": {100 * hits.mean():.1f}% right" if len(hits) else "")
         for reading, hits in zip(readings, right, strict=True)
     )
     return readings[taken], (
-        f"the classes may be taken {' or '.join(reading.words for reading in readings)}; of {len(top1)} images that "
-        f"tell, {fits}; taken {readings[taken].words}; a --class-map settles it"
+        f"the classes may be taken {'; or '.join(fits)}, of {len(top1)} images that tell these apart; the "
+        f"{('first', 'second', 'third')[taken]} is taken; a --class-map settles it"
     )
 
 
