@@ -11,16 +11,17 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import PIL
 import timm
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from timm.data.config import resolve_model_data_config
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from timm.data.transforms_factory import create_transform
@@ -39,6 +40,8 @@ GPU_BATCH_SIZE = 256
 CPU_BATCH_SIZE = 64
 MAX_WORKERS = 8  # enough decoders for one device; more only take memory
 
+REMARK = "clcnet remark"  # in PIL's `info`
+
 
 @dataclass
 class Classifier:
@@ -49,7 +52,7 @@ class Classifier:
         name: its name, with the tag of its pretrained weights where timm knows one.
         num_classes: C.
         label_names: the names of its classes in its own order, where they are known.
-        label_names_inferred: whether they were guessed from the number of classes (ImageNet's).
+        label_names_inferred: whether they were guessed from the number of classes (ImageNet's), for timm's own weights.
         data_config: timm's: input size, interpolation, crop, mean, standard deviation.
         device: where it runs.
         amp: type of the mixed precision, or None for float32 throughout.
@@ -237,6 +240,8 @@ def load_classifier(
     if note:
         _logger.warning(note)
     label_names, inferred = _label_names(model)
+    if inferred and (weight is not None or (":" in name and not name.startswith("hf-hub:timm/"))):
+        label_names, inferred = None, False  # somebody's own thousand classes need not be ImageNet's
     return Classifier(
         model=model.to(device).to(memory_format=_memory_format(channels_last)),
         name=resolved,
@@ -267,54 +272,6 @@ def _label_names(model: nn.Module) -> tuple[list[str] | None, bool]:
     return (ImageNetInfo(subset).label_names(), True) if subset else (None, False)
 
 
-def class_indices(images: ImageSet, classifier: Classifier, by_position: bool = False) -> np.ndarray:
-    """The images' classes as the classifier numbers them.
-
-    Class names are looked up among the classifier's own, or among the WordNet ids of ImageNet. Other names that are
-    numbers are class indices. What else there is counts in natural order, as in timm, unless the classifier brought
-    names of its own.
-
-    Args:
-        images: a data set; its classes are those of the whole data set, also in a subset.
-        classifier: the model.
-        by_position: take the data set's own numbers (a class map's) without looking at names.
-
-    Returns:
-        (N,) int64, -1 for an image without a label.
-
-    Raises:
-        ValueError: the classes cannot be the classifier's: too many, too few, or not its names.
-    """
-    mapping = _positions(images.class_names, classifier, by_position)
-    # the last entry serves the images without a label, whose target is -1
-    indices: np.ndarray = np.array([*mapping, -1], dtype=np.int64)[images.targets]
-    return indices
-
-
-def _positions(names: list[str], classifier: Classifier, by_position: bool) -> list[int]:
-    known = {name: index for index, name in enumerate(classifier.label_names or [])}
-    unknown = [name for name in names if name not in known]
-    if not by_position:
-        if not unknown:
-            return [known[name] for name in names]
-        if unknown == names and all(name.isascii() and name.isdigit() for name in names):
-            numbers = [int(name) for name in names]
-            if len(set(numbers)) == len(names) and max(numbers) < classifier.num_classes:
-                return numbers
-        elif known and not classifier.label_names_inferred:
-            raise ValueError(
-                f"class {unknown[0]!r} of the images is not among the classes of {classifier.name} "
-                f"({', '.join(list(known)[:3])}, ...){', though others are' if unknown != names else ''}; rename it or "
-                "give a --class-map"
-            )
-    if len(names) != classifier.num_classes and not (by_position and len(names) < classifier.num_classes):
-        raise ValueError(
-            f"the images have {len(names)} classes but {classifier.name} has {classifier.num_classes}; give the model "
-            "trained on these classes, or a --class-map"
-        )
-    return list(range(len(names)))
-
-
 def default_batch_size(device: torch.device) -> int:
     """Images a batch when the user names no number."""
     return CPU_BATCH_SIZE if device.type == "cpu" else GPU_BATCH_SIZE
@@ -333,10 +290,12 @@ class ReadImages:
     Attributes:
         positions: (B,) in the data set.
         reasons: position of an image that could not be read -> why.
+        remarks: position of one of which the model sees less than there is -> what.
     """
 
     positions: np.ndarray
     reasons: dict[int, str]
+    remarks: dict[int, str]
 
     @property
     def readable(self) -> np.ndarray:
@@ -344,14 +303,17 @@ class ReadImages:
         return np.array([position not in self.reasons for position in self.positions.tolist()], np.bool_)
 
 
-def collate(batch: Sequence[tuple[torch.Tensor, int, str]]) -> tuple[torch.Tensor, ReadImages]:
+def collate(batch: Sequence[tuple[torch.Tensor, int, str, str]]) -> tuple[torch.Tensor, ReadImages]:
     """Make a batch of what `ImageDataset` gives: (B, channels, height, width) uint8, and which images they are."""
-    images, positions, reasons = zip(*batch, strict=True)
-    unread = {position: reason for position, reason in zip(positions, reasons, strict=True) if reason}
-    return torch.utils.data.default_collate(list(images)), ReadImages(np.array(positions), unread)
+    images, positions, reasons, remarks = zip(*batch, strict=True)
+    unread, remarked = (
+        {position: text for position, text in zip(positions, texts, strict=True) if text}
+        for texts in (reasons, remarks)
+    )
+    return torch.utils.data.default_collate(list(images)), ReadImages(np.array(positions), unread, remarked)
 
 
-class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int, str]]):
+class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int, str, str]]):
     """Images for timm's loader, each with its position; for a file that cannot be read a black one, and the reason."""
 
     def __init__(self, images: ImageSet, classifier: Classifier) -> None:
@@ -360,16 +322,18 @@ class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int, str]]):
         self.mode = classifier.image_mode
         self.input_size = classifier.input_size
         self.transform: Callable[[Image.Image], torch.Tensor] | None = None  # create_loader sets it
+        self._most_pixels = Image.MAX_IMAGE_PIXELS  # which a process that is not forked would not know
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, int, str]:
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int, str, str]:
         assert self.transform is not None
         try:
-            return self.transform(self.read(position)), position, ""
+            image = self.read(position)
+            return self.transform(image), position, "", image.info.get(REMARK, "")
         except Exception as error:  # PIL's decoders raise nearly everything: OSError, SyntaxError, struct.error, ...
-            return torch.zeros(self.input_size, dtype=torch.uint8), position, self._reason(position, error)
+            return torch.zeros(self.input_size, dtype=torch.uint8), position, self._reason(position, error), ""
 
     def path(self, position: int) -> str:
         """Where the image lies."""
@@ -377,12 +341,15 @@ class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int, str]]):
 
     def read(self, position: int) -> Image.Image:
         """Decode an image in the model's mode."""
+        Image.MAX_IMAGE_PIXELS = self._most_pixels
         return read_image(self.path(position), self.mode, self.input_size)
 
     def _reason(self, position: int, error: Exception) -> str:
         path = self.path(position)  # which PIL likes to repeat
         text = (error.strerror if isinstance(error, OSError) else None) or str(error)
         text = text.replace(repr(path), "").replace(path, "")
+        if isinstance(error, Image.DecompressionBombError):
+            text += "; --max-image-pixels lets it in"
         return " ".join(text.split()) or type(error).__name__
 
 
@@ -394,6 +361,9 @@ def read_image(image: Image.Image | str | os.PathLike[str], mode: str, input_siz
         mode: of PIL, for what is returned.
         input_size: channels, height and width of what the model sees.
 
+    Returns:
+        The image; `info[REMARK]` says what of it the model does not see, where there is something.
+
     Raises:
         Exception: it is not a readable image. PIL's decoders raise nearly everything.
     """
@@ -401,11 +371,41 @@ def read_image(image: Image.Image | str | os.PathLike[str], mode: str, input_siz
         if image.format not in (None, "MPO", *IMAGE_FORMATS):  # MPO: a JPEG of several pictures, opened as JPEG
             raise ValueError(f"its format, {image.format}, is not one of {' '.join(IMAGE_FORMATS)}; convert it first")
         _refuse_strip(image.size, input_size)
-        return image.convert(mode)
+        converted = image.convert(mode)
+        remark = remark_on(image)
+        if remark:
+            converted.info[REMARK] = remark
+        return converted
     if not stat.S_ISREG(os.stat(image).st_mode):
         raise OSError("a directory, pipe or device, not a file")  # a pipe would be waited for forever
     with Image.open(image, formats=[*IMAGE_FORMATS]) as opened:
         return read_image(opened, mode, input_size)
+
+
+def remark_on(image: Image.Image) -> str:
+    """What is lost when PIL brings a decoded image into 8 bits of gray or red, green and blue; empty if nothing is."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        low, high = cast(tuple[float, float], image.getextrema())
+        if low < 0 or high > 255:
+            return "values beyond 8 bits, which are clipped"
+        if image.mode == "F" and high <= 1:
+            return "fractions from 0 to 1, which become black"
+    with contextlib.suppress(Exception):  # a broken tag is no broken image
+        if image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # PIL turns a TIFF itself
+            return "an orientation tag, which is not heeded"
+    if (
+        image.has_transparency_data
+        and cast(tuple[int, int], image.convert("RGBA").getchannel("A").getextrema())[0] < 255
+    ):
+        return "transparency, which is dropped"
+    return ""
+
+
+def sum_up_remarks(remarks: Iterable[str]) -> str:
+    """One line on all of a run's remarks, as timm's way of reading images explains them; empty where there are none."""
+    counts = Counter(remarks)
+    said = "; ".join(f"{count} with {remark}" for remark, count in counts.most_common())
+    return f"images that the models see otherwise than a viewer shows them, as in timm: {said}" if said else ""
 
 
 def _refuse_strip(size: tuple[int, int], input_size: tuple[int, int, int]) -> None:
