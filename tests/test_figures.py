@@ -146,7 +146,7 @@ def test_comparison_of_all_rules(bench: Bench, searched: tuple[Finished, Path], 
         row = {column: np.nan if value is None else value for column, value in row.items()}
         found = {column: row[column] for column in expected}
         assert found == pytest.approx(expected, abs=tolerance, nan_ok=True), name
-        halved = [*list(expected)[:5], "area"]  # printed with half the width of their intervals
+        halved = [*list(expected)[:5], "area", "area_50"]  # printed with half the width of their intervals
         said = [x for name in halved for x in (row[name], (row[f"{name}_high"] - row[f"{name}_low"]) / 2)]
         if name != "CLCNet":
             said += [row["area_gain"], row["area_gain_low"], row["area_gain_high"]]

@@ -252,7 +252,7 @@ def test_without_classes_rules_over_them_are_left_out_and_head_starts_come_in(co
     assert names - set(contenders) == {"CLCNet, head start", "max softmax, head start"}
     assert set(contenders) - names == set(left_out)
     renumbered = [MODELS[0], Outputs.from_probs(MODELS[1].probs[:, ::-1], targets=5 - TARGETS, record=MODELS[1].record)]
-    assert compare(judged(renumbered), FOLDS)[1] == left_out
+    assert set(compare(judged(renumbered), FOLDS)[1]) == set(left_out) - {"corrected shallow", "corrected deep"}
 
 
 def test_a_new_score_is_compared_by_itself(monkeypatch):
