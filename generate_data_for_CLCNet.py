@@ -33,6 +33,7 @@ import torch
 from timm.models import safe_model_name
 
 from clcnet import distributed
+from clcnet.classifiers.checkpoint import doubt_top1
 from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import load_classifier, resolve_device
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
@@ -117,6 +118,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if seconds:
             summary += f"; {speed:.1f} images/s"
         print(f"{summary}; table in {output}")
+        doubt = doubt_top1(num_right, num_rows, classifier.num_classes, classifier.trained_top1)
+        if doubt:
+            print(f"warning: {doubt}")
     return {
         "output": output,
         "model": classifier.name,

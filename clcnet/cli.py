@@ -248,11 +248,20 @@ def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
         help="resampling filter (default: the model's)",
     )
+    for name in ("mean", "std"):
+        group.add_argument(
+            f"--{name}",
+            type=finite_float,
+            nargs="+",
+            metavar="SHARE",
+            help=f"{name} of each channel, or of all, in shares of 255 (default: the model's)",
+        )
 
 
 def classifier_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `load_classifier` takes from the flags that all scripts with classifiers share."""
-    names = ("num_classes", "img_size", "crop_pct", "crop_mode", "interpolation", "amp", "channels_last", "compile")
+    preprocessing = ("img_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+    names = ("num_classes", *preprocessing, "amp", "channels_last", "compile")
     return {name: getattr(args, name) for name in names}
 
 
