@@ -141,8 +141,17 @@ class Classifier:
         """
         batch = batch.to(self.device, memory_format=_memory_format(self.channels_last))
         precision = torch.autocast(self.device.type, self.amp) if self.amp else contextlib.nullcontext()
-        with precision:
-            logits = self._runner(batch)
+        try:
+            with precision:
+                logits = self._runner(batch)
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")) or is_out_of_memory(error):
+                raise
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ValueError(
+                f"{self.name} cannot be compiled here ({reason}); torch.compile needs a C++ compiler such as g++, on a "
+                "GPU Triton too: install it, or leave out --compile"
+            ) from error
         return logits.float().softmax(dim=-1)
 
     def describe(self) -> str:

@@ -143,7 +143,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def of_training(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What evaluation needs of the arguments of timm's train.py, as its checkpoints keep them, where they make sense."""
+    """What evaluation needs of the arguments of timm's train.py, which its checkpoints keep, where they make sense."""
     names = ("model", "num_classes", "in_chans", "input_size", "img_size", "mean", "std", "interpolation", "crop_pct")
     values = {name: arguments.get(name) for name in names}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
