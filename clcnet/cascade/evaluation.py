@@ -49,11 +49,6 @@ class Evaluation:
         found = [each.record.milliseconds for each in self.outputs]
         return None if None in found else [float(one) for one in found if one is not None]
 
-    @property
-    def complete(self) -> list[Judged]:
-        """The outputs that are over all N images."""
-        return [each for each in self.outputs if len(each) == len(self.folds)]
-
 
 def evaluation_of_tables(
     paths: Sequence[Path],
