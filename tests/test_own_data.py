@@ -1,18 +1,26 @@
 """From two or more models of one's own to a policy: names told apart, weights of other models refused."""
 
 import csv
+import dataclasses
+import json
 import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import scripts
 from PIL import Image
 from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, TRAIN_CUSTOM, refusal
 
 from clcnet import CLCNet, Outputs, cli
+from clcnet.cascade.fused import Fused
+from clcnet.cascade.search import Choice, Found, Scored
+from clcnet.cascade.selection import Goal
+from clcnet.classifiers.classifier import load_classifier
+from clcnet.report.cascades import Single, Units, judge
 
 Factory = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,3 +127,114 @@ def test_a_growing_inbox_asks_the_models_about_the_new_images_alone_and_keeps_th
     after = answer()
     assert [row["file"] for row in after] == ["monday/new.png", "monday/x.png", "tuesday/y.png"]
     assert after[1:] == before and set(asked.values()) == {1}
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def found(correct: np.ndarray, spent: np.ndarray, target: float) -> Found:
+    choice = Choice((0, 1), (0.5,), 100 * correct.mean(), spent.mean())
+    scored = Scored(correct, spent[None])
+    return Found(target, choice, Fused(), np.array([1, 0.5]), spent.mean(keepdims=True), True, scored)
+
+
+def single(name: str, correct: np.ndarray, cost: float) -> Single:
+    return Single(0, name, False, Scored(correct, np.full((1, len(correct)), cost)))
+
+
+RIGHT = np.arange(1000) < 900  # 90%
+UNITS = Units(("FLOPs",))
+
+
+@pytest.mark.parametrize(
+    ("share_on", "choice", "reason"),
+    [
+        (0.80, "cascade", "1.11x less"),  # 1 + 0.8 * 10 = 9 of 10
+        (0.85, "deep", "a cascade saves less than 10%"),  # 10 / 9.5 = 1.05
+        (0.90, "deep", "not sure that a cascade costs less"),  # as much as the deep model alone
+        (1.00, "deep", "not sure that a cascade costs less"),  # one more
+    ],
+)
+def test_a_cascade_is_recommended_from_a_saving_of_ten_percent_on(share_on: float, choice: str, reason: str) -> None:
+    spent = 1 + 10.0 * (np.arange(1000) % 100 < 100 * share_on)
+    verdict = judge(found(RIGHT, spent, 90), Goal("match"), [single("deep", RIGHT, 10)], UNITS, 10)
+    assert (verdict.choice, reason in verdict.reason) == (choice, True), verdict.reason
+
+
+def test_no_saving_is_recommended_whose_interval_includes_none() -> None:
+    """Ten images: the mean is 20% cheaper, and that may be chance."""
+    spent = np.array([1.0] * 4 + [12.0] * 6)
+    verdict = judge(found(RIGHT[:10], spent, 100), Goal("match"), [single("deep", RIGHT[:10], 9.5)], UNITS, 10)
+    assert verdict.saving > 1.1 and verdict.saving_interval[0] < 1
+    assert verdict.choice == "deep" and "not sure" in verdict.reason
+
+
+def test_where_no_model_reaches_the_target_a_cascade_that_costs_more_must_be_surely_better() -> None:
+    dear, better = np.full(1000, 11.0), np.arange(1000) < 930
+    alone = [single("deep", RIGHT, 10)]
+    assert judge(found(better, dear, 99), Goal("accuracy", 99), alone, UNITS, 10).choice == "cascade"
+    barely = np.roll(RIGHT, 50)  # as many others
+    barely[:2] = True
+    verdict = judge(found(barely, dear, 99), Goal("accuracy", 99), alone, UNITS, 10)
+    assert verdict.choice == "deep" and "does not hold 99.00%" in verdict.reason
+
+
+def test_a_budget_below_every_model_gives_the_cheapest_one_and_says_so() -> None:
+    models = [single("small", RIGHT, 2), single("large", RIGHT, 10)]
+    verdict = judge(found(RIGHT, np.full(1000, 2.0), 1), Goal("flops", 1), models, UNITS, 10)
+    assert verdict.choice == "small" and "nothing costs as little as 1B" in verdict.reason
+
+
+def test_training_says_first_what_to_use_then_what_giving_up_saves_then_details(tmp_path: Path) -> None:
+    files = save_outputs(tmp_path, {"small": 2.0, "big": 4.0}, num_images=1500)
+    finished = train(tmp_path / "weights", "--cls-output", *files)
+    assert finished.code == 0, finished.err
+    verdict, table, details = (finished.out.index(words) for words in ("Verdict: use ", "| Give up", "CLCNet   "))
+    assert verdict < table < details
+    (line,) = (line for line in finished.out.splitlines() if line.startswith("Verdict"))
+    assert line.count(". ") == 2 and "1,500 images" in line and "of its multiply-adds" in line
+    assert "of its time" not in line  # nobody measured any
+    table_file = pd.read_csv(tmp_path / "weights" / "results" / "cascades.csv")
+    assert "milliseconds" not in table_file or table_file["milliseconds"].isna().all()
+
+
+def test_time_and_money_come_from_one_measurement_of_all_models_in_turns(
+    tmp_path: Path, classifier_dir: Factory
+) -> None:
+    names = [f"local-dir:{classifier_dir(seed=seed)}" for seed in (1, 2)]
+    models = [load_classifier(name, device="cpu") for name in names]
+    files = save_outputs(tmp_path, dict(zip(names, (2.0, 4.0), strict=True)), num_images=1500)
+    for file, model in zip(files, models, strict=True):
+        outputs = Outputs.load(file)  # as step 3 writes it; a time of another day must not count
+        record = dataclasses.replace(outputs.record, weights=model.key, loaded_from=model.loaded_from, milliseconds=1e6)
+        dataclasses.replace(outputs, record=record).save(file)
+    money = ("--cost", "time", "--price-per-hour", 3600, "--images-per-month", 1e6)
+    finished = train(tmp_path / "weights", "--cls-output", *files, *money)
+    assert finished.code == 0, finished.err
+    assert "batches of random pixels in 5 turns, without reading images" in finished.out
+    assert "Hours a month" in finished.out and "Money a month" in finished.out
+    recommended = json.loads((tmp_path / "weights" / "results" / "recommendation.json").read_text())
+    assert all(0 < rival["milliseconds"] < 1000 for rival in recommended["rivals"])
+
+
+def test_models_that_cannot_be_had_any_more_are_not_timed_from_memory(tmp_path: Path) -> None:
+    files = save_outputs(tmp_path, {"small": 2.0, "big": 4.0}, milliseconds=3.0)
+    message = refusal(train(tmp_path / "weights", "--cls-output", *files, "--cost", "time"))
+    assert "small cannot be timed" in message
+
+
+# ---------------------------------------------------------------- images that a model was trained on
+
+
+def test_a_model_that_is_nearly_always_right_is_doubted_and_an_able_one_is_not(tmp_path: Path) -> None:
+    files = save_outputs(tmp_path, {"able": 2.0, "knows them by heart": 12.0})
+    finished = train(tmp_path / "weights", "--cls-output", *files)
+    doubted = [line for line in finished.out.splitlines() if line.startswith("warning")]
+    assert len(doubted) == 1 and "model2.parquet is right on 100.00%" in doubted[0]
+    assert "no model was trained on" in doubted[0]
+
+
+def test_help_of_step_3_says_which_images_a_table_must_come_from() -> None:
+    import generate_data_for_CLCNet
+
+    assert "not trained on" in " ".join(generate_data_for_CLCNet.get_args_parser().format_help().split())

@@ -36,7 +36,9 @@ def test_the_weights_are_those_of_the_demo_and_have_the_figures_that_it_printed(
         assert clcnet.metadata["training_folds"] == [other for other in range(1, 6) if other != fold]
     names = ("auroc", "aurc", "mse", "calibration_error")
     printed = measured(f"fold {fold}" if fold else "CLCNet")
-    assert [f"{clcnet.metadata['test'][name]:.4f}" for name in names] == printed, "copy data/demo/weights to weights/demo"
+    assert [f"{clcnet.metadata['test'][name]:.4f}" for name in names] == printed, (
+        "copy data/demo/weights to weights/demo"
+    )
 
 
 def test_they_are_a_few_hundred_kilobytes() -> None:

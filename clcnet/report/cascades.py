@@ -27,6 +27,7 @@ from clcnet.report.tables import format_flops, format_interval, markdown, write_
 LEAST_SAVING = 10.0  # percent; less is not worth a second model
 GIVE_UP = (0.0, 0.5, 1.0, 2.0)  # points of accuracy in the table of what they save
 _HOURS = 3600 * 1000  # milliseconds
+_NOUNS = {"FLOPs": "multiply-adds", "milliseconds": "time"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Units:
     @property
     def noun(self) -> str:
         """What is saved."""
-        return "multiply-adds" if self.names[0] == "FLOPs" else "time"
+        return _NOUNS[self.names[0]]
 
 
 @dataclass(frozen=True)
@@ -122,17 +123,15 @@ def judge(found: Found, goal: Goal, singles: Sequence[Single], units: Units, lea
     fitted = found.cross_fitted
     if goal.kind == "flops":
         affordable = [single for single in singles if single.cost <= goal.value * (1 + 1e-9)]
-        rival = max(affordable, key=lambda single: single.scored.accuracy) if affordable else None
-        if rival is None:
+        if not affordable:
             rival = min(singles, key=lambda single: single.cost)
+            reason = f"nothing costs as little as {units.format(goal.value)}, and this is the cheapest"
+            return Verdict(rival.name, reason, rival, *fitted.saving(rival.cost), rival)
+        rival = max(affordable, key=lambda single: single.scored.accuracy)
         saving, interval = fitted.saving(rival.cost)
-        means = resampled_means(np.stack([fitted.correct, rival.scored.correct], axis=1))
-        low, high = percentile_interval(100 * (means[:, 0] - means[:, 1]))
-        gain = fitted.accuracy - rival.scored.accuracy
-        figures = (
-            f"{gain:+.2f} points [{low:+.2f}, {high:+.2f}] against {rival.name}, within {units.format(goal.value)}"
-        )
-        if low > 0 or not affordable:
+        gain, figures = _gain(fitted, rival)
+        figures += f", within {units.format(goal.value)}"
+        if gain > 0:
             return Verdict("cascade", figures, rival, saving, interval, None)
         reason = f"it is not sure that a cascade gains anything: {figures}"
         return Verdict(rival.name, reason, rival, saving, interval, rival)
@@ -142,13 +141,11 @@ def judge(found: Found, goal: Goal, singles: Sequence[Single], units: Units, lea
         f"{saving:.2f}x less {units.noun} than {rival.name} [{interval[0]:.2f}, {interval[1]:.2f}] at "
         f"{fitted.accuracy:.2f}% where {found.target:.2f}% was asked for"
     )
-    rival_reaches = rival.scored.accuracy >= found.target - 1e-9
-    holds = fitted.accuracy_interval[1] >= found.target
-    if not rival_reaches and fitted.accuracy >= rival.scored.accuracy:
-        return Verdict(
-            "cascade", f"no single model reaches {found.target:.2f}%; {figures}", rival, saving, interval, None
-        )
-    if not holds:
+    gain, gained = _gain(fitted, rival)
+    if rival.scored.accuracy < found.target - 1e-9 and gain > 0:
+        reason = f"no single model reaches {found.target:.2f}%, and it gains {gained}; {figures}"
+        return Verdict("cascade", reason, rival, saving, interval, None)
+    if fitted.accuracy_interval[1] < found.target:
         reason = f"the cascade does not hold {found.target:.2f}%: {figures}"
     elif interval[0] <= 1:
         reason = f"it is not sure that a cascade costs less: {figures}"
@@ -157,6 +154,14 @@ def judge(found: Found, goal: Goal, singles: Sequence[Single], units: Units, lea
     else:
         return Verdict("cascade", figures, rival, saving, interval, None)
     return Verdict(rival.name, reason, rival, saving, interval, rival)
+
+
+def _gain(fitted: Scored, rival: Single) -> tuple[float, str]:
+    """Points of accuracy that a cascade gains at least, by the interval over the same images, and that in words."""
+    means = resampled_means(np.stack([fitted.correct, rival.scored.correct], axis=1))
+    low, high = percentile_interval(100 * (means[:, 0] - means[:, 1]))
+    gain = fitted.accuracy - rival.scored.accuracy
+    return low, f"{gain:+.2f} points [{low:+.2f}, {high:+.2f}] against {rival.name}"
 
 
 def cascades_frame(cascades: Cascades, names: Sequence[str], singles: Sequence[Single], units: Units) -> pd.DataFrame:
@@ -253,20 +258,29 @@ def policy_of(verdict: Verdict, found: Found, outputs: Sequence[Outputs], units:
 
 
 def describe(verdict: Verdict, found: Found, names: Sequence[str], units: Units) -> str:
-    """Three sentences: what to use, how right it is, what it costs."""
+    """Three sentences for who pays the bill: what to use and how right it is, what it costs, how sure that is."""
     fitted, rival = found.cross_fitted, verdict.rival
     alone = f"{rival.name} alone is right on {rival.scored.accuracy:.2f}%"
+    sure = (
+        f"Measured on {len(fitted.correct):,} images, each judged by what was chosen and fitted without it; brackets are "
+        "95% intervals."
+    )
     if verdict.single is not None:
         cost = units.format(rival.cost)
-        return f"Verdict: use {verdict.choice} alone: {alone}, at {cost} an image. {_sentence(verdict.reason)}"
+        return f"Verdict: use {verdict.choice} alone: {alone}, at {cost} an image. {_sentence(verdict.reason)} {sure}"
     chain = " > ".join(names[model] for model in found.choice.chain)
-    low, high = verdict.saving_interval
+    shares = [f"{_share(fitted, rival, unit)} of its {_NOUNS[name]}" for unit, name in enumerate(units.names)]
     return (
-        f"Verdict: use the cascade {chain} ({found.rule.name} answers). On images that nothing of it was chosen on it "
-        f"is right on {fitted.accuracy:.2f}%{format_interval(fitted.accuracy_interval)}; {alone}. It takes "
-        f"{100 / verdict.saving:.0f}% of the {units.noun} of {rival.name}: {units.format(float(fitted.costs[0]))} an "
-        f"image against {units.format(rival.cost)}, {verdict.saving:.2f}x less [{low:.2f}, {high:.2f}]."
+        f"Verdict: use the cascade {chain}: it is right on {fitted.accuracy:.2f}% of the images"
+        f"{format_interval(fitted.accuracy_interval)}, {alone}. It takes {' and '.join(shares)}: "
+        f"{units.format(float(fitted.costs[0]))} an image in place of {units.format(rival.cost)}, "
+        f"{verdict.saving:.2f} times less. {sure}"
     )
+
+
+def _share(fitted: Scored, single: Single, unit: int, digits: int = 0) -> str:
+    saving, (low, high) = fitted.saving(float(single.scored.costs[unit]), unit)
+    return f"{100 / saving:.{digits}f}% [{100 / high:.{digits}f}, {100 / low:.{digits}f}]"
 
 
 def _sentence(text: str) -> str:
@@ -279,23 +293,22 @@ def give_up_markdown(
     """What giving up 0, 0.5, 1 and 2 points of the best single model's accuracy saves, cross-fitted."""
     milliseconds = units.place("milliseconds")
     money = milliseconds is not None and price_per_hour is not None and images_per_month is not None
-    header = ["Give up", "Accuracy", "Cost", f"Of {best.name}'s"]
-    header += ["Time", "A month"] if money else []
+    header = ["Give up", "Accuracy", "Cost", *(f"Of {best.name}'s {_NOUNS[name]}" for name in units.names)]
+    header += ["Hours a month", "Money a month"] if money else []
     rows = []
     for each in found:
         fitted = each.cross_fitted
-        saving, (low, high) = fitted.saving(best.cost)
         cells = [
             f"{best.scored.accuracy - each.target:.1f} points",
             f"{fitted.accuracy:.2f}%{format_interval(fitted.accuracy_interval)}",
             units.format(float(fitted.costs[0])),
-            f"{100 / saving:.1f}% [{100 / high:.1f}, {100 / low:.1f}]",
+            *(_share(fitted, best, unit, 1) for unit in range(len(units.names))),
         ]
         if money:
             assert milliseconds is not None and price_per_hour is not None and images_per_month is not None
             hours = [costs[milliseconds] * images_per_month / _HOURS for costs in (fitted.costs, best.scored.costs)]
             cells += [
-                f"{hours[0]:.1f} of {hours[1]:.1f} h",
+                f"{hours[0]:.1f} of {hours[1]:.1f}",
                 f"{hours[0] * price_per_hour:.2f} of {hours[1] * price_per_hour:.2f}",
             ]
         rows.append(cells)
@@ -394,13 +407,13 @@ def search_and_report(
     recommendation = recommendation_of(verdict, found, wanted.goal, names, singles, units)
     write(folder, frame, recommendation)
     policy_of(verdict, found, outputs, units).save(policy)
-    for reason in cascades.dropped.values():
-        print(f"left out: {reason}")
     print(describe(verdict, found, names, units))
     rival = max((single for single in singles if not single.corrected), key=lambda single: single.scored.accuracy)
     print()
     print(
         give_up_markdown(cascades.goals[1:], rival, units, wanted.price_per_hour, wanted.images_per_month), flush=True
     )
+    for reason in cascades.dropped.values():
+        print(f"left out: {reason}")
     print(f"\n{len(frame)} cascades in {folder / 'cascades.csv'}; the recommended one runs from {policy}")
     return {"recommendation": recommendation, "front": frame, "policy": policy}

@@ -125,4 +125,4 @@ def describe_recommendation(recommendation: Recommendation, evaluation: Evaluati
     choice = "cascade"
     if recommendation.choice != CASCADE:
         choice = f"{role(recommendation.choice, steps)} model ({models[recommendation.choice]})"
-    return "\n".join([*lines, f"Verdict: use the {choice}: {recommendation.reason}."])
+    return "\n".join([*lines, f"By the paper's rule alone: use the {choice}: {recommendation.reason}."])
