@@ -3,11 +3,11 @@
     python generate_data_for_CLCNet.py --model tf_efficientnet_b4.aa_in1k
 
 Input: images that the model was not trained on, else it is surer of them than of any others, and all that is learnt
-from the table flatters. They lie in class folders, in the five-part layout split_part_1..5/<class>/<file>, or in a flat folder with
---labels. Output: one row an image: file name, all class probabilities in descending order, 1 if the top-1 answer is
-right, else 0; CSV without a header, or Parquet by the output's extension. Images that cannot be read are left out and
-listed, with the reason, in OUTPUT.errors.csv. Images are read as timm's own validation reads them: the first frame of
-an animation, orientation tags unheeded, 16-bit values above 255 clipped.
+from the table flatters. They lie in class folders, in the five-part layout split_part_1..5/<class>/<file>, or in a
+flat folder with --labels. Output: one row an image: file name, all class probabilities in descending order, 1 if the
+top-1 answer is right, else 0; CSV without a header, or Parquet by the output's extension. Images that cannot be read
+are left out and listed, with the reason, in OUTPUT.errors.csv. Images are read as timm's own validation reads them: the
+first frame of an animation, orientation tags unheeded, 16-bit values above 255 clipped.
 
 Several GPUs or machines: torchrun --nproc-per-node N generate_data_for_CLCNet.py ... gives the rows of one process,
 byte for byte on GPUs of one kind; on CPUs with the same OMP_NUM_THREADS, which may sway the last digit.

@@ -46,8 +46,8 @@ class Predictions:
     Attributes:
         labels: (B,) int64 class index, as the first model numbers them; -1 for an image without an answer.
         confidences: (B,) float32 confidence of that answer; NaN without one.
-        answered_by: (B,) int64 place of the model whose answer stands, in the cascade's order: 0 for the first, cheapest
-            one; where answers are joined, the last that was asked; -1 without an answer.
+        answered_by: (B,) int64 place of the model whose answer stands, in the cascade's order: 0 for the first one;
+            where answers are joined, the last that was asked; -1 without an answer.
         errors: place in the list of an image without an answer -> why.
         class_names: by class index, where the models know them.
     """
@@ -63,7 +63,7 @@ class Predictions:
 
     @property
     def names(self) -> list[str]:
-        """The names of the answered classes, their numbers where no names are known; "" for images without an answer."""
+        """The names of the answered classes, their numbers where none are known; "" for images without an answer."""
         known = self.class_names
         return [
             "" if label == UNKNOWN else str(label) if known is None else known[label] for label in self.labels.tolist()
@@ -223,12 +223,13 @@ def _name(image: Picture, place: int) -> str:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
             raise TypeError(
-                f"arrays are taken as uint8 of shape (H, W, 3) or (H, W); image {place} of the list is {image.dtype} of "
-                f"shape {image.shape}"
+                f"arrays are taken as uint8 of shape (H, W, 3) or (H, W); image {place} of the list is "
+                f"{image.dtype} of shape {image.shape}"
             )
     elif not isinstance(image, Image.Image | bytes):
         raise TypeError(
-            f"a cascade takes paths, bytes, PIL images and arrays; image {place} of the list is a {type(image).__name__}"
+            f"a cascade takes paths, bytes, PIL images and arrays; image {place} of the list is a "
+            f"{type(image).__name__}"
         )
     return f"{place} of the list"
 

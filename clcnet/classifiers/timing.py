@@ -52,8 +52,8 @@ def milliseconds_of_records(records: Sequence[Record], device: torch.device) -> 
                 raise ValueError("another one lies there now")
         except (TypeError, OSError, ValueError) as error:
             raise ValueError(
-                f"{record.model} cannot be timed ({error}); without its time there is no --cost time and no money: make "
-                "its table again, or let step 4 run the models"
+                f"{record.model} cannot be timed ({error}), so neither --cost time nor money can be told: make its "
+                "table again, or let step 4 run the models"
             ) from error
     found = _in_turns(models, _one_turn_of_noise)
     print(

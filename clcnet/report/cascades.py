@@ -262,8 +262,8 @@ def describe(verdict: Verdict, found: Found, names: Sequence[str], units: Units)
     fitted, rival = found.cross_fitted, verdict.rival
     alone = f"{rival.name} alone is right on {rival.scored.accuracy:.2f}%"
     sure = (
-        f"Measured on {len(fitted.correct):,} images, each judged by what was chosen and fitted without it; brackets are "
-        "95% intervals."
+        f"Measured on {len(fitted.correct):,} images, each judged by what was chosen and fitted without it; brackets "
+        "are 95% intervals."
     )
     if verdict.single is not None:
         cost = units.format(rival.cost)
