@@ -135,7 +135,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             if know_classes(found.outputs):
                 wanted = cascades.wanted_of(args, None if from_tables else found.milliseconds)
                 outcome |= cascades.search_and_report(
-                    found.outputs, found.folds, wanted, folder, folder / "cascade.json"
+                    found.outputs, found.folds, wanted, folder, folder / "cascade.json", found.images
                 )
             references = [reference for group in args.reference for reference in group]
             outcome |= evaluation_report.write_report(found, steps, references, joined, folder, args.seed)

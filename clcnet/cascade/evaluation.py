@@ -31,12 +31,14 @@ class Evaluation:
         folds: (N,) from 0, of the first model's images.
         sources: the files or models that the outputs come from, for messages.
         unreadable: index of an image -> why it was left out.
+        images: where they lie, if they are at hand.
     """
 
     outputs: list[Judged]
     folds: Ints
     sources: list[str]
     unreadable: dict[int, str] = field(default_factory=dict)
+    images: ImageSet | None = None
 
     @property
     def models(self) -> list[str]:

@@ -87,7 +87,9 @@ def evaluation_of_images(
         found = [each.subset(np.array([name in both for name in each.names])) for each in found]
         times = zip(found, np.median(milliseconds, axis=0), strict=True)
         found = [replace(each, record=replace(each.record, milliseconds=float(time))) for each, time in times]
-    return Evaluation(found, folds_by_name(found[0].names, images), [model.name for model in models], unreadable)
+    return Evaluation(
+        found, folds_by_name(found[0].names, images), [model.name for model in models], unreadable, images
+    )
 
 
 def _answers(kept: Kept, asked: Ints, flops: float | None, networks: Sequence[CLCNet]) -> Judged:

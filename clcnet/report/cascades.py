@@ -18,9 +18,12 @@ from clcnet.cascade.policy import Expected, Policy
 from clcnet.cascade.rule import Surest
 from clcnet.cascade.search import Cascades, Found, Scored, find_cascades
 from clcnet.cascade.selection import Goal
+from clcnet.data.images import ImageSet
 from clcnet.data.outputs import Outputs
 from clcnet.files import atomic_path
 from clcnet.intervals import Interval, percentile_interval, resampled_means
+from clcnet.report import plots
+from clcnet.report.page import write_page
 from clcnet.report.paper_table import distinct_names
 from clcnet.report.tables import format_flops, format_interval, markdown, write_csv
 
@@ -49,9 +52,9 @@ class Units:
         place = self.place(name)
         return None if place is None else float(costs[place])
 
-    def format(self, cost: float) -> str:
+    def format(self, cost: float, beside: float | None = None) -> str:
         """A cost in the first unit."""
-        return format_flops(cost) if self.names[0] == "FLOPs" else f"{cost:.3g} ms"
+        return format_flops(cost, beside) if self.names[0] == "FLOPs" else f"{cost:.3g} ms"
 
     @property
     def noun(self) -> str:
@@ -104,7 +107,7 @@ class Verdict:
 def singles_of(cascades: Cascades, names: Sequence[str]) -> list[Single]:
     """All models alone, as they are and corrected."""
     return [
-        Single(model, f"{names[model]}, corrected" if corrected else names[model], corrected, scored)
+        Single(model, f"{names[model]} (corrected)" if corrected else names[model], corrected, scored)
         for corrected, group in ((False, cascades.raw), (True, cascades.corrected))
         for model, scored in enumerate(group)
     ]
@@ -273,7 +276,7 @@ def describe(verdict: Verdict, found: Found, names: Sequence[str], units: Units)
     return (
         f"Verdict: use the cascade {chain}: it is right on {fitted.accuracy:.2f}% of the images"
         f"{format_interval(fitted.accuracy_interval)}, {alone}. It takes {' and '.join(shares)}: "
-        f"{units.format(float(fitted.costs[0]))} an image in place of {units.format(rival.cost)}, "
+        f"{units.format(float(fitted.costs[0]), rival.cost)} an image in place of {units.format(rival.cost)}, "
         f"{verdict.saving:.2f} times less. {sure}"
     )
 
@@ -301,7 +304,7 @@ def give_up_markdown(
         cells = [
             f"{best.scored.accuracy - each.target:.1f} points",
             f"{fitted.accuracy:.2f}%{format_interval(fitted.accuracy_interval)}",
-            units.format(float(fitted.costs[0])),
+            units.format(float(fitted.costs[0]), best.cost),
             *(_share(fitted, best, unit, 1) for unit in range(len(units.names))),
         ]
         if money:
@@ -368,9 +371,14 @@ def wanted_of(args: argparse.Namespace, milliseconds: Sequence[float] | None) ->
 
 
 def search_and_report(
-    outputs: Sequence[Outputs], folds: np.ndarray, wanted: Wanted, folder: Path, policy: Path
+    outputs: Sequence[Outputs],
+    folds: np.ndarray,
+    wanted: Wanted,
+    folder: Path,
+    policy: Path,
+    images: ImageSet | None = None,
 ) -> dict[str, Any]:
-    """Search, write cascades.csv, recommendation.json and the policy, and print the verdict.
+    """Search, write cascades.csv, recommendation.json, the page and the policy, and print the verdict.
 
     Args:
         outputs: of two models or more over the same images, with classes and targets.
@@ -378,6 +386,7 @@ def search_and_report(
         wanted: what is asked for.
         folder: of the tables.
         policy: the file to write.
+        images: where the images lie, for the page; None where that is not known.
 
     Returns:
         The recommendation, the frame of the front, and the files.
@@ -407,13 +416,16 @@ def search_and_report(
     recommendation = recommendation_of(verdict, found, wanted.goal, names, singles, units)
     write(folder, frame, recommendation)
     policy_of(verdict, found, outputs, units).save(policy)
-    print(describe(verdict, found, names, units))
+    texts = {"verdict": describe(verdict, found, names, units)}
     rival = max((single for single in singles if not single.corrected), key=lambda single: single.scored.accuracy)
-    print()
-    print(
-        give_up_markdown(cascades.goals[1:], rival, units, wanted.price_per_hour, wanted.images_per_month), flush=True
-    )
+    money = wanted.price_per_hour, wanted.images_per_month
+    texts["give_up"] = give_up_markdown(cascades.goals[1:], rival, units, *money)
+    print(f"{texts['verdict']}\n\n{texts['give_up']}", flush=True)
+    page = folder / "report.html"
+    figure = write_page(page, outputs, folds, cascades, verdict, units, singles, texts, *money, images)
+    plots.save(figure, folder, "accuracy-cost")
     for reason in cascades.dropped.values():
         print(f"left out: {reason}")
-    print(f"\n{len(frame)} cascades in {folder / 'cascades.csv'}; the recommended one runs from {policy}")
+    print(f"\n{len(frame)} cascades in {folder / 'cascades.csv'}; what is recommended runs from {policy}")
+    print(f"all of it on one page: {page}")
     return {"recommendation": recommendation, "front": frame, "policy": policy}
