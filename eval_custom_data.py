@@ -36,7 +36,7 @@ from clcnet.cascade.curve import SHALLOW_ALONE
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.rule import CLCNET, Rule, Surest
 from clcnet.cascade.runner import run_folder, write_result
-from clcnet.classifiers.classes import known_targets, name_classes
+from clcnet.classifiers.classes import name_classes, possible_readings
 from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
 from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.files import check_output, output_lock
@@ -135,23 +135,27 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     inputs = [args.labels, args.class_map, args.weight, args.policy, args.shallow_model_weight, args.deep_model_weight]
     output = check_output(args.result, inputs=inputs)
     device = resolve_device(args.device)
-    images = list_images(args.custom_data, class_map=args.class_map, labels=args.labels, any_folder=True)
     with distributed.processes():
         models, rule, thresholds, flops = load_cascade(args, device)
+        known = models[0].label_names or ()
+        images = list_images(args.custom_data, args.class_map, args.labels, any_folder=True, model_classes=known)
         names = STAGES[: len(models)] if len(models) <= len(STAGES) else [model.name for model in models]
-        mapped, stated = args.class_map is not None, bool(args.class_map or args.labels)
-        targets, note = known_targets(images, models[0], by_position=mapped, must_fit=stated)
-        class_names = name_classes(images, targets, models[0], images.class_names if mapped else None)
+        readings, note = possible_readings(images, models[0])
         if distributed.is_main():
             for name, model in zip(names, models, strict=True):
                 print(f"{name} model: {model.describe()}" if name in STAGES else model.describe(), flush=True)
-            print(f"{len(images)} images in {args.custom_data}{f'; {note}' if note else ''}", flush=True)
+            print(f"{len(images)} images in {args.custom_data}", flush=True)
+            for line in filter(None, (*images.notes, note)):
+                print(line, flush=True)
         with output_lock(output) if distributed.is_main() else contextlib.nullcontext():
-            found = run_folder(models, rule, thresholds, images, targets, args.store, args.batch_size, args.workers)
+            found = run_folder(models, rule, thresholds, images, readings, args.store, args.batch_size, args.workers)
             if found is None:
                 return {}
+            class_names = name_classes(images, found.targets, models[0])
             write_result(output, images, found.answers, names, class_names)
             write_errors(errors_file(output), images, found.unreadable)
+        for line in found.notes:
+            print(line)
         outcome = summarise(found, flops, names, class_names)
         print_summary(outcome, names, output)
     return outcome

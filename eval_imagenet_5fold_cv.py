@@ -28,13 +28,19 @@ if __name__ == "__main__":
 
 from clcnet import distributed
 from clcnet.cascade.curve import SHALLOW_ALONE, sweep
-from clcnet.cascade.evaluation import Evaluation, at_threshold, evaluation_of_tables, load_fold_networks
-from clcnet.cascade.rule import CHANCE, CLCNET, Surest
+from clcnet.cascade.evaluation import (
+    Evaluation,
+    at_threshold,
+    evaluation_of_tables,
+    images_of_outputs,
+    load_fold_networks,
+)
+from clcnet.cascade.rule import CHANCE, CLCNET, Surest, know_classes
 from clcnet.cascade.rules import cross_fitted
-from clcnet.cascade.selection import Goal, recommend
-from clcnet.data.images import ImageSet, list_images
+from clcnet.cascade.selection import recommend
+from clcnet.data.images import list_images
 from clcnet.files import check_output, output_lock
-from clcnet.report import evaluation_report, tables
+from clcnet.report import cascades, evaluation_report, tables
 from clcnet.report.paper_table import parse_references
 
 PLACES = ("shallow", "deep")
@@ -51,7 +57,7 @@ def get_args_parser() -> cli.ArgumentParser:
         flops = "multiply-adds an image (default: counted)"
         add(f"--{place}-model-FLOPs", type=cli.positive_float, metavar="BILLIONS", help=flops)
         add(f"--{place}-output", type=Path, metavar="FILE", help="its table from step 3, in place of running the model")
-    several = "tables of any number of models, whose FLOPs they record (.parquet), in place of the flags above"
+    several = "outputs of two to twelve models from step 3, in any order (.parquet), to find the best cascade of them"
     add("--outputs", nargs="+", type=Path, default=[], metavar="FILE", help=several)
     add("--num_classes", type=cli.number_of_classes, metavar="N", help="classes of the weight files")
     where: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
@@ -59,7 +65,8 @@ def get_args_parser() -> cli.ArgumentParser:
     add("--weight-save", "--weight", dest="weight_save", default=cli.WEIGHTS_DIR, help=weights, **where)
     images_group = parser.add_argument_group("images")
     add = images_group.add_argument
-    add("--imagenet-split", default=cli.IMAGENET_SPLITS, help="split_part_1..5, or class folders", **where)
+    parts = "split_part_1..5, or class folders (default: data/imagenet_splits_5; with --outputs, none)"
+    add("--imagenet-split", help=parts, **where)
     add("--class-map", type=Path, metavar="FILE", help="class folders in the models' order, one a line, as in timm")
     cli.add_store_arguments(images_group)
     group = parser.add_argument_group("thresholds")
@@ -70,16 +77,13 @@ def get_args_parser() -> cli.ArgumentParser:
     add("--threshold-searching", metavar="True|False", help=every, **search)
     grid = f"those listed in performance-result.csv: numbers, START:STOP:STEP, or all (default: {RELEASED_GRID})"
     add("--thresholds", nargs="+", metavar="T", help=grid)
-    add = group.add_mutually_exclusive_group().add_argument
-    add("--match", choices=["deep"], help="recommend the cheapest threshold to reach its accuracy (the default)")
-    add("--target-accuracy", type=cli.positive_float, metavar="PERCENT", help="recommend the cheapest that reaches it")
-    add("--target-FLOPs", type=cli.positive_float, metavar="BILLIONS", help="recommend the best that costs no more")
     add = group.add_argument
     single: dict[str, Any] = {"action": "append", "type": parse_references, "default": []}
     stands = "a single model for the results table; `paper` for the paper's eight; may be repeated"
     add("--reference", metavar="NAME:ACCURACY:FLOPS", help=stands, **single)
     others = "results-table.csv of other cascades, to be printed in one table with this one's"
     add("--join", nargs="+", type=Path, default=[], metavar="FILE", help=others)
+    cli.add_search_arguments(parser)
     add = parser.add_argument_group("output").add_argument
     result: dict[str, Any] = {"type": Path, "default": cli.ROOT / "performance-result.csv", "metavar": "FILE"}
     add("--performance-result", help="accuracy and FLOPs at every threshold", **result)
@@ -89,16 +93,10 @@ def get_args_parser() -> cli.ArgumentParser:
     return parser
 
 
-def parse_goal(args: argparse.Namespace) -> Goal:
-    """What the threshold is to be chosen for; the deep model's accuracy unless told otherwise."""
-    if args.target_accuracy is not None:
-        return Goal("accuracy", args.target_accuracy)
-    return Goal("match") if args.target_FLOPs is None else Goal("flops", args.target_FLOPs)
-
-
 def is_searching(args: argparse.Namespace) -> bool:
     """Whether more than one threshold is asked for, so that the deep model must see every image."""
-    return args.threshold_searching or any((args.thresholds, args.match, args.target_accuracy, args.target_FLOPs))
+    asked = (args.outputs, args.thresholds, args.match, args.target_accuracy, args.target_FLOPs)
+    return args.threshold_searching or any(asked)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -109,13 +107,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     check_output(args.performance_result, inputs=[*inputs, *args.outputs, *args.join])
     check_output(folder / "results-table.md")
     joined = [tables.read_results(path) for path in args.join]
-    images = list_images(args.imagenet_split, class_map=args.class_map)
     with (
         distributed.processes(),
         output_lock(args.performance_result) if distributed.is_main() else contextlib.nullcontext(),
     ):
         from_tables = args.shallow_output or args.deep_output or args.outputs
-        found = load_tables(args, images) if from_tables else run_models(args, images)
+        found = load_tables(args) if from_tables else run_models(args)
         if found is None:  # not the main process
             return {}
         outcome = {
@@ -126,14 +123,21 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "confidence": found.outputs[0].scores.get(CLCNET),
         }
         if is_searching(args):
-            steps = cross_fitted(Surest(CLCNET), found.outputs, found.folds)
+            goal = cascades.goal_of(args)
+            rule = Surest("max softmax" if outcome["confidence"] is None else CLCNET)
+            steps = cross_fitted(rule, found.outputs, found.folds)
             curve = sweep(steps, grid)
-            recommendation = recommend(steps, found.folds, parse_goal(args), args.seed)
+            recommendation = recommend(steps, found.folds, goal, args.seed)
             tables.write_csv(tables.performance_frame(curve, found.milliseconds), args.performance_result)
             references = [reference for group in args.reference for reference in group]
             outcome |= evaluation_report.write_report(found, steps, references, joined, folder, args.seed)
             outcome["recommendation"] = recommendation
             print(evaluation_report.describe_recommendation(recommendation, found, steps))
+            if know_classes(found.outputs):
+                wanted = cascades.wanted_of(args, found.milliseconds)
+                outcome |= cascades.search_and_report(
+                    found.outputs, found.folds, wanted, folder, folder / "cascade.json"
+                )
         else:
             rule = Surest(CHANCE if outcome["confidence"] is None else CLCNET)
             curve = at_threshold(rule, found.outputs, args.threshold)
@@ -146,27 +150,37 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return outcome | {"curve": curve}
 
 
-def load_tables(args: argparse.Namespace, images: ImageSet) -> Evaluation:
+def load_tables(args: argparse.Namespace) -> Evaluation:
     """Take the models' outputs from the tables of step 3; FLOPs are counted only where nothing says them."""
-    networks = load_fold_networks(args.weight_save, images)
-    if args.outputs:
-        return evaluation_of_tables(args.outputs, images, networks)
-    paths = [getattr(args, f"{place}_output") for place in PLACES]
+    paths = args.outputs or [getattr(args, f"{place}_output") for place in PLACES]
     if None in paths:
         raise ValueError(f"--{PLACES[paths.index(None)]}-output is missing; give the tables of both models, or of none")
+    if args.outputs:
+        images, known_folds = images_of_outputs(paths[0], args.weight_save)
+        if args.imagenet_split:
+            images, known_folds = list_images(args.imagenet_split, class_map=args.class_map), True
+        has_weights = (
+            known_folds and args.weight_save.is_dir() and any(args.weight_save.glob("CLCNet_imagenet_split_*"))
+        )
+        networks = load_fold_networks(args.weight_save, images) if has_weights else []
+        if not networks:
+            print(f"no CLCNet weights in {args.weight_save} for these folds: the rules that need them are left out")
+        return evaluation_of_tables(paths, images, networks)
+    images = list_images(args.imagenet_split or cli.IMAGENET_SPLITS, class_map=args.class_map)
     models, flops = ([getattr(args, f"{place}_model{end}") for place in PLACES] for end in ("", "_FLOPs"))
-    return evaluation_of_tables(paths, images, networks, models, flops)
+    return evaluation_of_tables(paths, images, load_fold_networks(args.weight_save, images), models, flops)
 
 
-def run_models(args: argparse.Namespace, images: ImageSet) -> Evaluation | None:
+def run_models(args: argparse.Namespace) -> Evaluation | None:
     """Classify with both models, each image at most once; None in processes other than the main one."""
     # timm takes seconds to import, and tables need none of it
     from clcnet.cascade.from_images import Options, evaluation_of_images
     from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
     from clcnet.data.images import errors_file, write_errors
 
+    images = list_images(args.imagenet_split or cli.IMAGENET_SPLITS, class_map=args.class_map)
     if not images.has_labels:
-        raise ValueError(f"image folder {args.imagenet_split} has no class folders; make them, accuracy needs them")
+        raise ValueError(f"image folder {images.root} has no class folders; make them, accuracy needs them")
     device = resolve_device(args.device)
 
     def load_model(number: int) -> Classifier:
@@ -182,7 +196,7 @@ def run_models(args: argparse.Namespace, images: ImageSet) -> Evaluation | None:
     networks = load_fold_networks(args.weight_save, images, device) if needs_networks else []
 
     given_flops = [getattr(args, f"{place}_model_FLOPs") for place in PLACES]
-    options = Options(args.store, args.class_map is not None, args.batch_size, args.workers)
+    options = Options(args.store, args.batch_size, args.workers)
     found = evaluation_of_images(images, load_model, networks, threshold, given_flops, options)
     if found is not None:
         write_errors(errors_file(args.performance_result), images, found.unreadable)

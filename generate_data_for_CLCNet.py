@@ -33,8 +33,10 @@ import torch
 from timm.models import safe_model_name
 
 from clcnet import distributed
-from clcnet.classifiers.classifier import class_indices, load_classifier, resolve_device
+from clcnet.classifiers.classes import class_readings
+from clcnet.classifiers.classifier import load_classifier, resolve_device
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
+from clcnet.classifiers.loading import sum_up_remarks
 from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.data.tables import TableWriter, check_table_output
 from clcnet.files import atomic_path, output_lock
@@ -93,15 +95,19 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             device=device,
             **cli.classifier_options(args),
         )
-        targets = class_indices(images, classifier, by_position=args.class_map is not None)
+        readings = class_readings(images, classifier)
         if distributed.is_main():
             print(classifier.describe(), flush=True)
             print(f"{len(images)} images of {len(images.class_names)} classes in {args.data_path}", flush=True)
-        with kept_answers(args.store, classifier, images, targets) as kept:
+            for note in images.notes:
+                print(note, flush=True)
+        with kept_answers(args.store, classifier, images) as kept:
             num_before = kept.num_before if kept else 0
             seconds = classify_missing(kept, classifier, images, None, args.batch_size, args.workers)
             if kept is None:
                 return {}
+            for note in filter(None, (kept.settle(readings), sum_up_remarks(kept.remarks.values()))):
+                print(note, flush=True)
             num_rows, num_right = write_table(kept, output)
         num_unreadable, top1 = len(images) - num_rows, 100 * num_right / num_rows
         summary = f"{classifier.name}: top-1 {top1:.2f}% of {num_rows} images"

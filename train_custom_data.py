@@ -1,11 +1,15 @@
-"""Step 5, training: one CLCNet from your own tables, with a tenth held out to measure it.
+"""Step 5, training: which cascade of your models is worth it, and one CLCNet from their tables.
 
-    python train_custom_data.py --cls-output shallow_output.csv deep_output.csv
+    python train_custom_data.py --cls-output shallow.parquet deep.parquet
 
-Input: one or more tables of generate_data_for_CLCNet.py. Given two, of the shallow and the deep model over the same
-images, it also suggests a threshold at which the cascade reaches the deep model's accuracy, and a --deep-offset for
-eval_custom_data.py. Output, in --weight-save: CLCNet_custom_data.zip, and CLCNet_custom_data_split.csv, which row was
-for training, validation or test (80/10/10).
+Input: one or more tables of generate_data_for_CLCNet.py, of images that the models were not trained on. Given the
+.parquet tables of two to twelve models over the same images, in any order, it finds the best cascade of up to four of
+them, all of it chosen on four fifths of the images and scored on the last. From two .csv tables, which know no classes,
+it suggests a threshold for the paper's rule.
+
+Output, in --weight-save: cascade.json, which eval_custom_data.py --policy runs; CLCNet_custom_data.zip, trained on nine
+tenths of the rows and measured on the last; CLCNet_custom_data_split.csv, which row was for training, validation or
+test (80/10/10). In --results-folder: cascades.csv and recommendation.json.
 """
 
 import argparse
@@ -22,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clcnet.cascade.curve import Steps, surest_steps
-from clcnet.cascade.rule import known
+from clcnet.cascade.evaluation import evaluation_of_tables, images_of_outputs
+from clcnet.cascade.rule import know_classes, known
 from clcnet.cascade.selection import Goal, choose, short_threshold
 from clcnet.classifiers.classifier import resolve_device
 from clcnet.data.outputs import Outputs, load_tables
@@ -37,20 +42,27 @@ from clcnet.network.training_cli import (
     settings_of,
     simple_figures,
 )
+from clcnet.report import cascades
 
 
 def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
     add_training_arguments(parser)
+    where = "tables of the search (default: results, in --weight-save)"
+    parser.add_argument_group("output").add_argument("--results-folder", type=Path, metavar="FOLDER", help=where)
+    cli.add_search_arguments(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Train and save the network; returns the held-out figures, the suggested threshold and offset, and the paths."""
+    """Search, train, save; returns the recommendation, the held-out figures, the suggested threshold and the paths."""
     settings, device = settings_of(args), resolve_device(args.device)
     print(f"device: {device}")
     path, split_path = (check_output(args.weight_save / f"CLCNet_custom_data{end}") for end in (".zip", "_split.csv"))
+    folder = args.results_folder or args.weight_save / "results"
+    check_output(folder / "cascades.csv")
     table, source = load_tables(args.cls_output)
+    found = search(args, folder) if len(args.cls_output) > 1 else {}
     correct = table.correct
     assert correct is not None
     with naming(args.cls_output):
@@ -69,10 +81,27 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     print_figures(rows)
     print(_verdict(rows, len(test)))
     threshold = None
-    if len(args.cls_output) == 2:
+    if len(args.cls_output) == 2 and not found:
         threshold = suggest_threshold(*paired_steps(test, source[split.test], confidence))
     print(f"weights in {path}, split in {split_path}")
-    return {"figures": rows, "weights": path, "split": split_path, "threshold": threshold}
+    return found | {"figures": rows, "weights": path, "split": split_path, "threshold": threshold}
+
+
+def search(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Find the best cascade of the tables' models, where they know classes and are over the same images."""
+    try:
+        images, _ = images_of_outputs(args.cls_output[0], args.weight_save)
+        evaluation = evaluation_of_tables(args.cls_output, images, [])
+    except ValueError as error:
+        print(f"no cascade was searched for: {error}")
+        return {}
+    if not know_classes(evaluation.outputs):
+        print("no cascade was searched for: CSV tables do not know classes; make the tables as .parquet")
+        return {}
+    wanted = cascades.wanted_of(args, evaluation.milliseconds)
+    return cascades.search_and_report(
+        evaluation.outputs, evaluation.folds, wanted, folder, args.weight_save / "cascade.json"
+    )
 
 
 def _verdict(rows: dict[str, dict[str, float]], num_rows: int) -> str:

@@ -5,7 +5,8 @@
 Input: one or more tables of generate_data_for_CLCNet.py, and the image folder that says which fold an image belongs to
 (split_part_1..5, or class folders, then cut into five class-balanced folds). Output, in --weight-save:
 CLCNet_imagenet_split_K.zip, K = 1..5, where fold K took no part in training, validation or calibration, and
-CLCNet_imagenet_split.csv, which part every row had: file, table, fold, and the networks that it validated.
+CLCNet_imagenet_split.csv, which part every row had: file, table, fold, the networks that it validated, and the run, a
+digest that the six files of one training share.
 """
 
 import argparse
@@ -35,14 +36,14 @@ from clcnet.network.training_cli import (
     settings_of,
     simple_figures,
 )
-from clcnet.network.weights import SPLIT_FILE, check_no_other_fold_weights, fold_weights_name
+from clcnet.network.weights import SPLIT_FILE, check_no_other_fold_weights, fold_weights_name, run_id
 
 
 def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument_group("images").add_argument(
-        "--imagenet-split", type=Path, default=cli.IMAGENET_SPLITS, metavar="FOLDER", help="images, cut in five parts"
-    )
+    add = parser.add_argument_group("images").add_argument
+    add("--imagenet-split", type=Path, default=cli.IMAGENET_SPLITS, metavar="FOLDER", help="images, cut in five parts")
+    add("--class-map", type=Path, metavar="FILE", help="class folders, one a line, where they are nested")
     add_training_arguments(parser)
     return parser
 
@@ -59,7 +60,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     table, source = load_tables(args.cls_output)
     correct = table.correct
     assert correct is not None
-    images = list_images(args.imagenet_split)
+    images = list_images(args.imagenet_split, class_map=args.class_map)
     image_of_row = match_rows(table, images, ", ".join(map(str, args.cls_output)), source)
     folds = images.folds[image_of_row]
     with output_lock(split_path):
@@ -67,15 +68,15 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             splits = fold_splits(folds, image_of_row, settings.seed)
             models = train_many(table.sorted_probs, correct, splits, settings, device, on_epoch)
         scores = np.empty(len(table), dtype=np.float32)
-        rows = {}
+        rows, run = {}, run_id(model.state_dict().values() for model in models)
         with atomic_paths([*paths, split_path]) as temporaries:
             for fold, (model, split) in enumerate(zip(models, splits, strict=True), start=1):
                 scores[split.test] = model.predict(table.sorted_probs[split.test])
                 rows[f"fold {fold}"] = figures_of(scores[split.test], correct[split.test])
                 others = [other for other in range(1, len(models) + 1) if other != fold]
-                metadata = {"fold": fold, "training_folds": others, "test": rows[f"fold {fold}"]}
+                metadata = {"fold": fold, "training_folds": others, "test": rows[f"fold {fold}"], "run": run}
                 model.save(temporaries[fold - 1], metadata | {"tables": [path.name for path in args.cls_output]})
-            _save_splits(temporaries[-1], table.names, source, folds, splits)
+            _save_splits(temporaries[-1], table.names, source, folds, splits, run)
     rows["all folds"] = figures_of(scores, correct)
     print_figures(rows | simple_figures(table.sorted_probs, correct))
     auroc = rows["all folds"]["auroc"]
@@ -84,7 +85,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _save_splits(
-    path: Path, names: list[str], source: NDArray[np.int64], folds: NDArray[np.int64], splits: list[Split]
+    path: Path, names: list[str], source: NDArray[np.int64], folds: NDArray[np.int64], splits: list[Split], run: str
 ) -> None:
     validates: list[list[str]] = [[] for _ in names]
     for network, split in enumerate(splits, start=1):
@@ -92,9 +93,9 @@ def _save_splits(
             validates[row].append(str(network))
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "table", "fold", "validates"])
+        writer.writerow(["file", "table", "fold", "validates", "run"])
         for name, table, fold, networks in zip(names, source, folds, validates, strict=True):
-            writer.writerow([name, table + 1, fold + 1, " ".join(networks)])
+            writer.writerow([name, table + 1, fold + 1, " ".join(networks), run])
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def as_text(results: dict[str, Any]) -> str:
     fastest = min(("read CSV, pandas (c)", "read CSV, pandas (pyarrow)"), key=lambda name: median[name])
     bounds = [
         ("write CSV", "write CSV, pandas", "pandas.DataFrame.to_csv", 0.25),
-        ("read CSV", fastest, "the faster engine of pandas.read_csv", 1.0),
+        ("read CSV", fastest, "the faster engine of pandas.read_csv", 1.2),
         ("write Parquet", "write CSV", "writing CSV", 0.25),
         ("read Parquet", "read CSV", "reading CSV", 0.25),
     ]

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from clcnet.confidence import SIMPLE_CONFIDENCES
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA_DIR = ROOT / "data"
 WEIGHTS_DIR = ROOT / "weights"
@@ -61,6 +63,7 @@ class ArgumentParser(argparse.ArgumentParser):
         # argparse would open the help with a dozen lines of flags that stand below it anyway, each with its meaning
         kwargs.setdefault("usage", "%(prog)s [FLAG ...]")
         super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
+        self.register("type", Path, path)
         # argparse takes "-1e3" and "-inf" for flags; here they are values of --threshold
         self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|^-inf$", re.IGNORECASE)
 
@@ -122,6 +125,13 @@ def _number(kind: Callable[[str], Any], accepts: Callable[[Any], bool], wanted: 
     return parse
 
 
+def path(text: str) -> Path:
+    """Read a path, for all flags of type Path: an empty one, of a variable not set, is not the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty; is a variable not set?")
+    return Path(text)
+
+
 rows_a_batch = _number(int, lambda value: 2 <= value <= 2**16, "a number of rows, at least 2 and at most 65536")
 positive_int = _number(int, lambda value: value >= 1, "a whole number of at least 1")
 number_of_classes = _number(int, lambda value: value >= 2, "a number of classes, at least 2")
@@ -133,6 +143,7 @@ batch_size = _number(int, lambda value: 1 <= value <= 2**20, "a whole number of 
 num_workers = _number(int, lambda value: 0 <= value <= 256, "a whole number of at least 0 and at most 256")
 image_size = _number(int, lambda value: 1 <= value <= 16384, "a whole number of at least 1 and at most 16384")
 crop_share = _number(float, lambda value: 0.05 <= value <= 1, "a share of at least 0.05 and at most 1")
+stages = _number(int, lambda value: 1 <= value <= 4, "a number of models, 1 to 4")
 seed = _number(int, lambda value: 0 <= value < 2**32, "a whole number of at least 0 and below 2**32")
 threshold = _number(float, lambda value: not math.isnan(value), "a threshold (a number, inf or -inf)")
 
@@ -186,9 +197,34 @@ def add_store_arguments(parser: Any) -> None:
     )
 
 
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the scripts that search for a cascade: its goal, and what it may be."""
+    group = parser.add_argument_group("search for a cascade")
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--match", choices=["deep"], help="reach the best model's accuracy for the least cost (the default)")
+    add("--target-accuracy", type=positive_float, metavar="PERCENT", help="reach this for the least cost")
+    add(
+        "--target-FLOPs", type=positive_float, metavar="BILLIONS", help="be as accurate as can be for no more than this"
+    )
+    add = group.add_argument
+    add("--max-stages", type=stages, default=4, metavar="K", help="models in a cascade, 1 to 4")
+    add("--cost", choices=("FLOPs", "time"), default="FLOPs", help="what to save")
+    add("--least-saving", type=finite_float, default=10.0, metavar="PERCENT", help="below it a single model is advised")
+    scores = ", ".join(SIMPLE_CONFIDENCES)
+    add("--confidence", choices=tuple(SIMPLE_CONFIDENCES), default="max softmax", help=f"of fused answers: {scores}")
+    add("--price-per-hour", type=positive_float, metavar="MONEY", help="of the machine; with the next, prints money")
+    add("--images-per-month", type=positive_float, metavar="N", help="what the service sees")
+
+
 def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that override a model's own preprocessing, named as in timm."""
     group = parser.add_argument_group("preprocessing")
+    group.add_argument(
+        "--max-image-pixels",
+        type=positive_int,
+        metavar="N",
+        help="larger images are left out (default: PIL's limit, 178956970)",
+    )
     group.add_argument(
         "--img-size",
         type=image_size,
@@ -291,6 +327,10 @@ def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) 
     with 0 in any case: torchrun takes every other code for a crash, stops or restarts all processes and returns 1.
     """
     args = parser.parse_args()
+    if getattr(args, "max_image_pixels", None):
+        from PIL import Image
+
+        Image.MAX_IMAGE_PIXELS = args.max_image_pixels / 2  # PIL refuses more than twice as much
     _on_interrupt(_interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 from scripts import Workshop, build_workshop
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 # A shell starts background jobs with Ctrl-C ignored, and their children inherit that; tests send it on purpose.

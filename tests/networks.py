@@ -23,7 +23,7 @@ def part_of(reference: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Te
 def released_network() -> CLCNet:
     """The network of the reference file."""
     model = CLCNet(num_classes=50)
-    load_released_state(model, part_of(read_reference(), "state/"), 50)
+    load_released_state(model, part_of(read_reference(), "state/"))
     return model.eval()
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, GENERATE, Workshop, refusal
 
 from clcnet.classifiers import classifier as classifiers
-from clcnet.classifiers.classifier import ImageDataset
+from clcnet.classifiers.loading import ImageDataset
 from clcnet.data.images import errors_file, list_images
 from clcnet.data.outputs import Outputs
 
@@ -81,6 +81,8 @@ def test_what_is_no_image_is_left_out_with_its_reason_and_odd_names_are_kept(
     output = workshop.outputs(script, tmp_path / "out")[0]
     with open(errors_file(output), encoding="utf-8", newline="") as file:
         reasons = dict(list(csv.reader(file))[1:])
+    assert reasons.pop("split_part_1/ant/loop") == "passed over: no extension of an image"
+    assert reasons.pop("split_part_1/ant/round/") == "passed over: a link in a circle"
     assert reasons.keys() == UNREADABLE.keys()
     for name, (_, words) in UNREADABLE.items():
         assert words in reasons[name]
@@ -90,6 +92,20 @@ def test_what_is_no_image_is_left_out_with_its_reason_and_odd_names_are_kept(
         assert len(names) == 60 + len(ODD_NAMES) + (script == EVALUATE_CUSTOM)
         names = [name.rpartition("/")[2] for name in names]  # step 5 gives the path below the folder
         assert set(ODD_NAMES) < set(names) and not UNREADABLE.keys() & set(names)
+
+
+def test_images_above_pils_limit_have_a_switch(workshop: Workshop, tmp_path: Path) -> None:
+    for name, side in (("small", 40), ("large", 120)):
+        (tmp_path / "images" / "ant").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (side, side)).save(tmp_path / "images" / "ant" / f"{name}.png")
+    words = command(GENERATE, workshop, tmp_path / "images", tmp_path)
+    before = Image.MAX_IMAGE_PIXELS
+    try:
+        assert scripts.run(GENERATE, *words, "--max-image-pixels", 14_399, "--workers", 1).code == 3
+        assert "--max-image-pixels lets it in" in errors_file(tmp_path / "table.csv").read_text()
+        assert scripts.run(GENERATE, *words, "--max-image-pixels", 14_400).code == 0
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def test_a_table_with_odd_names_finds_its_images_again(workshop: Workshop, folder: Path, tmp_path: Path) -> None:

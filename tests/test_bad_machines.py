@@ -25,7 +25,7 @@ from scripts import (
 )
 
 from clcnet.classifiers import classifier as classifiers
-from clcnet.classifiers.classifier import ImageDataset
+from clcnet.classifiers.loading import ImageDataset
 from clcnet.files import atomic_paths, check_output, output_lock
 
 resource = pytest.importorskip("resource", reason="limits of a process are Unix's")
@@ -194,7 +194,7 @@ def test_a_signal_ends_the_work_with_one_line_and_130(
 ) -> None:
     before = lay_old(workshop, script, tmp_path)
     place = (
-        "clcnet.classifiers.classifier.ImageDataset.read"
+        "clcnet.classifiers.loading.ImageDataset.read"
         if script in ON_IMAGES
         else "clcnet.network.training.metrics.brier"
     )

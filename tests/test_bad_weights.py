@@ -6,6 +6,8 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -18,7 +20,7 @@ import torch
 from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, Workshop, contents, refusal
 
 from clcnet import CLCNet
-from clcnet.network.weights import LARGEST_MEMBER, PARAMS_MEMBER, STATE_MEMBER
+from clcnet.network.weights import PARAMS_MEMBER, SPLIT_FILE, STATE_MEMBER
 
 Members = dict[str, bytes]
 
@@ -74,6 +76,27 @@ def nested_bomb(members: Members) -> bytes:
     return pack({**members, STATE_MEMBER: pack({"archive/data.pkl": b"", "archive/data/0": bytes(200 * 2**20)})})
 
 
+def twice(members: Members) -> bytes:
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        sink = io.BytesIO()
+        with zipfile.ZipFile(sink, "w") as archive:
+            for name, content in [*members.items(), (STATE_MEMBER, b"")]:
+                archive.writestr(name, content)
+    return sink.getvalue()
+
+
+def pickled(members: Members, opcodes: bytes, storage: bytes = b"") -> bytes:
+    """A weights file whose state dict is what these opcodes of pickle build."""
+    state = pack({"archive/data.pkl": b"\x80\2" + opcodes, "archive/data/0": storage}, zipfile.ZIP_STORED)
+    return pack({**members, STATE_MEMBER: state})
+
+
+BYTES_BY_NUMBER = b"cbuiltins\nbytearray\nJ\0\0\0\x20\x85R."  # bytearray(2**29)
+TENSOR = (  # {"a": the first N numbers, STEP apart, of a storage}
+    b"}X\1\0\0\0actorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\nFloatStorage\n"
+    b"X\1\0\0\x000X\3\0\0\0cpuK\1tQK\0J%s\x85%s\x85\x89}tRs."
+)
+VARIANCE = "tabnet.encoder.att_transformers.1.bn.bn.running_var"
 FINAL = "tabnet.final_mapping.weight"
 DEFECTS: dict[str, tuple[Callable[[Members], bytes], str]] = {
     "empty": (lambda members: b"", "not a readable zip file"),
@@ -92,9 +115,13 @@ DEFECTS: dict[str, tuple[Callable[[Members], bytes], str]] = {
     "an absurd size": (lambda members: with_params(members, lambda p: p["init_params"].update(n_d=10**9)), "n_d in"),
     "absurd sizes together": (
         lambda members: with_params(
-            members, lambda p: p["init_params"].update(n_d=1024, n_a=1024, n_steps=1024, n_independent=1024)
+            members, lambda p: p["init_params"].update(n_d=1024, n_a=1024, n_steps=32, n_independent=32)
         ),
         "describes a network",
+    ),
+    "many small layers": (
+        lambda members: with_params(members, lambda p: p["init_params"].update(n_steps=1024, n_shared=1024)),
+        "n_steps in",
     ),
     "gamma a word": (lambda members: with_params(members, lambda p: p["init_params"].update(gamma="x")), "gamma in"),
     "gamma NaN": (lambda members: with_params(members, lambda p: p["init_params"].update(gamma=float("nan"))), "gamma"),
@@ -116,35 +143,117 @@ DEFECTS: dict[str, tuple[Callable[[Members], bytes], str]] = {
     "state no torch file": (lambda members: pack({**members, STATE_MEMBER: b"x"}), "not a plain torch state dict"),
     "state empty": (lambda members: pack({**members, STATE_MEMBER: b""}), "not a plain torch state dict"),
     "state a list": (lambda members: pack({**members, STATE_MEMBER: saved([1])}), "holds a list, not a state dict"),
+    "state a number": (lambda members: pack({**members, STATE_MEMBER: saved(1)}), "holds a int, not a state dict"),
     "missing key": (lambda members: with_state(members, lambda s: s.pop(FINAL)), f"lacks {FINAL}"),
     "extra key": (lambda members: with_state(members, lambda s: s.update(more=torch.ones(1))), "holds unknown more"),
     "keys that are no names": (
         lambda members: with_state(members, lambda s: s.update({1: torch.ones(1), "more": 2})),
-        "holds unknown 1, more",
+        "a key is a int, not a name",
     ),
     "another shape": (
         lambda members: with_state(members, lambda s: s.update({FINAL: torch.ones(1, 9)})),
         f"{FINAL} in {STATE_MEMBER} has shape (1, 9), expected (1, 8)",
     ),
     "no tensor": (lambda members: with_state(members, lambda s: s.update({FINAL: [1.0]})), "is a list, not a tensor"),
+    "a name of two lines": (
+        lambda members: with_state(members, lambda s: s.update({"a\n\x1b[2Jb": torch.ones(1)})),
+        r"holds unknown a\n\x1b[2Jb",
+    ),
     "a sparse tensor": (
         lambda members: with_state(members, lambda s: s.update({FINAL: torch.ones(1, 8).to_sparse()})),
-        f"{FINAL} in {STATE_MEMBER}",
+        f"{FINAL} holds torch.serialization _get_layout",
+    ),
+    "a quantised tensor": (
+        lambda members: with_state(
+            members, lambda s: s.update({FINAL: torch.quantize_per_tensor(torch.ones(1, 8), 1, 0, torch.qint8)})
+        ),
+        f"{FINAL} holds torch QInt8Storage",
+    ),
+    "a tensor without numbers": (
+        lambda members: with_state(members, lambda s: s.update({FINAL: torch.empty(1, 8, device="meta")})),
+        f"{FINAL} holds torch._utils _rebuild_meta_tensor_no_storage",
     ),
     "NaN inside": (
         lambda members: with_state(members, lambda s: s[FINAL].fill_(float("nan"))),
         "values that are not finite numbers",
     ),
+    "3e38 inside": (lambda members: with_state(members, lambda s: s[FINAL].fill_(-3e38)), f"{FINAL} in {STATE_MEMBER}"),
+    "more than float32 holds": (
+        lambda members: with_state(
+            members, lambda s: s.update({FINAL: torch.full((1, 8), 1e300, dtype=torch.float64)})
+        ),
+        f"{FINAL} in {STATE_MEMBER} holds numbers from 1e+300 to 1e+300",
+    ),
+    "a negative variance": (
+        lambda members: with_state(members, lambda s: s[VARIANCE].fill_(-1e-3)),
+        f"{VARIANCE} in {STATE_MEMBER} holds numbers from -0.001",
+    ),
+    "products beyond float32": (
+        lambda members: with_state(members, lambda s: [s[name].fill_(1e9) for name in s if "glu" in name]),
+        "scores may be no numbers",
+    ),
     "whole numbers inside": (
         lambda members: with_state(members, lambda s: s.update({FINAL: torch.ones(1, 8, dtype=torch.int64)})),
         f"{FINAL} in {STATE_MEMBER}",
     ),
+    "calibration of 1e308": (
+        lambda members: with_params(
+            members, lambda p: p.update(calibration={"intercept": 0, "weights": [1e308] * 4, "network": 1})
+        ),
+        "calibration with numbers that are not finite or not below 1e+10",
+    ),
+    "400 digits": (
+        lambda members: with_params(
+            members, lambda p: p.update(calibration={"intercept": 10**400, "weights": [0] * 4, "network": 1})
+        ),
+        "unknown calibration",
+    ),
+    "5000 digits": (
+        lambda members: pack({**members, PARAMS_MEMBER: b'{"fold": %s}' % (b"1" * 5000)}),
+        "is not JSON",
+    ),
+    "a key twice": (lambda members: pack({**members, PARAMS_MEMBER: b'{"a": 1, "a": 2}'}), "a key is there twice"),
+    "params nested": (
+        lambda members: pack({**members, PARAMS_MEMBER: b'{"a": %s}' % (b"[" * 600 + b"]" * 600)}),
+        "more than 500 lists and objects",
+    ),
+    "a member twice": (twice, "not a readable zip file (a member is there twice)"),
+    "a zip of the future": (
+        lambda members: pack(members).replace(b"PK\x01\x02\x14\x03\x14", b"PK\x01\x02\xff\x03\xff", 1),
+        "zip file version 25.5",
+    ),
+    "packed by LZMA": (
+        lambda members: pack(members, zipfile.ZIP_LZMA),
+        "packed by method 14; only stored and deflated",
+    ),
+    "packed by bzip2": (lambda members: pack(members, zipfile.ZIP_BZIP2), "packed by method 12; only stored and"),
+    "places by number": (lambda members: pickled(members, b"}r\xff\xff\xff\xff)R."), "not a plain torch state dict"),
+    "bytes by number": (lambda members: pickled(members, BYTES_BY_NUMBER), "it holds builtins bytearray"),
+    "doubling tuples": (lambda members: pickled(members, b"})" + b"q\0h\0\x86" * 60 + b"Ns."), "a key is a tuple, not"),
+    "deep tuples": (lambda members: pickled(members, b"})" + b"\x85" * 2**17 + b"Ns."), "a key is a tuple, not a name"),
+    "more numbers than the file": (
+        lambda members: pickled(members, TENSOR % (b"\x01\0\0\x7f", b"K\1"), b"1234"),
+        "not a plain torch state dict (setStorage",
+    ),
+    "one number many times": (
+        lambda members: pickled(members, TENSOR % (b"\0\0\0\x7f", b"K\0"), b"1234"),
+        "lacks tabnet.",
+    ),
+    "a shape of doubling tuples": (
+        lambda members: pickled(members, (TENSOR % (b"\1\0\0\0", b")" + b"q\0h\0\x86" * 60)), b"1234"),
+        "not a plain torch state dict",
+    ),
+    "another order of bytes": (
+        lambda members: pack({**members, STATE_MEMBER: pack({"a/data.pkl": b"}.", "a/byteorder": b"big"})}),
+        "little-endian",
+    ),
+    "larger than any": (lambda members: pack(members) + bytes(2**23), "larger than the 8,388,608 bytes allowed"),
     "params bomb": (lambda members: bomb(members, PARAMS_MEMBER), f"declares {200 * 2**20:,} bytes, more than"),
     "state bomb": (lambda members: bomb(members, STATE_MEMBER), f"declares {200 * 2**20:,} bytes, more than"),
     "bomb inside the state": (nested_bomb, "declares 209,715,200 bytes, more than"),
     "declares 4 GB": (
         lambda members: declaring(pack(members), STATE_MEMBER, 2**32 - 2),
-        f"declares 4,294,967,294 bytes, more than the {LARGEST_MEMBER:,} allowed",
+        "declares 4,294,967,294 bytes, more than",
     ),
     "declares too little": (lambda members: declaring(pack(members), STATE_MEMBER, 100), STATE_MEMBER),
 }
@@ -162,6 +271,47 @@ def test_a_broken_weights_file_is_refused_in_one_line_and_quickly(
     assert time.perf_counter() - start < 5
     assert str(caught.value).startswith(f"{tmp_path / 'w.zip'}: ") and "\n" not in str(caught.value)
     assert message in str(caught.value)
+
+
+MEASURE = """
+import resource, sys
+from clcnet import CLCNet
+CLCNet.load(sys.argv[1])
+honest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[2:]:
+    try:
+        CLCNet.load(path)
+    except ValueError:
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - honest
+        if grown > 2**15:
+            sys.exit(f"{path}: {grown:,} KiB more")
+    else:
+        sys.exit(f"{path} was read")
+"""
+
+
+def test_files_that_declare_little_take_no_more_memory_than_an_honest_one(tmp_path: Path, members: Members) -> None:
+    zeros = {**members, STATE_MEMBER: bytes(2**26)}
+    bombs = {
+        "deflated": declaring(pack(zeros), STATE_MEMBER, 100),
+        "bzip2": pack(zeros, zipfile.ZIP_BZIP2),
+        "bytes": pickled(members, BYTES_BY_NUMBER),
+        "places": pickled(members, b"}r\xff\xff\xff\x7f."),
+        "norms": with_params(members, lambda p: p["init_params"].update(n_steps=1024, n_shared=1024, n_d=16, n_a=16)),
+        "classes": with_params(members, lambda p: p["init_params"].update(input_dim=2**20)),
+    }
+    for name, content in {"honest": pack(members), **bombs}.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [tmp_path / name for name in ("honest", *bombs)]
+    finished = subprocess.run([sys.executable, "-c", MEASURE, *paths], capture_output=True, text=True, timeout=120)
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "w.zip")
+    with pytest.raises(ValueError, match="w.zip: a folder, a pipe or a device, not a weights file"):
+        CLCNet.load(tmp_path / "w.zip")
 
 
 class Attack:
@@ -257,7 +407,47 @@ def swap(folder: Path) -> str:
     return "it held out fold 2"
 
 
-@pytest.mark.parametrize("spoil", [leave_out, double, break_one, make_folder, empty, remove, swap])
+def mix(folder: Path) -> str:
+    """What a kill between the renames of a second training leaves."""
+    for fold in range(1, 6):
+        CLCNet(num_classes=3).save(folder / f"CLCNet_imagenet_split_{fold}.zip", {"run": "old" if fold > 2 else "new"})
+    return (
+        "mixes two trainings: CLCNet_imagenet_split_1.zip is of another than CLCNet_imagenet_split_3.zip, "
+        "CLCNet_imagenet_split_4.zip, CLCNet_imagenet_split_5.zip; run train_imagenet_5fold_cv.py again"
+    )
+
+
+def mix_with_older(folder: Path) -> str:
+    CLCNet(num_classes=3).save(folder / "CLCNet_imagenet_split_1.zip", {"run": "new"})
+    return "mixes two trainings: CLCNet_imagenet_split_1.zip is of another than CLCNet_imagenet_split_2.zip"
+
+
+def keep_old_split(folder: Path) -> str:
+    (folder / SPLIT_FILE).write_text("file,table,fold,validates,run\na.png,1,1,,old\n")
+    return f"CLCNet_imagenet_split_1.zip is of another than {SPLIT_FILE}"
+
+
+def halve_split(folder: Path) -> str:
+    (folder / SPLIT_FILE).write_text("file,table,fold,validates\na.png,1,1,\nb.png,1")
+    return f"{SPLIT_FILE} is not a whole list of folds; run train_imagenet_5fold_cv.py again"
+
+
+def stop_at_split(folder: Path) -> str:
+    os.mkfifo(folder / SPLIT_FILE)
+    return f"{SPLIT_FILE} is not a file"
+
+
+def odd_metadata(folder: Path) -> str:
+    for fold in range(1, 6):
+        CLCNet(3).save(folder / f"CLCNet_imagenet_split_{fold}.zip", {"fold": ["\n" * 99], "training_folds": 3})
+    return "it held out fold ["
+
+
+SPOILT = [leave_out, double, break_one, make_folder, empty, remove, swap]
+SPOILT += [mix, mix_with_older, keep_old_split, halve_split, stop_at_split, odd_metadata]
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
 def test_a_folder_without_exactly_five_good_weights_is_refused_by_fold(
     workshop: Workshop, tmp_path: Path, spoil: Callable[[Path], str]
 ) -> None:
@@ -271,9 +461,11 @@ def test_a_folder_without_exactly_five_good_weights_is_refused_by_fold(
         assert output.read_text() == "old"
 
 
-@pytest.mark.parametrize("name", ["absent.zip", "."])
-def test_a_custom_weight_that_is_no_file_is_refused(workshop: Workshop, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "message"), [("absent.zip", "no such weights file"), (".", "a folder, a pipe or")])
+def test_a_custom_weight_that_is_no_file_is_refused(
+    workshop: Workshop, tmp_path: Path, name: str, message: str
+) -> None:
     line = refusal(
         scripts.run(EVALUATE_CUSTOM, *workshop.command(EVALUATE_CUSTOM, tmp_path), "--weight", tmp_path / name)
     )
-    assert f"{tmp_path / name}: no such weights file" in line
+    assert f"{tmp_path / name}: {message}" in line

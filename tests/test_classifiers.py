@@ -20,14 +20,8 @@ from PIL import Image
 from timm.data import ImageDataset, create_loader, resolve_model_data_config
 
 from clcnet.classifiers import classifier as classifiers
-from clcnet.classifiers import stream, timing
-from clcnet.classifiers.classifier import (
-    Classifier,
-    class_indices,
-    is_out_of_memory,
-    load_classifier,
-    resolve_device,
-)
+from clcnet.classifiers import loading, stream, timing
+from clcnet.classifiers.classifier import Classifier, is_out_of_memory, load_classifier, resolve_device
 from clcnet.classifiers.stream import Batch, Round, classify
 from clcnet.data.images import list_images
 
@@ -232,6 +226,54 @@ def test_a_batch_of_nothing_but_unreadable_files_is_yielded_empty(tmp_path: Path
     assert batch.answered.shape == (0,) and batch.probs.shape == (0, 3) and set(batch.reasons) == {0, 1}
 
 
+def save_gray(path: Path, dtype: type, factor: float) -> None:
+    ramp = np.arange(256).reshape(16, 16)
+    Image.fromarray((ramp * factor).astype(dtype)).save(path)
+
+
+def save_turned(path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    picture().save(path, exif=exif)
+
+
+REMARKABLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "16_bit.png": (lambda path: save_gray(path, np.uint16, 257), "values beyond 8 bits"),
+    "16_bit.tif": (lambda path: save_gray(path, np.uint16, 257), "values beyond 8 bits"),
+    "16_bit_dark.png": (lambda path: save_gray(path, np.uint16, 1), ""),
+    "fractions.tif": (lambda path: save_gray(path, np.float32, 1 / 255), "fractions from 0 to 1"),
+    "float.tif": (lambda path: save_gray(path, np.float32, 1), ""),
+    "negative.tif": (lambda path: save_gray(path, np.int32, -1), "values beyond 8 bits"),
+    "turned.jpg": (lambda path: save_turned(path, 6), "an orientation tag"),
+    "turned.png": (lambda path: save_turned(path, 3), "an orientation tag"),
+    "turned.webp": (lambda path: save_turned(path, 3), "an orientation tag"),
+    "turned.tif": (lambda path: save_turned(path, 6), ""),  # PIL itself turns it
+    "upright.jpg": (lambda path: save_turned(path, 1), ""),
+    "bad_tag.jpg": (lambda path: picture().save(path, exif=b"Exif\0\0nonsense"), ""),
+    "clear.png": (lambda path: Image.new("RGBA", (8, 8), (255, 0, 0, 9)).save(path), "transparency"),
+    "opaque.png": (lambda path: Image.new("RGBA", (8, 8), "red").save(path), ""),
+    "clear.gif": (lambda path: picture("P").save(path, transparency=0), "transparency"),
+    "plain.jpg": (lambda path: picture().save(path), ""),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_the_model_sees_otherwise_than_a_viewer_is_remarked_on(
+    tmp_path: Path, classifier: Classifier, workers: int
+) -> None:
+    for name, (save, _) in REMARKABLE.items():
+        save(tmp_path / name)
+    images = list_images(tmp_path)
+    batches = classify(classifier, images, batch_size=4, workers=workers)
+    remarks = {place: remark for batch in batches for place, remark in batch.remarks.items()}
+    assert {images.names[index] for index in remarks} == {name for name, (_, words) in REMARKABLE.items() if words}
+    for index, remark in remarks.items():
+        assert REMARKABLE[images.names[index]][1] in remark
+    line = loading.sum_up_remarks(remarks.values())
+    assert "3 with values beyond 8 bits" in line and "3 with an orientation tag" in line
+    assert loading.sum_up_remarks([]) == ""
+
+
 def test_a_decompression_bomb_is_left_out(
     tmp_path: Path, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,15 +286,15 @@ def test_a_decompression_bomb_is_left_out(
 def test_an_image_that_fails_once_is_reported_with_the_reason_of_that_once(
     image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = classifiers.ImageDataset.read
+    read = loading.ImageDataset.read
     calls = iter([OSError("stale file handle")])
 
-    def fail_once(self: classifiers.ImageDataset, position: int) -> Image.Image:
+    def fail_once(self: loading.ImageDataset, position: int) -> Image.Image:
         for error in calls:
             raise error
         return read(self, position)
 
-    monkeypatch.setattr(classifiers.ImageDataset, "read", fail_once)
+    monkeypatch.setattr(loading.ImageDataset, "read", fail_once)
     reasons = reasons_of(classify(classifier, list_images(image_folder()), workers=0))
     assert reasons == {0: "stale file handle"}
 
@@ -260,7 +302,7 @@ def test_an_image_that_fails_once_is_reported_with_the_reason_of_that_once(
 def test_a_decoding_process_that_dies_is_said_in_one_line(
     image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classifiers.ImageDataset, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(loading.ImageDataset, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(ChildProcessError, match="fewer --workers"):
         list(classify(classifier, list_images(image_folder()), workers=1))
 
@@ -320,7 +362,7 @@ def test_freed_memory_is_returned_before_decoding_processes_share_it(monkeypatch
         torch.utils.data.DataLoader, "__iter__", lambda loader: events.append("start processes") or start(loader)
     )
     # a loader of torch's own starts its processes at once, one of timm's with the first batch
-    assert len(list(classifiers.loaded_batches(torch.utils.data.DataLoader([1, 2, 3], num_workers=1)))) == 3
+    assert len(list(loading.loaded_batches(torch.utils.data.DataLoader([1, 2, 3], num_workers=1)))) == 3
     assert events == ["return", "start processes"]
 
 
@@ -435,6 +477,14 @@ def test_a_bare_name_says_which_weights_it_stands_for_and_which_the_paper_used(
     (message,) = caplog.messages
     assert f"{name} stands for {resolved}" in message
     assert (f"the paper used {paper}" in message) if paper else ("paper" not in message)
+
+
+def test_imagenets_names_are_guessed_for_timms_own_weights_alone(no_download: list[str], tmp_path: Path) -> None:
+    timms = load_classifier("test_resnet.r160_in1k", device="cpu")
+    assert timms.label_names_inferred and timms.label_names is not None and timms.label_names[0] == "n01440764"
+    torch.save(timms.model.state_dict(), tmp_path / "mine.pth")
+    mine = load_classifier("test_resnet", weight=tmp_path / "mine.pth", device="cpu")
+    assert mine.num_classes == 1000 and mine.label_names is None and not mine.label_names_inferred
 
 
 def test_a_name_with_its_tag_needs_no_note(no_download: list[str], caplog: pytest.LogCaptureFixture) -> None:
@@ -567,87 +617,6 @@ def test_a_missing_weights_file_is_one_line(model: str) -> None:
         load_classifier(model, weight="nowhere.pth")
 
 
-# ---------------------------------------------------------------- classes
-
-
-@pytest.fixture
-def ten_classes(classifier: Classifier) -> Classifier:
-    classifier.num_classes, classifier.label_names = 10, None
-    return classifier
-
-
-def folder_of(tmp_path: Path, names: list[str]) -> Path:
-    for name in names:
-        (tmp_path / "set" / name).mkdir(parents=True)
-        picture(size=(2, 2)).save(tmp_path / "set" / name / f"{name}.png")
-    return tmp_path / "set"
-
-
-def test_classes_are_found_by_the_models_own_names(tmp_path: Path, classifier: Classifier) -> None:
-    classifier.label_names = ["cat", "ant", "bee"]
-    assert class_indices(list_images(folder_of(tmp_path, ["ant", "bee", "cat"])), classifier).tolist() == [1, 2, 0]
-    assert class_indices(list_images(folder_of(tmp_path / "b", ["bee"])), classifier).tolist() == [2]
-
-
-def test_wordnet_folders_are_found_among_imagenets_thousand(tmp_path: Path, no_download: list[str]) -> None:
-    classifier = load_classifier("test_resnet.r160_in1k", device="cpu")
-    images = list_images(folder_of(tmp_path, ["n01440764", "n15075141", "n02119789"]))
-    # tench is ImageNet's first class, toilet tissue its last, kit fox number 278
-    assert dict(zip(images.class_names, class_indices(images, classifier), strict=True)) == {
-        "n01440764": 0,
-        "n02119789": 278,
-        "n15075141": 999,
-    }
-
-
-def test_without_names_classes_count_in_natural_order(tmp_path: Path, classifier: Classifier) -> None:
-    classifier.label_names = None
-    assert class_indices(list_images(folder_of(tmp_path, ["c10", "c9", "c1"])), classifier).tolist() == [0, 1, 2]
-
-
-def test_numbers_are_class_indices(tmp_path: Path, ten_classes: Classifier) -> None:
-    assert class_indices(list_images(folder_of(tmp_path, ["0", "7", "3"])), ten_classes).tolist() == [0, 3, 7]
-
-
-def test_numbers_from_one_are_counted_where_they_cannot_be_indices(tmp_path: Path, ten_classes: Classifier) -> None:
-    images = list_images(folder_of(tmp_path, [str(number) for number in range(1, 11)]))
-    assert class_indices(images, ten_classes).tolist() == list(range(10))
-
-
-def test_a_class_maps_own_numbers_are_kept(tmp_path: Path, classifier: Classifier) -> None:
-    (tmp_path / "map.txt").write_text("cat\nbee\nant\n")
-    images = list_images(folder_of(tmp_path, ["ant", "bee"]), class_map=tmp_path / "map.txt")
-    assert class_indices(images, classifier, by_position=True).tolist() == [2, 1]
-
-
-def test_images_without_labels_stay_without(tmp_path: Path, classifier: Classifier) -> None:
-    picture().save(tmp_path / "a.png")
-    classifier.label_names = None
-    assert class_indices(list_images(tmp_path), classifier, by_position=True).tolist() == [-1]
-
-
-def test_other_numbers_of_classes_are_refused(tmp_path: Path, ten_classes: Classifier, classifier: Classifier) -> None:
-    images = list_images(folder_of(tmp_path, ["x", "y", "z"]))
-    with pytest.raises(ValueError, match="the images have 3 classes but .* has 10"):
-        class_indices(images, ten_classes)
-
-
-def test_names_of_which_only_some_are_known_are_refused(tmp_path: Path, classifier: Classifier) -> None:
-    with pytest.raises(ValueError, match="class 'dog' of the images is not among the classes of .*ant, bee, cat"):
-        class_indices(list_images(folder_of(tmp_path, ["ant", "bee", "dog"])), classifier)
-
-
-def test_other_names_than_the_models_own_are_refused_even_if_there_are_as_many(
-    tmp_path: Path, classifier: Classifier
-) -> None:
-    with pytest.raises(ValueError, match=r"class 'abeille' .* not among .*\(ant, bee, cat, ...\); rename it or give"):
-        class_indices(list_images(folder_of(tmp_path, ["chat", "abeille", "fourmi"])), classifier)
-
-
-def test_numbers_are_indices_of_a_model_with_names_too(tmp_path: Path, classifier: Classifier) -> None:
-    assert class_indices(list_images(folder_of(tmp_path, ["2", "0"])), classifier).tolist() == [0, 2]
-
-
 # ---------------------------------------------------------------- keys, devices, speed
 
 
@@ -751,9 +720,9 @@ def test_defaults_suit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert classifiers.default_batch_size(torch.device("cpu")) == 64
     assert classifiers.default_batch_size(torch.device("cuda")) == 256
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
-    assert classifiers.default_workers() == 8
+    assert loading.default_workers() == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert classifiers.default_workers() == 3
+    assert loading.default_workers() == 3
 
 
 def test_labels_given_by_index_in_the_models_configuration_are_understood(classifier: Classifier) -> None:

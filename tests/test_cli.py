@@ -21,9 +21,20 @@ def parser() -> cli.ArgumentParser:
     parser.add_argument("--deep-model-FLOPs", type=cli.positive_float)
     parser.add_argument("--threshold", type=cli.threshold, default=0.5)
     parser.add_argument("--threshold-searching", nargs="?", const=True, default=False, type=cli.true_or_false)
+    parser.add_argument("--folder", type=Path, nargs="+")
     cli.add_device_arguments(parser)
     cli.add_preprocessing_arguments(parser)
     return parser
+
+
+@pytest.mark.parametrize("words", [["--folder", ""], ["--folder="], ["--folder", "a", " "]])
+def test_an_empty_path_is_not_the_current_folder(
+    parser: cli.ArgumentParser, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parser.parse_args(words)
+    assert "argument --folder: the path is empty; is a variable not set?" in capsys.readouterr().err
+    assert parser.parse_args(["--folder", "."]).folder == [Path(".")]
 
 
 @pytest.mark.parametrize("flag", ["--num_classes", "--num-classes", "--Num-Classes"])

@@ -5,7 +5,7 @@ import pytest
 
 from clcnet.confidence import SIMPLE_CONFIDENCES, margin, max_softmax, negative_entropy, sum_of_squares
 
-ROWS = np.array([[1, 0, 0, 0], [0.5, 0.25, 0.25, 0], [0.25, 0.25, 0.25, 0.25]], dtype=np.float32)
+ROWS = np.array([[1, 0, 0, 0], [0.5, 0.25, 0.125, 0.125], [0.25, 0.25, 0.25, 0.25]], dtype=np.float32)
 
 
 @pytest.mark.parametrize(
@@ -13,12 +13,16 @@ ROWS = np.array([[1, 0, 0, 0], [0.5, 0.25, 0.25, 0], [0.25, 0.25, 0.25, 0.25]], 
     [
         (max_softmax, [1, 0.5, 0.25]),
         (margin, [1, 0.25, 0]),
-        (negative_entropy, [0, -1.5 * np.log(2), -2 * np.log(2)]),
-        (sum_of_squares, [1, 0.375, 0.25]),
+        (negative_entropy, [0, -1.75 * np.log(2), -2 * np.log(2)]),
+        (sum_of_squares, [1, 0.34375, 0.25]),
     ],
 )
 def test_values_equal_those_worked_out_by_hand(confidence, expected):
     np.testing.assert_allclose(confidence(ROWS), expected, atol=1e-7)
+
+
+def test_rounding_makes_no_confidence_of_more_than_1():
+    assert sum_of_squares(np.float32([[1 + 2**-23, 0]])) == 1
 
 
 @pytest.mark.parametrize("name", SIMPLE_CONFIDENCES)

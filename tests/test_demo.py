@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 from timm.data import create_transform, resolve_data_config
 
 from clcnet import cli
-from clcnet.classifiers.classifier import class_indices, classify, load_classifier
+from clcnet.classifiers.classes import class_indices
+from clcnet.classifiers.classifier import classify, load_classifier
 from clcnet.data.images import list_images
 from examples import demo
 

@@ -17,7 +17,8 @@ from clcnet.cascade import comparison, from_images, selection
 from clcnet.cascade.curve import surest_steps, sweep
 from clcnet.cascade.selection import Reference
 from clcnet.classifiers import timing
-from clcnet.classifiers.classifier import class_indices, load_classifier
+from clcnet.classifiers.classes import class_indices
+from clcnet.classifiers.classifier import load_classifier
 from clcnet.classifiers.stream import classify
 from clcnet.data.images import list_images
 from clcnet.data.outputs import Outputs

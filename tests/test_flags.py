@@ -1,6 +1,7 @@
 """Every flag of every script given a value that cannot be meant: one line that names the flag, exit code 2."""
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -15,30 +16,34 @@ CASCADES = (EVALUATE_FOLDS, EVALUATE_CUSTOM)
 
 
 def flags_of(script: str) -> list[str]:
-    parser = importlib.import_module(script).get_args_parser()
-    return [flag for flag in parser._option_string_actions if flag.startswith("--") and flag != "--help"]
+    """All flags but --help, as the help spells them."""
+    text = importlib.import_module(script).get_args_parser().format_help()
+    lines = re.findall(r"^  (-.*?)(?:  |$)", text, flags=re.MULTILINE)
+    return [flag for line in lines for flag in re.findall(r"--[\w-]+", line) if flag != "--help"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_each_flag_with_a_letter_lost_doubled_or_swapped_is_recognised(script: str) -> None:
     required = ["--custom-data", "photos"] if script == EVALUATE_CUSTOM else []
+    known = {flag.replace("_", "-").lower() for flag in flags_of(script)}
     for flag in flags_of(script):
         middle = len(flag) // 2 + 1
         lost = flag[:middle] + flag[middle + 1 :]
         doubled = flag[:middle] + flag[middle] + flag[middle:]
         swapped = flag[: middle - 1] + flag[middle] + flag[middle - 1] + flag[middle + 1 :]
-        for misspelled in (lost, doubled, swapped):
-            if cli._plain(misspelled) not in map(cli._plain, flags_of(script)):
+        for misspelled in {lost, doubled, swapped}:
+            if misspelled.replace("_", "-").lower() not in known:
                 finished = scripts.run(script, misspelled, "1", *required)
                 assert f"unknown flag {misspelled}; did you mean --" in refusal(finished)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_each_flag_may_be_written_with_hyphens_underscores_and_small_letters(script: str) -> None:
-    parser = importlib.import_module(script).get_args_parser()
+    required = ["--custom-data", "photos"] if script == EVALUATE_CUSTOM else []
     for flag in flags_of(script):
         for spelling in (flag.replace("-", "_").replace("__", "--", 1), flag.replace("_", "-"), flag.lower()):
-            assert parser._registered_spelling(spelling) == flag or spelling in flags_of(script)
+            line = refusal(scripts.run(script, *required, spelling, "--no-such-flag"))
+            assert re.search(rf"unknown flag --no-such-flag|argument .*{flag}\b.*: expected", line), line
 
 
 BAD_VALUES = {
@@ -107,12 +112,8 @@ def test_a_model_that_is_not_there_is_refused(
 
 
 @pytest.mark.parametrize("script", ON_IMAGES)
-@pytest.mark.parametrize("size", [1, 3, 7])
-def test_a_picture_size_that_the_model_cannot_take_is_one_line(
-    workshop: Workshop, tmp_path: Path, script: str, size: int
-) -> None:
-    finished = scripts.run(script, *workshop.command(script, tmp_path), "--img-size", size)
-    assert finished.code == 0 or "--img-size" in refusal(finished)
+def test_pictures_may_be_as_small_as_one_pixel(workshop: Workshop, tmp_path: Path, script: str) -> None:
+    assert scripts.run(script, *workshop.command(script, tmp_path), "--img-size", 1).code == 0
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

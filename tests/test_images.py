@@ -1,15 +1,22 @@
 """Which images a folder holds, in which order, of which class, in which fold."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.io
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.data.readers.reader_image_folder import find_images_and_targets
 
-from clcnet.data.images import balanced_folds, list_images, natural_key
+from clcnet.data.images import (
+    balanced_folds,
+    image_keys,
+    list_images,
+    write_errors,
+)
+from clcnet.data.labels import natural_key
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -51,14 +58,14 @@ def test_the_order_is_the_same_whether_or_not_the_folder_is_cut(image_folder: Ca
     [
         (["ant/1.png", "bee/2.png"], ["1.png", "2.png"]),
         (["ant/1.png", "bee/1.png"], ["ant/1.png", "bee/1.png"]),
-        (["train/ant/1.png", "val/bee/1.png"], ["ant/1.png", "bee/1.png"]),
-        (["train/ant/1.png", "val/ant/1.png"], ["train/ant/1.png", "val/ant/1.png"]),
+        (["may/ant/1.png", "june/bee/1.png"], ["ant/1.png", "bee/1.png"]),
+        (["may/ant/1.png", "june/ant/1.png"], ["june/ant/1.png", "may/ant/1.png"]),
     ],
 )
 def test_names_are_as_short_as_they_can_be_and_never_collide(
     tmp_path: Path, files: list[str], names: list[str]
 ) -> None:
-    assert list_images(touch(tmp_path, *files)).names == names
+    assert list_images(touch(tmp_path, *files), model_classes=["ant", "bee"]).names == names
 
 
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
@@ -67,58 +74,108 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     assert images.class_names == [] and not images.has_labels
 
 
-@pytest.mark.parametrize("header", ["file,label\n", "image_id,class\n", ""])
-def test_a_label_file_gives_a_flat_folder_its_classes(tmp_path: Path, header: str) -> None:
-    touch(tmp_path / "images", "1.png", "2.png")
-    (tmp_path / "labels.csv").write_text(f"{header}2.png,ant\n1.png,bee\nelsewhere.png,cat\n")
-    images = list_images(tmp_path / "images", labels=tmp_path / "labels.csv")
-    assert images.class_names == ["ant", "bee", "cat"]
-    assert images.targets.tolist() == [1, 0]
-
-
-def test_whole_numbers_as_labels_are_class_indices(tmp_path: Path) -> None:
-    touch(tmp_path / "images", "1.png", "2.png")
-    (tmp_path / "labels.csv").write_text("1.png,10\n2.png,02\n")
-    assert list_images(tmp_path / "images", labels=tmp_path / "labels.csv").targets.tolist() == [10, 2]
-
-
-def test_the_official_ground_truth_is_translated_by_the_development_kit(tmp_path: Path) -> None:
-    touch(tmp_path / "images", "ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000003.JPEG")
-    (tmp_path / "truth.txt").write_text("2\n1\n3\n")
-    synset = np.dtype([("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
-    rows = [(1, "n03", 0), (2, "n02", 0), (3, "n01", 0), (4, "n00", 3)]  # the last is an inner node, not a class
-    scipy.io.savemat(tmp_path / "meta.mat", {"synsets": np.array(rows, dtype=synset)})
-    images = list_images(tmp_path / "images", labels=tmp_path / "truth.txt")
-    assert images.class_names == ["n01", "n02", "n03"]
-    assert images.targets.tolist() == [1, 0]
-
-
-def test_images_of_another_split_do_not_get_the_ground_truth_of_the_validation_images(tmp_path: Path) -> None:
-    touch(tmp_path / "images", "ILSVRC2012_test_00000001.JPEG")
-    (tmp_path / "truth.txt").write_text("1\n")
-    synset = np.dtype([("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
-    scipy.io.savemat(tmp_path / "meta.mat", {"synsets": np.array([(1, "n03", 0), (2, "n02", 0)], dtype=synset)})
-    with pytest.raises(ValueError, match="ILSVRC2012_test_00000001.JPEG: not a name of the 1 images of"):
-        list_images(tmp_path / "images", labels=tmp_path / "truth.txt")
-
-
 def test_images_of_one_class_and_name_are_in_the_order_of_their_paths(tmp_path: Path) -> None:
     touch(tmp_path, "b/ant/2.png", "b/ant/10.png", "a/ant/10.png", "a/Bee/1.png")
-    assert list_images(tmp_path).names == ["b/ant/2.png", "a/ant/10.png", "b/ant/10.png", "a/Bee/1.png"]
+    images = list_images(tmp_path, model_classes=["ant", "Bee"])
+    assert images.names == ["b/ant/2.png", "a/ant/10.png", "b/ant/10.png", "a/Bee/1.png"]
 
 
-def test_a_class_map_numbers_the_classes(tmp_path: Path) -> None:
-    touch(tmp_path / "images", "ant/1.png", "bee/2.png")
-    (tmp_path / "map.txt").write_text("bee\nwasp\nant\n")
-    images = list_images(tmp_path / "images", class_map=tmp_path / "map.txt")
-    assert images.class_names == ["bee", "wasp", "ant"]
-    assert images.targets.tolist() == [2, 0]
+# ---------------------------------------------------------------- links
 
 
-def test_a_circle_of_links_is_walked_once(tmp_path: Path) -> None:
+def test_a_circle_of_links_is_walked_once_and_named(tmp_path: Path) -> None:
     touch(tmp_path, "ant/1.png", "bee/2.png")
     (tmp_path / "ant" / "again").symlink_to(tmp_path)
-    assert list_images(tmp_path).names == ["1.png", "2.png"]
+    (tmp_path / "bee" / "itself").symlink_to(".")
+    images = list_images(tmp_path)
+    assert images.names == ["1.png", "2.png"]
+    assert images.passed_over == {"ant/again/": "a link in a circle", "bee/itself/": "a link in a circle"}
+
+
+def test_a_link_to_another_class_folder_takes_nothing_from_it(tmp_path: Path) -> None:
+    touch(tmp_path, "w6/1.png", "w7/2.png")
+    (tmp_path / "seven").symlink_to("w7")  # comes first in the walk
+    images = list_images(tmp_path)
+    assert images.files == ["seven/2.png", "w6/1.png", "w7/2.png"] and images.class_names == ["seven", "w6", "w7"]
+    assert images.notes == ["seven and w7 are one folder: what links lead to is listed each time"]
+    theirs, _ = find_images_and_targets(str(tmp_path))
+    assert sorted(path for path, _ in theirs) == sorted(map(str, images.paths))
+
+
+def test_three_links_to_one_folder_are_three_folders(tmp_path: Path) -> None:
+    touch(tmp_path / "elsewhere", "1.png", "2.png")
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        (tmp_path / "images" / name).symlink_to("../elsewhere")
+    assert len(list_images(tmp_path / "images")) == 6
+    assert len(list_images(tmp_path / "images" / "a")) == 2
+
+
+def test_links_across_end_where_they_close_a_circle(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", "b/2.png")
+    (tmp_path / "a" / "to_b").symlink_to("../b")
+    (tmp_path / "b" / "to_a").symlink_to("../a")
+    images = list_images(tmp_path, any_folder=True)
+    assert sorted(images.files) == ["a/1.png", "a/to_b/2.png", "b/2.png", "b/to_a/1.png"]
+    assert sorted(images.passed_over) == ["a/to_b/to_a/", "b/to_a/to_b/"]
+
+
+# ---------------------------------------------------------------- what is passed over
+
+
+def test_what_pil_reads_is_listed_and_what_it_does_not_is_counted_and_named(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"ant/a{extension}" for extension in (".png", ".AVIF", ".jfif", ".jpe", ".jp2", ".mpo", ".qoi")))
+    touch(tmp_path, "ant/IMG.heic", "ant/IMG.CR2", "ant/notes.txt", "ant/.a.png", ".cache/b.png", "@eaDir/b.png/s.jpg")
+    images = list_images(tmp_path)
+    assert len(images) == 7
+    assert images.passed_over == {
+        "ant/IMG.heic": "not decoded here: .heic",
+        "ant/IMG.CR2": "not decoded here: .cr2",
+        "ant/notes.txt": "no extension of an image",
+        "ant/.a.png": "hidden",
+        ".cache/": "hidden",
+        "@eaDir/": "thumbnails or a system's folder",
+    }
+    (note,) = images.notes
+    assert "2 hidden (.cache/, ant/.a.png)" in note and "1 not decoded here: .heic (ant/IMG.heic)" in note
+
+
+def test_thumbnails_lie_beside_images_and_a_class_of_that_name_does_not(tmp_path: Path) -> None:
+    touch(tmp_path, "thumbs/1.png", "fists/2.png", "fists/Thumbs/2.png", "__MACOSX/fists/2.png", "lost+found/x.png")
+    images = list_images(tmp_path)
+    assert images.class_names == ["fists", "thumbs"]
+    assert sorted(images.passed_over) == ["__MACOSX/", "fists/Thumbs/", "lost+found/"]
+
+
+def test_the_errors_file_names_what_was_passed_over_too(tmp_path: Path) -> None:
+    images = list_images(touch(tmp_path / "images", "1.png", "2.heic"))
+    write_errors(tmp_path / "errors.csv", images, {0: "broken"})
+    assert (tmp_path / "errors.csv").read_text() == (
+        "file,reason\n1.png,broken\n2.heic,passed over: not decoded here: .heic\n"
+    )
+    write_errors(tmp_path / "errors.csv", list_images(touch(tmp_path / "others", "1.png")), {})
+    assert not (tmp_path / "errors.csv").exists()
+
+
+# ---------------------------------------------------------------- what tells images apart
+
+
+def test_the_key_of_an_image_is_its_own_and_changes_when_it_is_written_to(tmp_path: Path) -> None:
+    images = list_images(touch(tmp_path / "a", "1.png", "2.png", "3.png"))
+    before = image_keys(images)
+    assert before.shape == (3, 16) and before.dtype == np.uint8 and len(np.unique(before, axis=0)) == 3
+    assert (image_keys(images.subset([2, 0])) == before[[2, 0]]).all()
+    assert (image_keys(list_images(os.path.relpath(tmp_path / "a"))) == before).all()
+    (tmp_path / "a" / "1.png").write_bytes(b"x")
+    times = (tmp_path / "a" / "2.png").stat()
+    os.utime(tmp_path / "a" / "2.png", ns=(times.st_atime_ns, times.st_mtime_ns))  # as if it had not been written to
+    (tmp_path / "a" / "3.png").unlink()
+    after = image_keys(images)
+    assert (after != before).any(axis=1).all()
+    assert (image_keys(images)[2] == after[2]).all()
+
+
+# ---------------------------------------------------------------- bad folders
 
 
 def bad_folders(root: Path) -> dict[str, tuple[Path, str]]:
@@ -150,90 +207,9 @@ def test_a_bad_folder_gets_one_clear_line(tmp_path: Path, case: str) -> None:
         list_images(folder)
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        ("1.png,ant\n", "has no label for 2.png"),
-        ("1.png,ant,x\n", "row 1 has 3 columns instead of 2"),
-        ("1.png,ant\n2.png,ant\n1.png,bee\n", "row 3 labels 1.png a second time"),
-        ("5\n7\n", "put the development kit's meta.mat beside it"),
-    ],
-)
-def test_a_bad_label_file_gets_one_clear_line(tmp_path: Path, labels: str, message: str) -> None:
-    touch(tmp_path / "images", "1.png", "2.png")
-    (tmp_path / "labels.csv").write_text(labels)
-    with pytest.raises((OSError, ValueError), match=message):
-        list_images(tmp_path / "images", labels=tmp_path / "labels.csv")
-
-
-def test_a_class_map_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "ant/1.png", "map.pkl")
-    with pytest.raises(ValueError, match="map.pkl: only text files are read, .* timm's pickles may run code"):
-        list_images(tmp_path, class_map=tmp_path / "map.pkl")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("1.png,caf\xe9\n".encode("latin-1"), "labels.csv is not UTF-8 text; save it as UTF-8"),
-        ("1.png,ant\n".encode("utf-16"), "labels.csv is not UTF-8 text"),
-        (b"1.png," + b"a" * 200_000, "labels.csv is not a CSV file .*; give rows of file,label"),
-    ],
-    ids=["Latin-1", "UTF-16", "an endless cell"],
-)
-def test_a_label_file_that_is_no_text_is_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
-    touch(tmp_path / "images", "1.png")
-    (tmp_path / "labels.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        list_images(tmp_path / "images", labels=tmp_path / "labels.csv")
-
-
-@pytest.mark.parametrize(
-    ("class_map", "message"), [("ant\n", "'bee' is not in the class map"), ("ant\nbee\nant\n", "more than once")]
-)
-def test_a_bad_class_map_gets_one_clear_line(tmp_path: Path, class_map: str, message: str) -> None:
-    touch(tmp_path / "images", "ant/1.png", "bee/2.png")
-    (tmp_path / "map.txt").write_text(class_map)
-    with pytest.raises(ValueError, match=message):
-        list_images(tmp_path / "images", class_map=tmp_path / "map.txt")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"), [("map.txt", "map.txt is not UTF-8 text"), ("map.csv", "map.csv: only text files are read")]
-)
-def test_a_class_map_that_is_no_text_is_refused_by_name(tmp_path: Path, name: str, message: str) -> None:
-    touch(tmp_path / "images", "ant/1.png")
-    (tmp_path / name).write_bytes("ant\n".encode("utf-16"))
-    with pytest.raises(ValueError, match=message):
-        list_images(tmp_path / "images", class_map=tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    ("name", "truth", "message"),
-    [
-        ("ILSVRC2012_val_00000003.png", "2\n1\n", "not a name of the 2 images of"),
-        ("photo.png", "2\n1\n", "not a name of the 2 images of"),
-        ("ILSVRC2012_val_00000002.png", "2\n9\n", "row 2 is '9', not an ILSVRC2012 id that meta.mat knows"),
-        ("ILSVRC2012_val_00000002.png", "2\nn01\n", "row 2 is 'n01', not an ILSVRC2012 id that meta.mat knows"),
-    ],
-)
-def test_a_ground_truth_that_does_not_fit_the_images_is_refused(
-    tmp_path: Path, name: str, truth: str, message: str
-) -> None:
-    touch(tmp_path / "images", name)
-    (tmp_path / "truth.txt").write_text(truth)
-    synset = np.dtype([("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
-    rows = np.array([(1, "n02", 0), (2, "n01", 0)], dtype=synset)
-    scipy.io.savemat(tmp_path / "meta.mat", {"synsets": rows})
-    with pytest.raises(ValueError, match=message):
-        list_images(tmp_path / "images", labels=tmp_path / "truth.txt")
-
-
-def test_labels_beside_class_folders_are_refused(tmp_path: Path) -> None:
-    touch(tmp_path / "images", "ant/1.png")
-    (tmp_path / "labels.csv").write_text("1.png,ant\n")
-    with pytest.raises(ValueError, match="would contradict them"):
-        list_images(tmp_path / "images", labels=tmp_path / "labels.csv")
+def test_an_empty_path_is_not_the_current_folder() -> None:
+    with pytest.raises(ValueError, match="the path of the image folder is empty"):
+        list_images("")
 
 
 targets_of_classes = st.lists(st.integers(0, 4), min_size=5, max_size=200)

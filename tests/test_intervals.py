@@ -8,9 +8,15 @@ from clcnet.intervals import exact_interval, percentile_interval, resampled_mean
 
 @pytest.mark.parametrize(
     "num_right, low, high",
-    [(8, 44.39, 97.48), (0, 0, 30.85), (10, 69.15, 100)],  # Clopper and Pearson, of 10
+    [
+        (8, 44.39, 97.48),
+        (0, 0, 30.85),
+        (1, 0.25, 44.5),
+        (9, 55.5, 99.75),
+        (10, 69.15, 100),
+    ],  # Clopper and Pearson, of 10
 )
-def test_exact_interval_equals_the_published_values(num_right, low, high):
+def test_exact_interval_equals_clopper_and_pearsons_published_values(num_right, low, high):
     assert np.round(exact_interval(num_right, 10), 2).tolist() == [low, high]
 
 

@@ -74,9 +74,3 @@ def test_a_script_does_nothing_outside_its_guards(script: str) -> None:
     definitions = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
     assert all(isinstance(statement, definitions) or is_guard(statement) for statement in statements), script
     assert is_guard(statements[-1])
-
-
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_every_module_says_in_its_first_line_what_it_holds(path: Path) -> None:
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    assert docstring and docstring.splitlines()[0].endswith((".", "?", "alone", ":"))

@@ -14,6 +14,7 @@ from clcnet import metrics
 RANDOM = np.random.default_rng(0)
 CONFIDENCE = RANDOM.random(400).astype(np.float32)
 CORRECT = RANDOM.random(400) < CONFIDENCE
+pytestmark = pytest.mark.filterwarnings("error")  # no division by an empty bin or by no wrong answers
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,8 @@ def test_calibration_error_weighs_the_gap_of_each_bin_by_its_images():
     # two bins: {0.2, 0.5} is right half the time at a mean of 0.35; {0.6, 1.0} always at 0.8
     error = metrics.calibration_error([0.2, 0.5, 0.6, 1.0], [0, 1, 1, 1], num_bins=2)
     assert error == pytest.approx(0.5 * 0.15 + 0.5 * 0.2)
+    # one image to a bin, the middle one empty
+    assert metrics.calibration_error([0.1, 0.9], [1, 0], num_bins=3) == pytest.approx(0.9)
     counts, mean_confidence, accuracy = metrics.calibration_bins([0.0, 0.9], [0, 1], num_bins=3)
     assert counts.tolist() == [1, 0, 1]
     np.testing.assert_allclose(mean_confidence, [0, np.nan, 0.9])

@@ -82,7 +82,7 @@ def test_training_step_gives_the_released_gradients(released, reference):
 def test_gradients_equal_those_of_the_literal_network_in_float64(reference):
     state = {name: value.double() for name, value in part_of(reference, "state/").items()}
     model = CLCNet(50)
-    load_released_state(model, state, 50)
+    load_released_state(model, state)
     model.double()
     literal = LiteralCLCNet({name: value.clone().requires_grad_() for name, value in state.items()})
     literal.training = True
@@ -190,6 +190,12 @@ def test_predict_does_not_depend_on_the_batch_size_or_the_mode(released):
     assert all(torch.equal(value, before[name]) for name, value in released.state_dict().items())
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_no_rows_is_refused(released, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size is {batch_size}"):
+        released.predict(sorted_rows(3, 50), batch_size=batch_size)
+
+
 def test_predict_of_no_rows_is_empty(released):
     assert released.predict(np.empty((0, 50), dtype=np.float32)).shape == (0,)
 
@@ -234,7 +240,65 @@ def test_bad_rows_are_refused_with_row_and_value(released, column, value, messag
         released.predict(rows)
 
 
-@pytest.mark.parametrize("shape", [(3, 1), (3,), (2, 3, 4)])
-def test_a_bad_shape_is_refused(released, shape):
-    with pytest.raises(ValueError, match="shape"):
-        released.predict(np.ones(shape, dtype=np.float32))
+def frozen(rows):
+    copy = rows.copy()
+    copy.flags.writeable = False
+    return copy
+
+
+AS_GIVEN = {
+    "reversed": lambda rows: np.sort(rows)[:, ::-1],
+    "by columns": np.asfortranarray,
+    "every second row": lambda rows: np.repeat(rows, 2, axis=0)[::2],
+    "every second column": lambda rows: np.repeat(rows, 2, axis=1)[:, ::2],
+    "read-only": frozen,
+    "big-endian": lambda rows: rows.astype(">f4"),
+    "float64": lambda rows: rows.astype(np.float64),
+    "longdouble": lambda rows: rows.astype(np.longdouble),
+    "a list": lambda rows: rows.tolist(),
+    "torch, transposed": lambda rows: torch.from_numpy(rows.T.copy()).T,
+    "torch, negated view": lambda rows: torch.complex(torch.zeros(rows.shape), -torch.from_numpy(rows)).conj().imag,
+    "torch, with gradient": lambda rows: torch.from_numpy(rows).requires_grad_(),
+    "torch, float64": lambda rows: torch.from_numpy(rows).double(),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("given", AS_GIVEN)
+def test_every_layout_of_the_same_rows_has_the_scores_of_the_plain_one(released, given):
+    rows = sorted_rows(5, 50)
+    scores = released.predict(AS_GIVEN[given](rows))
+    assert isinstance(scores, torch.Tensor) == given.startswith("torch")
+    np.testing.assert_array_equal(scores, released.predict(rows))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_scored_as_the_float32_numbers_that_it_holds(released, dtype):
+    rows = torch.zeros(3, 50, dtype=dtype)
+    rows[:, :2] = torch.tensor([[1, 0], [0.75, 0.25], [0.5, 0.5]])
+    np.testing.assert_array_equal(released.predict(rows), released.predict(rows.float()))
+    if dtype == torch.float16:
+        np.testing.assert_array_equal(released.predict(rows.numpy()), released.predict(rows.float()))
+
+
+@pytest.mark.parametrize(
+    ("probs", "words"),
+    [
+        (np.ones((3, 1), np.float32), "ndarray of float32 and shape (3, 1)"),
+        (np.ones(3), "ndarray of float64 and shape (3,)"),
+        (np.ones((2, 3, 4)), "ndarray of float64 and shape (2, 3, 4)"),
+        ([], "ndarray of float64 and shape (0,)"),
+        (np.ones((3, 2), object), "ndarray of object and shape (3, 2)"),
+        (np.ones((3, 2), int), "ndarray of int64 and shape (3, 2)"),
+        (np.ones((3, 2), complex), "ndarray of complex128 and shape (3, 2)"),
+        (np.ma.masked_all((3, 2)), "MaskedArray of float64 and shape (3, 2)"),
+        (None, "ndarray of object and shape ()"),
+        (torch.ones(3, 2, dtype=torch.bool), "Tensor of torch.bool and shape (3, 2)"),
+        (torch.ones(3, 2).to_sparse(), "Tensor of torch.float32 and shape (3, 2)"),
+        (torch.ones(3, 2, device="meta"), "Tensor of torch.float32 and shape (3, 2)"),
+    ],
+)
+def test_what_is_no_plain_table_of_numbers_is_refused_with_its_dtype_and_shape(released, probs, words):
+    with pytest.raises(ValueError) as caught:
+        released.predict(probs)
+    assert str(caught.value).endswith(f"of shape (N, n) with n >= 2, not a {words}")

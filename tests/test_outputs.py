@@ -381,7 +381,7 @@ def test_an_images_own_name_goes_before_another_images_short_one(tmp_path: Path)
     for folder in ("ant", "old/ant"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "1.png").touch()
-    images = list_images(tmp_path)
+    images = list_images(tmp_path, model_classes=["ant"])
     assert images.names == ["ant/1.png", "old/ant/1.png"]
     table = make_table(["old/ant/1.png", "ant/1.png"], [[0.5, 0.5]] * 2, [1, 1])
     assert match_rows(table, images).tolist() == [1, 0]

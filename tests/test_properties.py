@@ -28,7 +28,7 @@ def any_outputs(draw: st.DrawFn) -> Outputs:
     return Outputs.from_probs(rows / rows.sum(1, keepdims=True), names, np.zeros(num_rows, np.int64))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(any_outputs(), st.sampled_from(["t.csv", "t.parquet"]))
 def test_any_outputs_are_read_as_they_were_written(
     tmp_path_factory: pytest.TempPathFactory, outputs: Outputs, name: str
@@ -47,7 +47,7 @@ def test_any_outputs_are_read_as_they_were_written(
     assert again.read_bytes() == path.read_bytes()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.randoms(use_true_random=False))
 def test_folds_do_not_depend_on_the_order_in_which_the_disk_lists_its_files(
     tmp_path_factory: pytest.TempPathFactory, classes: list[int], random
@@ -101,7 +101,7 @@ def test_no_network_trains_or_stops_on_the_fold_that_it_will_judge(groups: list[
         assert not set(groups_array[split.train]) & set(groups_array[split.validation])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 30), st.randoms(use_true_random=False))
 def test_rows_in_any_order_find_their_images(tmp_path_factory: pytest.TempPathFactory, count: int, random) -> None:
     root = tmp_path_factory.mktemp("images")

@@ -15,7 +15,9 @@ from scripts import interrupt_after
 from clcnet import Cascade, distributed
 from clcnet.cascade.rule import Surest
 from clcnet.cascade.runner import FolderRun, Stopwatch, run_folder, write_result
-from clcnet.classifiers.classifier import Classifier, ImageDataset, load_classifier
+from clcnet.classifiers.classes import class_readings
+from clcnet.classifiers.classifier import Classifier, load_classifier
+from clcnet.classifiers.loading import ImageDataset
 from clcnet.classifiers.schedule import NOTHING, Indices, cut
 from clcnet.classifiers.stream import Batch, Round, classify, stream
 from clcnet.data.images import ImageSet, list_images
@@ -93,7 +95,9 @@ def run(
 ) -> FolderRun | None:
     """A cascade from images to the files `folder`/result.csv and `folder`/store."""
     with distributed.processes():
-        found = run_folder(models, RULE, thresholds, images, images.targets, folder / "store", 4, workers)
+        found = run_folder(
+            models, RULE, thresholds, images, class_readings(images, models[0]), folder / "store", 4, workers
+        )
         if found is not None:
             write_result(folder / "result.csv", images, found.answers, STAGES[: len(models)], CLASSES)
         return found

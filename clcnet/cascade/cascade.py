@@ -27,7 +27,8 @@ from torch import nn
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.rule import CLCNET, Network, Rule, Surest
 from clcnet.classifiers.classes import match_classes
-from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size, read_image
+from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size
+from clcnet.classifiers.loading import read_image
 from clcnet.data.outputs import Outputs
 
 Picture = Image.Image | str | os.PathLike[str]

@@ -19,7 +19,7 @@ from clcnet.cascade.curve import (
     resampled_sweeps,
     sweep,
 )
-from clcnet.cascade.rule import Judged
+from clcnet.cascade.rule import Judged, know_classes
 from clcnet.cascade.rules import compared, cross_fitted
 from clcnet.cascade.selection import cheapest_at_accuracy
 
@@ -68,7 +68,7 @@ def compare(outputs: Sequence[Judged], folds: Ints) -> tuple[list[Contender], li
     for label, rule, models in compared():
         if rule.applies_to(outputs[models]):
             contenders.append(Contender(label, cross_fitted(rule, outputs[models], folds)))
-        elif rule.needs_classes:
+        elif rule.needs_classes and not know_classes(outputs[models]):
             left_out.append(label)
     first = contenders[0].steps
     return [*contenders, Contender("oracle", oracle(first.own, first.flops))], left_out

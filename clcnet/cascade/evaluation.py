@@ -7,6 +7,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from reprlib import repr as short
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch
 from clcnet.cascade.curve import Curve, Floats, Ints
 from clcnet.cascade.rule import CLCNET, TEMPERED, Judged, Rule, known
 from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
-from clcnet.data.images import NUM_FOLDS, ImageSet
+from clcnet.data.images import NUM_FOLDS, ImageSet, balanced_folds
 from clcnet.data.outputs import Outputs, Record, load_labelled, match_rows
 from clcnet.network.model import CLCNet
 from clcnet.network.weights import SPLIT_FILE, find_fold_weights
@@ -172,34 +173,60 @@ def at_threshold(rule: Rule, outputs: Sequence[Outputs], threshold: float) -> Cu
     return Curve(np.array([threshold]), np.array([accuracy]), shares[None], flops, int(readable.sum()))
 
 
+def images_of_outputs(path: Path, weights: Path) -> tuple[ImageSet, bool]:
+    """Stand in for an image folder by what a table says of its images, where no folder is named.
+
+    Args:
+        path: the table.
+        weights: folder of fold weights; the folds are those of their training where it left a list with all images.
+
+    Returns:
+        The image set, and whether its folds are those of the weights' training.
+    """
+    table = load_labelled(path)
+    classes = known(table.correct, table).astype(np.int64) if table.targets is None else table.targets
+    splits = weights / SPLIT_FILE
+    fold_of = _read_splits(splits)[0] if splits.exists() else {}  # the released weights come without
+    folds = np.array([fold_of.get(name, -1) for name in table.names], dtype=np.int64)
+    trained = bool((folds >= 0).all())
+    if not trained:
+        folds = balanced_folds(table.names, classes)
+    return ImageSet(path, table.names, table.names, classes, [], folds), trained
+
+
 def load_fold_networks(folder: Path, images: ImageSet, device: torch.device | str = "cpu") -> list[CLCNet]:
     """Load the five networks, the one that judges fold k at index k.
 
     Raises:
         OSError, ValueError: see `find_fold_weights` and `CLCNet.load`; or a file, or the list of images beside the
-            files, says that a network was trained on images that it should judge.
+            files, says that a network was trained on images that it should judge, or is of another training.
     """
-    networks = []
+    networks, runs = [], {}
     for fold, path in enumerate(find_fold_weights(folder), start=1):
         network = CLCNet.load(path, device)
-        held_out = network.metadata.get("fold", fold)
-        trained = network.metadata.get("training_folds", [])
-        if held_out != fold or fold in trained:
+        held_out, trained = (network.metadata.get(key) for key in ("fold", "training_folds"))
+        if held_out not in (fold, None) or (isinstance(trained, list) and fold in trained):
             raise ValueError(
-                f"{path} was trained on fold {fold}, which it should judge (it held out fold {held_out}); give the "
-                "files their own names back, or run train_imagenet_5fold_cv.py"
+                f"{path} was trained on fold {fold}, which it should judge (it held out fold {short(held_out)}); give "
+                "the files their own names back, or run train_imagenet_5fold_cv.py"
             )
         networks.append(network)
-    _check_same_folds(folder / SPLIT_FILE, images)
+        runs[path.name] = network.metadata.get("run")  # the released weights, and ours of earlier versions, have none
+    split = folder / SPLIT_FILE
+    if split.exists():  # the released weights come without
+        runs[SPLIT_FILE] = _check_same_folds(split, images)
+    (first, run), *_ = runs.items()
+    others = ", ".join(name for name, other in runs.items() if other != run)
+    if others:
+        raise ValueError(
+            f"{folder} mixes two trainings: {first} is of another than {others}; run train_imagenet_5fold_cv.py again"
+        )
     return networks
 
 
-def _check_same_folds(path: Path, images: ImageSet) -> None:
-    """Refuse folds other than those of the training, where it left a list of them for these very images."""
-    if not path.exists():  # the released weights come without
-        return
-    with open(path, encoding="utf-8", newline="") as file:
-        fold_of = {row["file"]: int(row["fold"]) - 1 for row in csv.DictReader(file)}
+def _check_same_folds(path: Path, images: ImageSet) -> str | None:
+    """Refuse folds other than those of the training, where its list of them has these very images; gives its run."""
+    fold_of, run = _read_splits(path)
     trained = np.array([fold_of.get(name, -1) for name in images.names])
     moved = np.flatnonzero((trained >= 0) & (trained != images.folds))
     if len(moved) and (trained >= 0).all():
@@ -209,6 +236,23 @@ def _check_same_folds(path: Path, images: ImageSet) -> None:
             f"{trained[index] + 1} of {NUM_FOLDS} when {path.parent} was trained, as were {len(moved) - 1} others; "
             "evaluate on the folds of the training"
         )
+    return run
+
+
+def _read_splits(path: Path) -> tuple[dict[str, int], str | None]:
+    """The fold, from 0, that each image was in when the weights were trained, and that training's run."""
+    if not path.is_file():  # opening a pipe would wait for its other end
+        raise ValueError(f"{path} is not a file; run train_imagenet_5fold_cv.py again")
+    fold_of, runs = {}, set()
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            for row in csv.DictReader(file):
+                fold_of[row["file"]] = int(row["fold"]) - 1
+                runs.add(row.get("run"))
+        (run,) = runs
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise ValueError(f"{path} is not a whole list of folds; run train_imagenet_5fold_cv.py again") from None
+    return fold_of, run
 
 
 def fold_confidence(networks: Sequence[CLCNet], outputs: Outputs, folds: Ints) -> Floats:

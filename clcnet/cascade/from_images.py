@@ -13,8 +13,10 @@ from clcnet import distributed
 from clcnet.cascade.curve import Ints
 from clcnet.cascade.evaluation import Evaluation, folds_by_name, judge
 from clcnet.cascade.rule import CLCNET, Judged
-from clcnet.classifiers.classifier import Classifier, class_indices
+from clcnet.classifiers.classes import class_readings
+from clcnet.classifiers.classifier import Classifier
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
+from clcnet.classifiers.loading import sum_up_remarks
 from clcnet.classifiers.timing import milliseconds_together
 from clcnet.data.images import ImageSet
 from clcnet.network.model import CLCNet
@@ -27,7 +29,6 @@ class Options:
     """How the models run: where their answers are kept, images a batch, decoding processes (None: what suits)."""
 
     store: Path
-    by_position: bool = False
     batch_size: int | None = None
     workers: int | None = None
 
@@ -60,14 +61,16 @@ def evaluation_of_images(
     with contextlib.ExitStack() as stack:
         for place, label in enumerate(("shallow model", "deep model")):
             models.append(load_model(place))
-            targets = class_indices(images, models[-1], by_position=options.by_position)
-            kept = stack.enter_context(kept_answers(options.store, models[-1], images, targets))
+            readings = class_readings(images, models[-1])
+            kept = stack.enter_context(kept_answers(options.store, models[-1], images))
             if kept:
                 models[-1].flops = kept.record.flops  # type: ignore[assignment]  # it is known by now
                 print(f"{label}: {models[-1].describe()}", flush=True)
             classify_missing(kept, models[-1], images, asked, options.batch_size, options.workers)
             if kept:
                 assert asked is not None
+                for note in filter(None, (kept.settle(readings), sum_up_remarks(kept.remarks.values()))):
+                    print(f"{label}: {note}", flush=True)
                 found.append(_answers(kept, asked, given_flops[place], networks))
                 unreadable |= kept.reasons
                 asked = _deferred(found[-1], images, threshold)

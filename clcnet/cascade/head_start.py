@@ -38,7 +38,9 @@ class HeadStart(Surest):
     starts: tuple[float, ...] = ()
 
     def applies_to(self, outputs: Sequence[Outputs]) -> bool:
-        return not know_classes(outputs) and are_probabilities(self.confidences(outputs))
+        return (
+            super().applies_to(outputs) and not know_classes(outputs) and are_probabilities(self.confidences(outputs))
+        )
 
     def learns(self, outputs: Sequence[Outputs]) -> bool:
         return True

@@ -118,6 +118,12 @@ class Surest(Rule):
     temperatures: tuple[float, ...] = ()
     network: Network | None = field(default=None, repr=False, compare=False)
 
+    def applies_to(self, outputs: Sequence[Outputs]) -> bool:
+        judged = (
+            self.confidence != CLCNET or self.network is not None or all(CLCNET in _scores(each) for each in outputs)
+        )
+        return judged and super().applies_to(outputs)
+
     def fit(self, outputs: Sequence[Outputs]) -> Self:
         if not self._tempers(outputs):
             return self

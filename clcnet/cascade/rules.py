@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from clcnet.cascade.curve import Ints, Steps
+from clcnet.cascade.fused import Fused
 from clcnet.cascade.head_start import HeadStart
 from clcnet.cascade.rule import CHANCE, CLCNET, TEMPERED, Network, Rule, Step, Surest, known, labels_correct
 from clcnet.confidence import SIMPLE_CONFIDENCES
@@ -51,7 +52,7 @@ class Average(Surest):
         return Step(sureness, labels, labels_correct(labels, outputs[-1]), answered_by)
 
 
-RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Surest, Last, Average, HeadStart)}
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Surest, Last, Average, HeadStart, Fused)}
 
 
 class Compared(NamedTuple):
@@ -73,6 +74,9 @@ def compared() -> list[Compared]:
         Compared("random deferral", Last(CHANCE)),
         Compared(f"{CLCNET}, average answers", Average(CLCNET)),
         Compared("GEM, average answers random images", Average(CHANCE)),
+        Compared(Fused.name, Fused()),
+        Compared("corrected shallow", Fused(), slice(0, 1)),
+        Compared("corrected deep", Fused(), slice(-1, None)),
     ]
 
 

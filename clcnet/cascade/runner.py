@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from clcnet import distributed
 from clcnet.cascade.rule import Rule
-from clcnet.classifiers.classes import match_classes
+from clcnet.classifiers.classes import Reading, match_classes
 from clcnet.classifiers.classifier import Classifier, default_batch_size
 from clcnet.classifiers.kept import Kept, kept_answers
+from clcnet.classifiers.loading import sum_up_remarks
 from clcnet.classifiers.schedule import NOTHING, Entering, Indices
 from clcnet.classifiers.stream import Batch, Round, stream
 from clcnet.data.images import ImageSet
@@ -129,12 +130,23 @@ class Answers:
 
 @dataclass(frozen=True)
 class FolderRun:
-    """What a run over a folder found: the answers, why images were left out, the time, what the store knew before."""
+    """What a run over a folder found.
+
+    Attributes:
+        answers: those that stand.
+        unreadable: place of an image that was left out -> why.
+        stopwatch: the time that it took.
+        num_before: how many answers of each model the store had.
+        targets: (N,) classes of all images as the first model numbers them, UNKNOWN where not known.
+        notes: lines for the user, on how classes and images were taken.
+    """
 
     answers: Answers
     unreadable: dict[int, str]
     stopwatch: Stopwatch
     num_before: list[int]
+    targets: NDArray[np.int64]
+    notes: list[str]
 
 
 class _Run:
@@ -146,16 +158,16 @@ class _Run:
         orders: Sequence[Indices | None],
         rule: Rule,
         thresholds: Sequence[float],
-        targets: NDArray[np.int64],
+        num_images: int,
     ) -> None:
-        self.kept, self.orders, self.rule, self.thresholds, self.targets = kept, orders, rule, thresholds, targets
-        shape = (len(kept), len(targets))
+        self.kept, self.orders, self.rule, self.thresholds, self.num_images = kept, orders, rule, thresholds, num_images
+        shape = (len(kept), num_images)
         self.own_labels = np.full(shape, UNKNOWN)
         self.own_confidence = np.full(shape, np.nan, np.float32)
-        self.labels = np.full(len(targets), UNKNOWN)
-        self.confidence = np.full(len(targets), np.nan, np.float32)
-        self.answered_by, self.last_seen = np.full((2, len(targets)), -1)
-        self.failed = np.zeros(len(targets), bool)
+        self.labels = np.full(num_images, UNKNOWN)
+        self.confidence = np.full(num_images, np.nan, np.float32)
+        self.answered_by, self.last_seen = np.full((2, num_images), -1)
+        self.failed = np.zeros(num_images, bool)
 
     def enter(self, stage: int, indices: Indices) -> Entering:
         """Images that are to see a model: what the store knows is decided at once, the rest is given back."""
@@ -200,7 +212,7 @@ class _Run:
             self.last_seen[places],
             self.own_labels[:, places],
             self.own_confidence[:, places],
-            self.targets[places],
+            self.kept[0].targets[places],
         )
 
 
@@ -209,7 +221,7 @@ def run_folder(
     rule: Rule,
     thresholds: Sequence[float],
     images: ImageSet,
-    targets: NDArray[np.int64],
+    readings: Sequence[Reading],
     store: Path,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -221,7 +233,7 @@ def run_folder(
         rule: which answer stands, and how sure it is.
         thresholds: K - 1; an image goes on past model k while its confidence is below threshold k.
         images: the images.
-        targets: (N,) their classes as the first model numbers them, UNKNOWN where not known.
+        readings: ways in which their classes may be the first model's; none where they have none.
         store: folder of what models said.
         batch_size, workers: as in `stream`.
 
@@ -235,9 +247,9 @@ def run_folder(
     orders = match_classes(classifiers)
     batch_size = batch_size or default_batch_size(classifiers[0].device)
     with contextlib.ExitStack() as stack:
-        kept = [stack.enter_context(kept_answers(store, model, images, targets)) for model in classifiers]
+        kept = [stack.enter_context(kept_answers(store, model, images)) for model in classifiers]
         mine = [one for one in kept if one is not None]
-        run = _Run(mine, orders, rule, thresholds, targets) if mine else None
+        run = _Run(mine, orders, rule, thresholds, len(images)) if mine else None
         first, waiting = distributed.broadcast(_begin(run, batch_size) if run else None)
         stopwatch = Stopwatch(len(classifiers))
         rounds = stream(
@@ -249,7 +261,11 @@ def run_folder(
             return None
         mine[0].refuse_nothing_read()
         unreadable = {place: reason for one in mine for place, reason in one.reasons.items()}
-        return FolderRun(run.answers(), dict(sorted(unreadable.items())), stopwatch, [one.num_before for one in mine])
+        note = mine[0].settle(readings)
+        remarks = {place: remark for one in mine for place, remark in one.remarks.items()}
+        notes = [line for line in (note, sum_up_remarks(remarks.values())) if line]
+        before = [one.num_before for one in mine]
+        return FolderRun(run.answers(), dict(sorted(unreadable.items())), stopwatch, before, mine[0].targets, notes)
 
 
 def _nowhere(batch: Batch) -> Entering:
@@ -258,7 +274,7 @@ def _nowhere(batch: Batch) -> Entering:
 
 def _begin(run: _Run, batch_size: int) -> tuple[list[Indices], Entering]:
     """Batches of the first model, and images that wait for later ones since the store knows the first one's answers."""
-    everything = np.arange(len(run.targets))
+    everything = np.arange(run.num_images)
     waiting = [pair for pair in run.enter(0, everything) if pair[0] > 0]
     return run.kept[0].missing(everything, batch_size), waiting
 

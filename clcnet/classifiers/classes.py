@@ -1,17 +1,209 @@
-"""Which of a model's classes an image's class is, and what the classes are called."""
+"""Which of a model's classes are the images' classes? By name, by number, or by their order.
 
-from __future__ import annotations
+Where several readings are possible, natural or plain order, counted from 0 or from 1, the model's own answers to a few
+hundred images say which one fits.
+"""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from clcnet.classifiers.classifier import Classifier, class_indices
+from clcnet.classifiers.classifier import Classifier
 from clcnet.data.images import ImageSet
+from clcnet.data.labels import natural_key, plain, shown
 from clcnet.data.outputs import UNKNOWN
+
+_FROM_ZERO = "as indices, from 0"
+_DOUBT = 1e-3  # two readings fit alike unless chance would set them so far apart more rarely than this
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to number the images' classes as a model does.
+
+    Attributes:
+        words: what it is, for a message; empty where no other would make sense.
+        positions: (K,) the model's class that each of the images' classes is.
+    """
+
+    words: str
+    positions: NDArray[np.int64]
+
+    def of(self, targets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N,) indices among the images' classes -> the model's; UNKNOWN stays."""
+        return np.append(self.positions, UNKNOWN)[targets]
+
+
+def readings_of_classes(
+    names: Sequence[str], num_classes: int, known: Sequence[str] | None, classes_by: str, model: str
+) -> list[Reading]:
+    """All ways in which the images' classes may be the model's; the likeliest first.
+
+    Args:
+        names: K classes of the images.
+        num_classes: C, of the model.
+        known: its classes by name; None where it has no names.
+        classes_by: what says which classes there are: "folders", "labels", or a class "map" in the model's order.
+        model: its name, for messages.
+
+    Raises:
+        ValueError: there is none: too many classes, too few, or not the model's names.
+    """
+    count = len(names)
+    place = {plain(name): index for index, name in enumerate(known or [])}
+    unknown = [name for name in names if plain(name) not in place]
+    if classes_by == "map" and count <= num_classes:
+        return [Reading("", np.arange(count))]
+    if classes_by != "map":
+        if not unknown:
+            return [Reading("", np.array([place[plain(name)] for name in names], np.int64))]
+        found = _as_numbers(names, num_classes) if len(unknown) == count else []
+        if not found and known:
+            stranger = unknown[-1 if unknown[0].isdigit() else 0]  # of numbers, the one that is too large
+            raise ValueError(
+                f"class {stranger!r} of the images is not among the classes of {model} "
+                f"({', '.join(list(place)[:3])}, ...){', though others are' if len(unknown) != count else ''}; rename "
+                "it or give a --class-map"
+            )
+    if classes_by == "map" or (not found and count != num_classes):
+        raise ValueError(
+            f"the images have {count} classes but {model} has {num_classes}; give the model trained on these classes, "
+            "or a --class-map"
+        )
+    natural, sorted_plainly = sorted(names, key=natural_key), sorted(names)
+    parting = next((index for index in range(count) if natural[index] != sorted_plainly[index]), 1)
+    if not found:
+        found = [_in_order(names, natural, parting, "in natural order ({}), as timm sorts")]
+    if classes_by == "folders" and count == num_classes and natural != sorted_plainly:
+        found.append(_in_order(names, sorted_plainly, parting, "in plain order ({}), as torchvision sorts"))
+    return found
+
+
+def _in_order(names: Sequence[str], order: list[str], parting: int, words: str) -> Reading:
+    place = {name: index for index, name in enumerate(order)}
+    around = ("..., " if parting > 1 else "") + shown(order[max(parting - 1, 0) :])
+    return Reading(words.format(around), np.array([place[name] for name in names], np.int64))
+
+
+def _as_numbers(names: Sequence[str], num_classes: int) -> list[Reading]:
+    if not all(name.isascii() and name.isdigit() for name in names):
+        return []
+    numbers = np.array([int(name) for name in names])
+    if len(set(numbers.tolist())) < len(names):
+        return []
+    from_zero, from_one = Reading(_FROM_ZERO, numbers), Reading("as numbers counted from 1", numbers - 1)
+    found = [from_zero] if numbers.max() < num_classes else []
+    return found + ([from_one] if 1 <= numbers.min() and numbers.max() <= num_classes else [])
+
+
+def telling_images(readings: Sequence[Reading], targets: NDArray[np.int64], most: int = 300) -> NDArray[np.int64]:
+    """The images, spread over the data set and at most so many, whose class is another under another reading."""
+    answers = np.stack([reading.of(targets) for reading in readings])
+    telling = np.flatnonzero((answers != answers[0]).any(axis=0))
+    return telling[np.unique(np.linspace(0, len(telling) - 1, most).astype(int))] if len(telling) > most else telling
+
+
+def choose_reading(
+    readings: Sequence[Reading], targets: NDArray[np.int64], top1: NDArray[np.int64]
+) -> tuple[Reading, str]:
+    """Choose among readings by a model's answers to some images.
+
+    The first stands unless another fits better than chance explains (sign test on the images that part the two).
+
+    Args:
+        readings: at least one.
+        targets: (M,) indices among the images' classes.
+        top1: (M,) the model's answers; UNKNOWN where there is none.
+
+    Returns:
+        The reading, and one line on what was taken and how well each fits; empty where there was nothing to say.
+    """
+    if len(readings) == 1:
+        words = readings[0].words
+        return readings[0], f"the classes are taken {words}" if words not in ("", _FROM_ZERO) else ""
+    right = [reading.of(targets) == top1 for reading in readings]
+    best = max(range(len(readings)), key=lambda number: (right[number].sum(), -number))
+    gains, losses = int((right[best] & ~right[0]).sum()), int((right[0] & ~right[best]).sum())
+    chance = sum(math.comb(gains + losses, wins) for wins in range(gains, gains + losses + 1)) / 2 ** (gains + losses)
+    taken = best if chance < _DOUBT else 0
+    fits = (
+        reading.words + (f": {100 * hits.mean():.1f}% right" if len(hits) else "")
+        for reading, hits in zip(readings, right, strict=True)
+    )
+    return readings[taken], (
+        f"the classes may be taken {'; or '.join(fits)}, of {len(top1)} images that tell these apart; the "
+        f"{('first', 'second', 'third')[taken]} is taken; a --class-map settles it"
+    )
+
+
+def class_readings(images: ImageSet, classifier: Classifier) -> list[Reading]:
+    """All ways in which the images' classes may be the classifier's; see `readings_of_classes`.
+
+    ImageNet's WordNet ids are looked up in any model of so many classes: folders of these names mean them.
+    """
+    known = classifier.label_names
+    subset = infer_imagenet_subset(classifier.model)
+    if subset and (known is None or classifier.label_names_inferred):
+        wordnet = ImageNetInfo(subset).label_names()
+        known = wordnet if set(images.class_names) <= set(wordnet) else None
+    return readings_of_classes(images.class_names, classifier.num_classes, known, images.classes_by, classifier.name)
+
+
+def class_indices(images: ImageSet, classifier: Classifier) -> NDArray[np.int64]:
+    """The images' classes as the classifier numbers them, by the likeliest reading: (N,), UNKNOWN without a label."""
+    return class_readings(images, classifier)[0].of(images.targets)
+
+
+def possible_readings(images: ImageSet, classifier: Classifier) -> tuple[list[Reading], str]:
+    """As `class_readings`, for folders that may be no classes: then there are none, and the line says why.
+
+    Raises:
+        ValueError: the user said that these are the classes, by a class map or labels, and they do not fit; or some
+            folders are classes of the model and others are not.
+    """
+    if not images.has_labels:
+        return [], ""
+    try:
+        return class_readings(images, classifier), ""
+    except ValueError as error:
+        names = set(map(plain, classifier.label_names or ()))
+        if images.classes_by != "folders" or not names.isdisjoint(images.class_names):
+            raise
+        return [], f"the folders are not taken for classes, so no accuracy is reported: {error}"
+
+
+def name_classes(images: ImageSet, targets: NDArray[np.int64], classifier: Classifier) -> list[str] | None:
+    """Name the classifier's classes by the class map, else by the model's own names, the folders, or ImageNet.
+
+    ImageNet's names are guessed from the number of classes for timm's own weights alone.
+
+    Args:
+        images: the images.
+        targets: (N,) their classes as the classifier numbers them, UNKNOWN where not known.
+        classifier: the model.
+
+    Returns:
+        A name for every class, empty where none is known; None where none at all is.
+    """
+    names = [""] * classifier.num_classes
+    subset = infer_imagenet_subset(classifier.model) if classifier.label_names_inferred else None
+    if subset:
+        names = list(ImageNetInfo(subset).label_descriptions())
+    numbers, firsts = np.unique(targets, return_index=True)
+    for number, first in zip(numbers, firsts, strict=True):
+        if number != UNKNOWN:
+            names[number] = images.class_names[images.targets[first]]
+    if classifier.label_names and not classifier.label_names_inferred:
+        names = list(classifier.label_names)
+    if images.classes_by == "map":
+        named = images.class_names[: classifier.num_classes]
+        names[: len(named)] = named
+    return names if any(names) else None
 
 
 class HasClasses(Protocol):
@@ -56,65 +248,3 @@ def _match(first: HasClasses, other: HasClasses) -> NDArray[np.int64] | None:
         )
     place = {name: index for index, name in enumerate(theirs)}
     return np.array([place[name] for name in ours], np.int64)
-
-
-def known_targets(
-    images: ImageSet, classifier: Classifier, by_position: bool = False, must_fit: bool = False
-) -> tuple[np.ndarray, str | None]:
-    """The classes of the images as the classifier numbers them; UNKNOWN for all where the folders are not its classes.
-
-    Args:
-        images: the images.
-        classifier: the model.
-        by_position: the data set's classes are numbered by a class map.
-        must_fit: the user said that these are the classes, so that it is an error if they are not.
-
-    Returns:
-        (N,) int64, and what to tell the user about folders that are not classes, or are taken for classes by their
-        order alone.
-
-    Raises:
-        ValueError: the classes do not fit and must, or some folders are classes of the model and others are not.
-    """
-    nothing = np.full(len(images), UNKNOWN)
-    if not images.has_labels:
-        return nothing, None
-    some_known = bool(set(images.class_names) & set(classifier.label_names or ()))
-    try:
-        targets = class_indices(images, classifier, by_position)
-    except ValueError as error:
-        if must_fit or some_known:
-            raise
-        return nothing, f"the folders are not taken for classes, so no accuracy is reported: {error}"
-    if some_known or by_position or all(name.isdigit() for name in images.class_names):
-        return targets, None
-    return targets, "the folders are taken for the model's classes, in natural order"
-
-
-def name_classes(
-    images: ImageSet, targets: np.ndarray, classifier: Classifier, class_map: Sequence[str] | None = None
-) -> list[str] | None:
-    """Name the classifier's classes by the class map, else by the model's own names, the folders, or ImageNet.
-
-    Args:
-        images: the images.
-        targets: (N,) their classes as the classifier numbers them, UNKNOWN where not known.
-        classifier: the model.
-        class_map: names by class index.
-
-    Returns:
-        A name for every class, empty where none is known; None where none at all is.
-    """
-    names = [""] * classifier.num_classes
-    subset = infer_imagenet_subset(classifier.model) if classifier.label_names_inferred else None
-    if subset:
-        names = list(ImageNetInfo(subset).label_descriptions())
-    numbers, firsts = np.unique(targets, return_index=True)
-    for number, first in zip(numbers, firsts, strict=True):
-        if number != UNKNOWN:
-            names[number] = images.class_names[images.targets[first]]
-    if classifier.label_names and not classifier.label_names_inferred:
-        names = list(classifier.label_names)
-    for index, name in enumerate((class_map or [])[: classifier.num_classes]):
-        names[index] = name
-    return names if any(names) else None

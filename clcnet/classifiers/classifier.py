@@ -10,8 +10,7 @@ import hashlib
 import json
 import logging
 import os
-import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,8 +27,6 @@ from torch import nn
 
 from clcnet.classifiers import models as timm_models
 from clcnet.classifiers.flops import count_flops
-from clcnet.data.images import IMAGE_FORMATS, ImageSet
-from clcnet.memory import return_freed_memory
 
 _PLAIN = bool | int | float | str | tuple | None
 
@@ -37,7 +34,6 @@ _logger = logging.getLogger(__name__)
 
 GPU_BATCH_SIZE = 256
 CPU_BATCH_SIZE = 64
-MAX_WORKERS = 8  # enough decoders for one device; more only take memory
 
 
 @dataclass
@@ -49,7 +45,7 @@ class Classifier:
         name: its name, with the tag of its pretrained weights where timm knows one.
         num_classes: C.
         label_names: the names of its classes in its own order, where they are known.
-        label_names_inferred: whether they were guessed from the number of classes (ImageNet's).
+        label_names_inferred: whether they were guessed from the number of classes (ImageNet's), for timm's own weights.
         data_config: timm's: input size, interpolation, crop, mean, standard deviation.
         device: where it runs.
         amp: type of the mixed precision, or None for float32 throughout.
@@ -237,6 +233,8 @@ def load_classifier(
     if note:
         _logger.warning(note)
     label_names, inferred = _label_names(model)
+    if inferred and (weight is not None or (":" in name and not name.startswith("hf-hub:timm/"))):
+        label_names, inferred = None, False  # somebody's own thousand classes need not be ImageNet's
     return Classifier(
         model=model.to(device).to(memory_format=_memory_format(channels_last)),
         name=resolved,
@@ -267,171 +265,9 @@ def _label_names(model: nn.Module) -> tuple[list[str] | None, bool]:
     return (ImageNetInfo(subset).label_names(), True) if subset else (None, False)
 
 
-def class_indices(images: ImageSet, classifier: Classifier, by_position: bool = False) -> np.ndarray:
-    """The images' classes as the classifier numbers them.
-
-    Class names are looked up among the classifier's own, or among the WordNet ids of ImageNet. Other names that are
-    numbers are class indices. What else there is counts in natural order, as in timm, unless the classifier brought
-    names of its own.
-
-    Args:
-        images: a data set; its classes are those of the whole data set, also in a subset.
-        classifier: the model.
-        by_position: take the data set's own numbers (a class map's) without looking at names.
-
-    Returns:
-        (N,) int64, -1 for an image without a label.
-
-    Raises:
-        ValueError: the classes cannot be the classifier's: too many, too few, or not its names.
-    """
-    mapping = _positions(images.class_names, classifier, by_position)
-    # the last entry serves the images without a label, whose target is -1
-    indices: np.ndarray = np.array([*mapping, -1], dtype=np.int64)[images.targets]
-    return indices
-
-
-def _positions(names: list[str], classifier: Classifier, by_position: bool) -> list[int]:
-    known = {name: index for index, name in enumerate(classifier.label_names or [])}
-    unknown = [name for name in names if name not in known]
-    if not by_position:
-        if not unknown:
-            return [known[name] for name in names]
-        if unknown == names and all(name.isascii() and name.isdigit() for name in names):
-            numbers = [int(name) for name in names]
-            if len(set(numbers)) == len(names) and max(numbers) < classifier.num_classes:
-                return numbers
-        elif known and not classifier.label_names_inferred:
-            raise ValueError(
-                f"class {unknown[0]!r} of the images is not among the classes of {classifier.name} "
-                f"({', '.join(list(known)[:3])}, ...){', though others are' if unknown != names else ''}; rename it or "
-                "give a --class-map"
-            )
-    if len(names) != classifier.num_classes and not (by_position and len(names) < classifier.num_classes):
-        raise ValueError(
-            f"the images have {len(names)} classes but {classifier.name} has {classifier.num_classes}; give the model "
-            "trained on these classes, or a --class-map"
-        )
-    return list(range(len(names)))
-
-
 def default_batch_size(device: torch.device) -> int:
     """Images a batch when the user names no number."""
     return CPU_BATCH_SIZE if device.type == "cpu" else GPU_BATCH_SIZE
-
-
-def default_workers() -> int:
-    """Decoding processes when the user names no number: one a core, shared among the processes of one torchrun."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-
-
-@dataclass(frozen=True)
-class ReadImages:
-    """Which images a batch holds. Not a tensor, which would take a file descriptor from process to process.
-
-    Attributes:
-        positions: (B,) in the data set.
-        reasons: position of an image that could not be read -> why.
-    """
-
-    positions: np.ndarray
-    reasons: dict[int, str]
-
-    @property
-    def readable(self) -> np.ndarray:
-        """(B,) bool."""
-        return np.array([position not in self.reasons for position in self.positions.tolist()], np.bool_)
-
-
-def collate(batch: Sequence[tuple[torch.Tensor, int, str]]) -> tuple[torch.Tensor, ReadImages]:
-    """Make a batch of what `ImageDataset` gives: (B, channels, height, width) uint8, and which images they are."""
-    images, positions, reasons = zip(*batch, strict=True)
-    unread = {position: reason for position, reason in zip(positions, reasons, strict=True) if reason}
-    return torch.utils.data.default_collate(list(images)), ReadImages(np.array(positions), unread)
-
-
-class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int, str]]):
-    """Images for timm's loader, each with its position; for a file that cannot be read a black one, and the reason."""
-
-    def __init__(self, images: ImageSet, classifier: Classifier) -> None:
-        self._root = os.fspath(images.root)
-        self._files = np.array([os.fsencode(file) for file in images.files])  # one block, shared with forked workers
-        self.mode = classifier.image_mode
-        self.input_size = classifier.input_size
-        self.transform: Callable[[Image.Image], torch.Tensor] | None = None  # create_loader sets it
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, int, str]:
-        assert self.transform is not None
-        try:
-            return self.transform(self.read(position)), position, ""
-        except Exception as error:  # PIL's decoders raise nearly everything: OSError, SyntaxError, struct.error, ...
-            return torch.zeros(self.input_size, dtype=torch.uint8), position, self._reason(position, error)
-
-    def path(self, position: int) -> str:
-        """Where the image lies."""
-        return os.path.join(self._root, os.fsdecode(self._files[position]))
-
-    def read(self, position: int) -> Image.Image:
-        """Decode an image in the model's mode."""
-        return read_image(self.path(position), self.mode, self.input_size)
-
-    def _reason(self, position: int, error: Exception) -> str:
-        path = self.path(position)  # which PIL likes to repeat
-        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        text = text.replace(repr(path), "").replace(path, "")
-        return " ".join(text.split()) or type(error).__name__
-
-
-def read_image(image: Image.Image | str | os.PathLike[str], mode: str, input_size: tuple[int, int, int]) -> Image.Image:
-    """Decode an image as timm's dataset does: first frame, orientation tag unheeded, in the model's mode.
-
-    Args:
-        image: a file, or an image that PIL has opened.
-        mode: of PIL, for what is returned.
-        input_size: channels, height and width of what the model sees.
-
-    Raises:
-        Exception: it is not a readable image. PIL's decoders raise nearly everything.
-    """
-    if isinstance(image, Image.Image):
-        if image.format not in (None, "MPO", *IMAGE_FORMATS):  # MPO: a JPEG of several pictures, opened as JPEG
-            raise ValueError(f"its format, {image.format}, is not one of {' '.join(IMAGE_FORMATS)}; convert it first")
-        _refuse_strip(image.size, input_size)
-        return image.convert(mode)
-    if not stat.S_ISREG(os.stat(image).st_mode):
-        raise OSError("a directory, pipe or device, not a file")  # a pipe would be waited for forever
-    with Image.open(image, formats=[*IMAGE_FORMATS]) as opened:
-        return read_image(opened, mode, input_size)
-
-
-def _refuse_strip(size: tuple[int, int], input_size: tuple[int, int, int]) -> None:
-    """Refuse an image so long and thin that bringing its short side to the model's size would fill the memory."""
-    pixels = max(input_size[1:]) ** 2 * max(size) / max(min(size), 1)
-    if Image.MAX_IMAGE_PIXELS and pixels > 2 * Image.MAX_IMAGE_PIXELS:  # twice, as PIL itself
-        raise ValueError(f"{size[0]}x{size[1]} pixels are too long and thin to be resized ({pixels:.1e} pixels)")
-
-
-def loaded_batches(loader: Any) -> Iterator[tuple[torch.Tensor, ReadImages]]:
-    """The loader's batches; a decoding process that died is an error of its own, with advice."""
-    return_freed_memory()
-    batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches, None)
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            # without the DataLoader's words where the process died while it handed a batch over
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                raise
-            raise ChildProcessError(
-                "a process that decodes images died, perhaps for want of memory; try again with fewer --workers"
-            ) from error
-        if batch is None:
-            return
-        yield batch
 
 
 class AnswersBatches(Protocol):

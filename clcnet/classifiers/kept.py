@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from clcnet import distributed
+from clcnet.classifiers.classes import Reading, choose_reading, telling_images
 from clcnet.classifiers.classifier import Classifier, default_batch_size, versions
 from clcnet.classifiers.schedule import Indices, cut
 from clcnet.classifiers.stream import Batch, stream
-from clcnet.data.images import ImageSet
-from clcnet.data.keys import image_keys
-from clcnet.data.outputs import Outputs, Record
-from clcnet.data.store import READ, UNREADABLE, Store
+from clcnet.data.images import ImageSet, image_keys
+from clcnet.data.outputs import UNKNOWN, Outputs, Record
+from clcnet.data.store import KEY_BYTES, READ, UNREADABLE, Store
 
 
 class Kept:
@@ -28,20 +28,23 @@ class Kept:
         folder: of the store.
         classifier: the model.
         images: the images.
-        targets: (N,) their classes as the classifier numbers them, UNKNOWN where not known.
 
     Attributes:
+        targets: (N,) their classes as the classifier numbers them, once they are settled; UNKNOWN until then.
         places: (N,) where in the store an image's answer is kept, -1 where there is none.
         reasons: place of an image that this run could not read -> why.
+        remarks: place of one of which the model sees less than there is -> what.
         num_before: how many answers were there before this run.
     """
 
-    def __init__(self, folder: Path, classifier: Classifier, images: ImageSet, targets: NDArray[np.int64]) -> None:
-        self.classifier, self.images, self.targets = classifier, images, targets
+    def __init__(self, folder: Path, classifier: Classifier, images: ImageSet) -> None:
+        self.classifier, self.images = classifier, images
+        self.targets = np.full(len(images), UNKNOWN)
         self.store = Store(folder, classifier.run_key, classifier.num_classes)
-        self._keys = image_keys(images)
+        self._keys = image_keys(images).view(f"S{KEY_BYTES}").ravel()
         self.places, self._failed = self.store.find(self._keys)
         self.reasons: dict[int, str] = {}
+        self.remarks: dict[int, str] = {}
         self.num_before = int((self.places >= 0).sum())
 
     def known(self, indices: Indices) -> NDArray[np.bool_]:
@@ -69,6 +72,22 @@ class Kept:
         places = self.store.append(self._keys[batch.indices], status, probs)
         self.places[batch.answered] = places[batch.readable]
         self.reasons.update(batch.reasons)
+        self.remarks.update(batch.remarks)
+
+    def settle(self, readings: Sequence[Reading]) -> str:
+        """Number the images' classes by the reading that fits the model's answers best; say how, where it is not plain.
+
+        Args:
+            readings: all that are possible; none leaves the classes unknown.
+        """
+        if not readings:
+            return ""
+        answered = np.flatnonzero(self.places >= 0)
+        telling = answered[telling_images(readings, self.images.targets[answered])]
+        top1 = self.store.probs(self.places[telling]).argmax(axis=1)
+        reading, note = choose_reading(readings, self.images.targets[telling], top1)
+        self.targets = reading.of(self.images.targets)
+        return note
 
     def outputs(self, indices: Indices, order: Indices | None = None) -> Outputs:
         """What the model said of these images, all of which have an answer, its classes brought into this order."""
@@ -110,11 +129,9 @@ class Kept:
 
 
 @contextlib.contextmanager
-def kept_answers(
-    folder: Path, classifier: Classifier, images: ImageSet, targets: NDArray[np.int64]
-) -> Iterator[Kept | None]:
+def kept_answers(folder: Path, classifier: Classifier, images: ImageSet) -> Iterator[Kept | None]:
     """What is kept of a classifier's answers, in the main process; None in the others of a torchrun."""
-    kept = Kept(folder, classifier, images, targets) if distributed.is_main() else None
+    kept = Kept(folder, classifier, images) if distributed.is_main() else None
     try:
         yield kept
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,8 @@ from timm.data import create_transform
 from timm.data.loader import adapt_to_chs
 
 from clcnet import distributed
-from clcnet.classifiers.classifier import (
-    Classifier,
-    HalvingForward,
-    ImageDataset,
-    ReadImages,
-    collate,
-    default_batch_size,
-    default_workers,
-    loaded_batches,
-)
+from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size
+from clcnet.classifiers.loading import ImageDataset, ReadImages, collate, default_workers, loaded_batches
 from clcnet.classifiers.schedule import Entering, Indices, Schedule, Task, cut
 from clcnet.data.images import ImageSet
 
@@ -46,6 +38,7 @@ class Batch:
         readable: (B,) whether an image could be read.
         probs: (A, C) float32, one row a readable image, in the model's own order of classes.
         reasons: place of an image that could not be read -> why.
+        remarks: place of one of which the model sees less than there is -> what.
     """
 
     stage: int
@@ -53,6 +46,7 @@ class Batch:
     readable: NDArray[np.bool_]
     probs: NDArray[np.float32]
     reasons: dict[int, str]
+    remarks: dict[int, str] = field(default_factory=dict)
 
     @property
     def answered(self) -> Indices:
@@ -194,19 +188,19 @@ def _nothing(task: Task) -> Callable[[], Batch]:
     return lambda: empty
 
 
-class _AllStages(torch.utils.data.Dataset[tuple[torch.Tensor, int, str]]):
+class _AllStages(torch.utils.data.Dataset[tuple[torch.Tensor, int, str, str]]):
     """All images as each of the models sees them, by model and place."""
 
     def __init__(self, datasets: list[ImageDataset]) -> None:
         self.datasets = datasets
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, str]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, str, str]:
         stage, place = key
         return self.datasets[stage][place]
 
 
-def _collate(batch: list[tuple[torch.Tensor, int, str]]) -> tuple[torch.Tensor, ReadImages]:
-    return collate(batch) if batch else (torch.empty(0), ReadImages(np.zeros(0, np.int64), {}))
+def _collate(batch: list[tuple[torch.Tensor, int, str, str]]) -> tuple[torch.Tensor, ReadImages]:
+    return collate(batch) if batch else (torch.empty(0), ReadImages(np.zeros(0, np.int64), {}, {}))
 
 
 class _Stage:
@@ -247,7 +241,7 @@ class _Stage:
                     f"image {self.dataset.path(place)}: the answer of {self.classifier.name} is not a number; check "
                     "its weights, or run without --amp"
                 )
-            return Batch(task.stage, task.indices, readable, answers, read.reasons)
+            return Batch(task.stage, task.indices, readable, answers, read.reasons, read.remarks)
 
         return wait
 

@@ -8,30 +8,76 @@ beside its output.
 import csv
 import dataclasses
 import hashlib
-import io
 import os
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import features
 
+from clcnet.data.labels import (
+    FolderClasses,
+    below_what_they_share,
+    class_folders,
+    class_map_readings,
+    fit_class_map,
+    natural_key,
+    plain,
+    read_labels,
+    shown,
+)
 from clcnet.files import atomic_path
 
 NUM_FOLDS = 5
 PART_NAMES = tuple(f"split_part_{part}" for part in range(1, NUM_FOLDS + 1))
-IMAGE_FORMATS = {  # PIL's names; nothing else is decoded, whatever a file is called: for EPS, PIL runs Ghostscript
-    "JPEG": (".jpg", ".jpeg"),
-    "PNG": (".png",),
+_FORMATS = {  # PIL's names; nothing else is decoded, whatever a file is called: for EPS, PIL runs Ghostscript
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
     "BMP": (".bmp",),
+    "DIB": (".dib",),
     "GIF": (".gif",),
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
-    "PPM": (".ppm", ".pgm", ".pbm"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif", ".avifs"),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    "QOI": (".qoi",),
 }
+_MAY_LACK = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # by how PIL was built
+
+
+def _has_decoder(name: str) -> bool:
+    feature = _MAY_LACK.get(name)
+    return feature is None or (feature in {*features.modules, *features.codecs} and bool(features.check(feature)))
+
+
+IMAGE_FORMATS = {name: extensions for name, extensions in _FORMATS.items() if _has_decoder(name)}
 IMAGE_EXTENSIONS = tuple(extension for extensions in IMAGE_FORMATS.values() for extension in extensions)
-_DIGITS = re.compile(r"([0-9]+)")
+_OTHER_PICTURES = {extension for name in _FORMATS.keys() - IMAGE_FORMATS for extension in _FORMATS[name]} | {
+    *(
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jxl",
+        ".jxr",
+        ".svg",
+        ".eps",
+        ".psd",
+        ".exr",
+        ".hdr",
+        ".dcm",
+        ".ico",
+        ".dds",
+        ".tga",
+        ".pcx",
+    ),
+    *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+}
+_SYSTEM_FOLDERS = ("@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "lost+found")
+_THUMBNAILS = ("thumbs", "thumbnails", "_thumbs", "_thumbnails")
+_SPLIT = re.compile(r"(train|val|dev|test)(ing|id|idation)?[-_ ]?[0-9]*", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +93,9 @@ class ImageSet:
         targets: (N,) index into `class_names`; -1 where the class is not known.
         class_names: all classes of the whole data set, in natural order, as timm numbers them.
         folds: (N,) from 0 to 4: the part that holds the image, or its class-balanced fold where there are no parts.
+        classes_by: what says which classes there are: "folders", "labels", or a class "map" in a model's order.
+        passed_over: path below `root` of each file and folder that was left out -> why.
+        notes: what the user should know of how the folder was read, a line each.
     """
 
     root: Path
@@ -55,6 +104,9 @@ class ImageSet:
     targets: np.ndarray
     class_names: list[str]
     folds: np.ndarray
+    classes_by: str = "folders"
+    passed_over: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -84,11 +136,23 @@ class ImageSet:
         )
 
 
-def natural_key(text: str) -> tuple[list[str | int], str]:
-    """Sort key under which `img2` comes before `img10`, without regard to case; as timm sorts classes and files."""
-    pieces: list[str | int] = [*_DIGITS.split(text.lower())]
-    pieces[1::2] = map(int, pieces[1::2])
-    return pieces, text
+def image_keys(images: ImageSet) -> NDArray[np.uint8]:
+    """What tells each image from every other, and from itself once it was written to: path, size and times.
+
+    Returns:
+        (N, 16), digests; of a file that is not there, one that only its path decides.
+    """
+    root = os.path.abspath(os.path.realpath(images.root))
+    keys = bytearray()
+    for file in images.files:
+        path = os.path.join(root, file)
+        try:
+            status = os.stat(path)
+            state = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        except OSError:  # a link to nothing, or gone since it was listed: it will be left out as unreadable
+            state = -1, -1, -1
+        keys += hashlib.blake2b(b"%b\0%d\0%d\0%d" % (os.fsencode(path), *state), digest_size=16).digest()
+    return np.frombuffer(bytes(keys), np.uint8).reshape(-1, 16)
 
 
 def list_images(
@@ -96,57 +160,81 @@ def list_images(
     class_map: Path | str | None = None,
     labels: Path | str | None = None,
     any_folder: bool = False,
+    model_classes: Collection[str] = (),
 ) -> ImageSet:
     """List the images of `folder`, in natural order of class and file name.
 
-    The order is the same on every machine, and whether or not the folder is cut into five parts. Files without an
-    image's extension and names that begin with a dot are passed over. In nested folders the class is the folder that
-    holds the image, as in timm.
+    The order is the same on every machine, and whether or not the folder is cut into five parts. What is hidden, has
+    no extension of an image, or is a vendor's folder of thumbnails is passed over and named. Links are followed, as
+    timm and torchvision do, except one that leads back to a folder around it.
+
+    In nested folders the class is the folder that holds the image, as in timm. Where folders of one name lie in several
+    places, or a folder holds images and folders of images, it may as well be the outermost one, as in torchvision: the
+    names of a class map or of the model settle it.
 
     Args:
         folder: class folders, the five-part layout, or a flat folder of images.
-        class_map: text file with one class folder a line, in the order of their indices (timm's format).
-        labels: for a folder without class folders: a CSV file `file,label`, or the official
-            ILSVRC2012_validation_ground_truth.txt with the development kit's meta.mat beside it.
-        any_folder: take folders for what they are: where images lie beside folders, or a class map knows none of the
-            folders, no image has a class. Otherwise these are errors.
+        class_map: text file with one class folder a line, in the order of their indices; see `class_map_readings`.
+        labels: for a folder without class folders; see `read_labels`.
+        any_folder: take folders for what they are: where images lie beside folders, it cannot be told which folder is
+            the class, or a class map knows none of them, no image has a class. Otherwise these are errors.
+        model_classes: names of the model's classes, where it has any.
 
     Raises:
         OSError: the folder or a file named is missing or cannot be read.
-        ValueError: no images, a missing part, a class that the map does not know, an image without a label.
+        ValueError: no images, several splits, a missing part, no telling which folders are the classes, a class that
+            the map does not know, an image without a label.
     """
+    if folder == "":
+        raise ValueError("the path of the image folder is empty; name it, or give . for the current folder")
     root = Path(folder)
     if not root.exists():
         raise FileNotFoundError(f"image folder {root} does not exist; check the path")
     if not root.is_dir():
         raise NotADirectoryError(f"image folder {root} is a file; name the folder that holds the images")
-    relative = _in_natural_order(_walk(root))
-    if not relative:
-        raise ValueError(f"image folder {root} holds no images (looked for {' '.join(IMAGE_EXTENSIONS)})")
-    parts = _parts(root, relative)
-    classes = _classes(root, relative, parts, any_folder)
+    files, passed_over, notes = _walk(root)
+    notes += [_in_words(passed_over)] if passed_over else []
+    if not files:
+        raise ValueError("; ".join([f"image folder {root} holds no images ({' '.join(IMAGE_EXTENSIONS)})", *notes]))
+    folders = {file.rpartition("/")[0] for file in files}
+    files = _in_natural_order(files, {folder: folder.rpartition("/")[2] for folder in folders})
+    parts = _parts(root, files)
+    map_names = set().union(*class_map_readings(Path(class_map))) if class_map is not None else set()
+    _check_splits(root, folders, parts, map_names)
+    by_folder = _class_folders(root, files, parts, any_folder, notes)
+    classes_by, known = "folders", None
+    class_of: dict[str, str] | None = None  # by folder, or by file where a file of labels says it
     if labels is not None:
-        if classes is not None:
+        if by_folder is not None:
             raise ValueError(
                 f"image folder {root} has class folders, so --labels {labels} would contradict them; leave one out"
             )
-        classes, known_classes = _read_labels(Path(labels), relative)
-    elif classes is not None:
-        known_classes = sorted(set(classes), key=natural_key)
-    else:
-        known_classes = []
+        of_files, known, more = read_labels(Path(labels), root, files)
+        classes_by, class_of = "labels", dict(zip(files, of_files, strict=True))
+        notes += more
+    elif by_folder is not None:
+        class_of = _settle(root, by_folder, map_names or set(map(plain, model_classes)), any_folder, notes)
     if class_map is not None:
-        known_classes = _read_class_map(Path(class_map))
-        if any_folder and labels is None and not set(known_classes) & set(classes or ()):
-            classes = None
-        _check_class_map(Path(class_map), known_classes, classes or [])
-    index_of = {name: index for index, name in enumerate(known_classes)}
-    targets = np.array(
-        [index_of[name] for name in classes] if classes is not None else [-1] * len(relative), dtype=np.int64
-    )
-    names = _unique_names(relative)
+        if class_of and any_folder and labels is None and map_names.isdisjoint(class_of.values()):
+            notes.append(f"no folder is in the class map {class_map}, so no image has a class")
+            class_of = None
+        classes_by = "map"
+        name_of, known = fit_class_map(Path(class_map), set((class_of or {}).values()))
+        class_of = class_of and {key: name_of[name] for key, name in class_of.items()}
+    if class_of is not None and labels is None:
+        files = _in_natural_order(files, class_of)
+    names = _unique_names(files)
+    if class_of is None:
+        targets = np.full(len(files), -1)
+        known = known or []
+    else:
+        known = known or sorted(set(class_of.values()), key=natural_key)
+        index_of = {name: index for index, name in enumerate(known)}
+        keys = files if labels is not None else [file.rpartition("/")[0] for file in files]
+        targets = np.array([index_of[class_of[key]] for key in keys], dtype=np.int64)
+    parts = _parts(root, files)
     folds = np.array(parts, dtype=np.int64) if parts is not None else balanced_folds(names, targets)
-    return ImageSet(root, relative, names, targets, known_classes, folds)
+    return ImageSet(root, files, names, targets, known, folds, classes_by, passed_over, notes)
 
 
 def balanced_folds(names: Sequence[str], targets: np.ndarray, num_folds: int = NUM_FOLDS) -> np.ndarray:
@@ -170,46 +258,80 @@ def balanced_folds(names: Sequence[str], targets: np.ndarray, num_folds: int = N
     return folds
 
 
-def _walk(root: Path) -> list[str]:
-    """All image files below `root`, relative to it; symbolic links are followed, but never in a circle."""
+def _walk(root: Path) -> tuple[list[str], dict[str, str], list[str]]:
+    """All image files below `root`, relative to it; what was passed over, and why; what to say about links."""
     found: list[str] = []
-    seen: set[str] = set()
+    passed_over: dict[str, str] = {}
+    real = os.path.realpath(root)
+    ways = {os.fspath(root): ("", frozenset([real]))}  # to folders not walked yet: path, and where one came through
+    seen = {real: "."}
+    notes: list[str] = []
 
     def fail(error: OSError) -> None:
         raise error
 
-    for directory, subfolders, files in os.walk(root, followlinks=True, onerror=fail):
-        real = os.path.realpath(directory)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        inside = Path(directory).relative_to(root).as_posix()
-        prefix = "" if inside == "." else inside + "/"
-        found += [prefix + name for name in files if _is_image(name)]
-    return found
+    for directory, subfolders, files in os.walk(os.fspath(root), followlinks=True, onerror=fail):
+        inside, above = ways.pop(directory)
+        images = [name for name in files if _is_image(name)]
+        found += [inside + name for name in images]
+        if len(images) < len(files):
+            passed_over |= {inside + name: _why_no_image(name) for name in files if not _is_image(name)}
+        candidates = sorted(subfolders)
+        subfolders.clear()
+        for name in candidates:
+            path = os.path.join(directory, name)
+            real = os.path.realpath(path)
+            why = _why_no_folder(name, bool(images)) or ("a link in a circle" if real in above else "")
+            if why:
+                passed_over[f"{inside}{name}/"] = why
+                continue
+            if real in seen and not notes:
+                notes.append(f"{seen[real]} and {inside}{name} are one folder: what links lead to is listed each time")
+            seen.setdefault(real, inside + name)
+            subfolders.append(name)
+            ways[path] = f"{inside}{name}/", above | {real}
+    return found, passed_over, notes
 
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
 
 
-def _in_natural_order(relative: list[str]) -> list[str]:
-    """Sort by class folder and file name; where both are the same, by the whole path."""
-    split = [(*_folder_and_file(path), path) for path in relative]
-    folders = sorted({folder for folder, _, _ in split}, key=natural_key)
-    place = {folder: position for position, folder in enumerate(folders)}  # quicker to compare than keys
-    return [path for *_, path in sorted((place[folder], natural_key(name), path) for folder, name, path in split)]
+def _why_no_image(name: str) -> str:
+    if name.startswith("."):
+        return "hidden"
+    extension = os.path.splitext(name)[1].lower()
+    return f"not decoded here: {extension}" if extension in _OTHER_PICTURES else "no extension of an image"
 
 
-def _folder_and_file(path: str) -> tuple[str, str]:
-    """The name of the folder that holds a file, empty for the root, and the file's own name."""
-    folder, name = f"/{path}".rsplit("/", 2)[-2:]
-    return folder, name
+def _why_no_folder(name: str, beside_images: bool) -> str:
+    if name.startswith("."):
+        return "hidden"
+    # a class may be called thumbs; but class folders do not lie beside images
+    is_system = name.lower() in _SYSTEM_FOLDERS or (beside_images and name.lower() in _THUMBNAILS)
+    return "thumbnails or a system's folder" if is_system else ""
 
 
-def _parts(root: Path, relative: list[str]) -> list[int] | None:
+def _in_words(passed_over: Mapping[str, str]) -> str:
+    of_reason: dict[str, list[str]] = {}
+    for name, why in passed_over.items():
+        of_reason.setdefault(why, []).append(name)
+    parts = (f"{len(names)} {why} ({shown(names)})" for why, names in sorted(of_reason.items()))
+    return f"passed over: {'; '.join(parts)}"
+
+
+def _in_natural_order(files: list[str], group_of: Mapping[str, str]) -> list[str]:
+    """Sort by class folder, as `group_of` names each folder, and file name; where both are the same, by the path."""
+    groups = sorted(set(group_of.values()), key=natural_key)
+    place = {group: position for position, group in enumerate(groups)}  # quicker to compare than keys
+    keys = []
+    for path in files:
+        folder, _, name = path.rpartition("/")
+        keys.append((place[group_of[folder]], natural_key(name), path))
+    return [path for *_, path in sorted(keys)]
+
+
+def _parts(root: Path, files: list[str]) -> list[int] | None:
     """The part of each image, from 0, or None where the folder is not cut into parts."""
     present = [name for name in PART_NAMES if (root / name).is_dir()]
     if not present:
@@ -217,8 +339,8 @@ def _parts(root: Path, relative: list[str]) -> list[int] | None:
     if len(present) < NUM_FOLDS:
         missing = ", ".join(name for name in PART_NAMES if name not in present)
         raise ValueError(f"image folder {root} holds {', '.join(present)} but not {missing}; give all five parts")
-    tops = [path.partition("/")[0] for path in relative]
-    stray = [path for path, top in zip(relative, tops, strict=True) if top not in PART_NAMES]
+    tops = [path.partition("/")[0] for path in files]
+    stray = [path for path, top in zip(files, tops, strict=True) if top not in PART_NAMES]
     if stray:
         raise ValueError(f"image folder {root}: {stray[0]} lies outside the five parts; move it into one of them")
     parts = [PART_NAMES.index(top) for top in tops]
@@ -228,17 +350,56 @@ def _parts(root: Path, relative: list[str]) -> list[int] | None:
     return parts
 
 
-def _classes(root: Path, relative: list[str], parts: list[int] | None, any_folder: bool) -> list[str] | None:
-    """The class folder's name of each image, or None in a flat folder."""
+def _check_splits(root: Path, folders: Collection[str], parts: list[int] | None, known: Collection[str]) -> None:
+    """Refuse what holds train/ and val/: merged, the images that a model was trained on would flatter it."""
+    ways = below_what_they_share(folders, 0 if parts is None else 1)
+    place = {way[0]: folder[: len(folder) - len("/".join(way[1:]))].rstrip("/") for folder, way in ways.items() if way}
+    splits = sorted(name for name in place if _SPLIT.fullmatch(name) and name not in known)
+    if len({_SPLIT.fullmatch(name)[1].lower() for name in splits}) > 1:  # type: ignore[index]
+        raise ValueError(
+            f"image folder {root} holds several splits ({', '.join(splits)}); name the one that you mean, such as "
+            f"{root / place[splits[-1]]}"
+        )
+
+
+def _class_folders(
+    root: Path, files: list[str], parts: list[int] | None, any_folder: bool, notes: list[str]
+) -> FolderClasses | None:
+    """What the folders say of classes; None in a flat folder, or where images lie beside folders and may."""
     depth = 0 if parts is None else 1
-    flat = [path for path in relative if path.count("/") == depth]
-    if len(flat) == len(relative) and parts is None:
+    flat = [path for path in files if path.count("/") == depth]
+    if len(flat) == len(files) and parts is None:
         return None
     if flat and any_folder:
+        notes.append(f"{flat[0]} lies beside folders, so no folder is taken for a class")
         return None
     if flat:
         raise ValueError(f"image folder {root}: {flat[0]} lies beside the class folders; move it into one of them")
-    return [_folder_and_file(path)[0] for path in relative]
+    return class_folders({path.rpartition("/")[0] for path in files}, depth)
+
+
+def _settle(
+    root: Path, found: FolderClasses, known: Collection[str], any_folder: bool, notes: list[str]
+) -> dict[str, str] | None:
+    """Choose between the innermost and the outermost folder by the classes that are known; else as timm does."""
+    if found.inner == found.outer:
+        return found.inner
+    for reading in (found.inner, found.outer):
+        if known and set(reading.values()) <= set(known):
+            return reading
+    if not found.doubt:
+        innermost, outermost = (shown(sorted(set(way.values()), key=natural_key)) for way in (found.inner, found.outer))
+        notes.append(
+            f"the classes are the innermost folders ({innermost}), as in timm, not the outermost ({outermost})"
+        )
+        return found.inner
+    if any_folder:
+        notes.append(f"{found.doubt}, so no folder is taken for a class; a --class-map settles it")
+        return None
+    raise ValueError(
+        f"image folder {root}: {found.doubt}, so the class may be the innermost folder or the outermost; give a "
+        "--class-map that names the classes, or one folder for each class"
+    )
 
 
 def _unique_names(relative: list[str]) -> list[str]:
@@ -263,101 +424,21 @@ def names_of(image_set: ImageSet, index: int) -> set[str]:
     return {_bare_name(file), _class_and_file(file), file}
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from None
-
-
-def _read_class_map(path: Path) -> list[str]:
-    if path.suffix.lower() not in (".txt", ""):
-        raise ValueError(
-            f"class map {path}: only text files are read, one class folder a line; timm's pickles may run code"
-        )
-    known = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
-    repeated = [name for name, count in Counter(known).items() if count > 1]
-    if repeated:
-        raise ValueError(f"class map {path} names {repeated[0]!r} more than once")
-    return known
-
-
-def _check_class_map(path: Path, known: list[str], classes: list[str]) -> None:
-    unknown = sorted(set(classes) - set(known), key=natural_key)
-    if unknown:
-        raise ValueError(f"class folder {unknown[0]!r} is not in the class map {path}; add a line for it")
-
-
-def _read_labels(path: Path, relative: list[str]) -> tuple[list[str], list[str]]:
-    """Return the class of each image and all classes in order, from a file of labels."""
-    try:
-        rows = [row for row in csv.reader(io.StringIO(_read_text(path), newline="")) if row]
-    except csv.Error as error:
-        raise ValueError(f"{path} is not a CSV file ({error}); give rows of file,label") from None
-    if rows and all(len(row) == 1 for row in rows):
-        return _read_ground_truth(path, [row[0] for row in rows], relative)
-    label_of: dict[str, str] = {}
-    for number, row in enumerate(rows, start=1):
-        if len(row) != 2:
-            raise ValueError(f"{path}: row {number} has {len(row)} columns instead of 2 (file,label)")
-        name, label = (cell.strip() for cell in row)
-        if label_of.setdefault(name, label) != label:
-            raise ValueError(f"{path}: row {number} labels {name} a second time and differently")
-    classes = []
-    for image in relative:
-        label_found = label_of.get(image, label_of.get(_bare_name(image)))
-        if label_found is None:
-            raise ValueError(f"{path} has no label for {image}; add a row for it")
-        classes.append(label_found)
-    if all(label.isascii() and label.isdigit() for label in classes):
-        classes = [str(int(label)) for label in classes]
-        return classes, [str(index) for index in range(max(map(int, classes)) + 1)]
-    if not _is_image(rows[0][0].strip()):  # a header
-        del label_of[rows[0][0].strip()]
-    return classes, sorted(set(label_of.values()), key=natural_key)
-
-
-def _read_ground_truth(path: Path, ids: list[str], relative: list[str]) -> tuple[list[str], list[str]]:
-    """Read ILSVRC2012's own ground truth: line k is the ILSVRC2012_ID, 1 to 1000, of ILSVRC2012_val_<k, 8 digits>.JPEG.
-
-    The ids are not in the order of the WordNet ids by which folders and models number the classes; the development
-    kit's meta.mat, beside the ground truth, translates them.
-    """
-    meta = path.with_name("meta.mat")
-    if not meta.exists():
-        raise FileNotFoundError(
-            f"{path} holds ILSVRC2012 ids; put the development kit's meta.mat beside it to translate them"
-        )
-    from scipy.io import loadmat  # here, because only this one format needs it
-
-    synsets = loadmat(meta, squeeze_me=True, struct_as_record=False)["synsets"]
-    wnid_of = {int(synset.ILSVRC2012_ID): str(synset.WNID) for synset in synsets if int(synset.num_children) == 0}
-    classes = []
-    for image in relative:
-        number = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.\w+", _bare_name(image))
-        if number is None or not 1 <= int(number[1]) <= len(ids):
-            raise ValueError(
-                f"{image}: not a name of the {len(ids)} images of {path} (ILSVRC2012_val_00000001.JPEG ...)"
-            )
-        truth = ids[int(number[1]) - 1]
-        if not truth.isdigit() or int(truth) not in wnid_of:
-            raise ValueError(f"{path}: row {int(number[1])} is {truth!r}, not an ILSVRC2012 id that meta.mat knows")
-        classes.append(wnid_of[int(truth)])
-    return classes, sorted(wnid_of.values(), key=natural_key)
-
-
 def errors_file(output: Path | str) -> Path:
     """Where the images left out are named, with their reasons."""
     return Path(f"{output}.errors.csv")
 
 
 def write_errors(path: Path, images: ImageSet, reasons: Mapping[int, str]) -> None:
-    """Name the images left out, by index, with their reasons; without any, remove the file that an earlier run left."""
-    if not reasons:
+    """Name the images that could not be read, by index, with their reasons, and what was passed over.
+
+    Where there is neither, remove the file that an earlier run left.
+    """
+    if not reasons and not images.passed_over:
         path.unlink(missing_ok=True)
         return
+    rows = [(images.names[index], reason) for index, reason in reasons.items()]
+    rows += [(name, f"passed over: {why}") for name, why in images.passed_over.items()]
     with atomic_path(path) as temporary:
         with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["file", "reason"])
-            writer.writerows([images.names[index], reason] for index, reason in reasons.items())
+            csv.writer(file, lineterminator="\n").writerows([("file", "reason"), *rows])

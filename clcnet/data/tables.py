@@ -65,7 +65,7 @@ class Rows(NamedTuple):
 def check_table_output(path: Path | str, inputs: Iterable[Path | str | None] = ()) -> Path:
     """As `files.check_output`, for a table: its extension must also say in which format to write it."""
     path = Path(path)
-    if not path.is_dir() and path.suffix.lower() not in (".csv", ".parquet", ".pq"):
+    if path.suffix.lower() not in (".csv", ".parquet", ".pq") and not path.is_dir():
         raise ValueError(f"output {path} ends in neither .csv nor .parquet; name one of these formats")
     return check_output(path, inputs)
 
@@ -246,27 +246,31 @@ def _read_csv(path: Path) -> Rows:
     num_columns = _count_columns(path)
     columns = [str(index) for index in range(num_columns)]
     try:
-        with open(path, "rb") as file:  # pyarrow would unpack a path by its extension
-            table = pa.csv.read_csv(
-                file,
-                pa.csv.ReadOptions(column_names=columns, block_size=_BLOCK),
-                pa.csv.ParseOptions(
-                    newlines_in_values=_has_quotes(file),
-                    invalid_row_handler=lambda row: "error" if row.text.strip() else "skip",
-                ),
-                pa.csv.ConvertOptions(
-                    column_types={columns[0]: pa.binary()} | dict.fromkeys(columns[1:], pa.float32()), null_values=[]
-                ),
-            )
-    except pa.ArrowInvalid as error:
-        problem = _first_bad_row(path, num_columns) or f"table {path} cannot be read ({str(error)[:200]})"
-        raise ValueError(problem) from None
+        table = _parse_csv(path, columns)
+    except pa.ArrowInvalid:
+        if problem := _first_bad_row(path, num_columns):
+            raise ValueError(problem) from None
+        try:  # lines of blanks are no rows; pyarrow would complain on stderr of others that are not UTF-8
+            table = _parse_csv(path, columns, lambda row: "error" if row.text.strip() else "skip")
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"table {path} cannot be read ({str(error)[:200]})") from None
     sorted_probs = np.empty((len(table), num_columns - 2), np.float32)
     done = 0
     for batch in table.select(columns[1:-1]).to_batches():
         sorted_probs[done : done + len(batch)] = batch.to_tensor().to_numpy()
         done += len(batch)
     return Rows(_decode(table[0]), sorted_probs, table[num_columns - 1].to_numpy())
+
+
+def _parse_csv(path: Path, columns: list[str], on_other_rows: Callable[[Any], str] | None = None) -> pa.Table:
+    types = {columns[0]: pa.binary()} | dict.fromkeys(columns[1:], pa.float32())
+    with open(path, "rb") as file:  # pyarrow would unpack a path by its extension
+        return pa.csv.read_csv(
+            file,
+            pa.csv.ReadOptions(column_names=columns, block_size=_BLOCK),
+            pa.csv.ParseOptions(newlines_in_values=_has_quotes(file), invalid_row_handler=on_other_rows),
+            pa.csv.ConvertOptions(column_types=types, null_values=[]),
+        )
 
 
 def _has_quotes(file: IO[bytes]) -> bool:

@@ -1,11 +1,13 @@
 """Calibration: from CLCNet's raw score and the probabilities it was given to the chance that the answer is right."""
 
-import math
 from dataclasses import dataclass
+from reprlib import repr as short
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from clcnet.network.weights import LARGEST_NUMBER
 
 LOWEST_PROBABILITY = 1e-12  # what a probability of 0 counts as in a logarithm
 _NETWORK_PRECISION = 1.0  # of the normal prior on the network's weight, centred at 0: noise alone gets no say
@@ -47,10 +49,10 @@ class Calibration:
         try:
             numbers = [float(value) for value in (content["intercept"], *content["weights"], content["network"])]
             intercept, first, second, third, fourth, network = numbers
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"unknown calibration: {str(content)[:80]}") from None
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError("calibration with numbers that are not finite")
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise ValueError(f"unknown calibration: {short(content)}") from None
+        if not all(abs(number) < LARGEST_NUMBER for number in numbers):  # NaN fails too
+            raise ValueError(f"calibration with numbers that are not finite or not below {LARGEST_NUMBER:g}")
         return cls(intercept, (first, second, third, fourth), network)
 
 

@@ -46,9 +46,9 @@ class _Sparsemax(torch.autograd.Function):
         top_first = descending(logits)
         excess = top_first.cumsum(dim=-1).sub_(1)
         rank = torch.arange(1, logits.shape[-1] + 1, device=logits.device, dtype=logits.dtype)
-        support = (top_first.mul_(rank) > excess).sum(dim=-1, keepdim=True)
+        support = (top_first.mul_(rank) > excess).sum(dim=-1, keepdim=True).clamp_(min=1)
         threshold = excess.gather(-1, support - 1) / support
-        weights = (logits - threshold).clamp_(min=0)
+        weights = (logits - threshold).clamp_(0, 1)  # both ends: of logits beyond 2**24, rounding may leave either
         ctx.save_for_backward(weights)
         return weights
 

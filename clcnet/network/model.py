@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clcnet.confidence import SUM_TOLERANCE
@@ -29,12 +30,14 @@ from clcnet.network.layers import (
 )
 from clcnet.network.weights import (
     STATE_MEMBER,
-    constructor_arguments,
+    check_state,
     metadata_of,
     read_weights,
     to_params,
     write_weights,
 )
+
+LARGEST_SCORE = 1e37  # on the way to a score; a tenth of float32's largest leaves room for rounding
 
 
 class CLCNet(nn.Module):
@@ -148,34 +151,37 @@ class CLCNet(nn.Module):
         return (decision @ self.final_weight.mT).squeeze(-1)
 
     @torch.inference_mode()
-    def predict(self, probs: np.ndarray | Tensor, calibrated: bool = True, batch_size: int = 512) -> Any:
+    def predict(self, probs: Any, calibrated: bool = True, batch_size: int = 512) -> Any:
         """Confidences of many rows, in evaluation mode whatever the mode of the module.
 
         Args:
-            probs: (N, n), each row sorted from largest to smallest; numpy or torch.
+            probs: (N, n), each row sorted from largest to smallest; of torch or numpy, or what numpy takes, in any
+                floating dtype, layout and device. Scored as float32.
             calibrated: apply the calibration, if the network has one. False gives the network's own output.
             batch_size: rows at a time; bounds the memory, and small ones stay in the processor's cache.
 
         Returns:
-            (N,) float32, numpy or torch as given.
+            (N,) float32, on the same device for torch, else numpy.
 
         Raises:
             ValueError: the rows are not sorted probabilities.
         """
-        rows = torch.as_tensor(probs)
-        _check_shape(rows)
+        rows = probs.detach() if isinstance(probs, Tensor) else np.asanyarray(probs)
+        _check_rows(rows)
+        if batch_size < 1:  # a negative one would score nothing
+            raise ValueError(f"batch_size is {batch_size}; give at least 1")
         self._warn_of_other_classes(rows.shape[1])
         device = self.final_weight.device
         scorer = _Scorer(self)
         calibration = self.calibration if calibrated else None
         scores = torch.empty(len(rows), dtype=torch.float32)
         for start in range(0, len(rows), batch_size):
-            block = rows[start : start + batch_size].to(device, torch.float32)
+            block = _as_tensor(rows[start : start + batch_size]).to(device, torch.float32).contiguous()
             _check_block(block, start)
             raw = scorer(block)
             block_scores = raw if calibration is None else calibration.apply(raw, block)
             scores[start : start + batch_size] = block_scores
-        return scores.numpy() if isinstance(probs, np.ndarray) else scores.to(rows.device)
+        return scores.to(rows.device) if isinstance(rows, Tensor) else scores.numpy()
 
     def _warn_of_other_classes(self, num_classes: int) -> None:
         if num_classes != self.num_classes and num_classes not in self._warned_classes:
@@ -217,9 +223,9 @@ class CLCNet(nn.Module):
             ValueError: the file is not a CLCNet weights file; the message says what is wrong with it.
         """
         try:
-            params, state = read_weights(path)
-            model = cls(**constructor_arguments(params))
-            load_released_state(model, state, params["init_params"]["input_dim"])
+            params, arguments, state = read_weights(path)
+            model = cls(**arguments)
+            load_released_state(model, state)
             model.calibration = Calibration.from_json(params.get("calibration"))
         except ValueError as problem:
             raise ValueError(f"{path}: {problem}") from None
@@ -252,6 +258,25 @@ class _Scorer:
         features = self._masked_features(mapped) if model.masked else self._features(mapped, slice(1, None))
         return model.final_score(features)
 
+    def largest_number(self) -> float:
+        """No number on the way to any row's score is larger, NaN if some may be no number: all signs taken to agree.
+
+        Restricted self-attention gives at most 1, as do masks; a gate lets through at most all.
+        """
+        model = self.model
+        x: Tensor | None = None
+        for weight, bias in self.layers:
+            inputs = weight.new_ones(1, 1, weight.shape[1]) if x is None else x
+            both = torch.baddbmm(bias.abs(), inputs.expand(len(weight), -1, -1), weight.abs())
+            gated = torch.maximum(*both.chunk(2, dim=-1))
+            x = gated if x is None else (x + gated) * RESIDUAL_SCALE
+        assert x is not None
+        weight, bias = self.mask_layer
+        logits = torch.baddbmm(bias.abs(), x[:-1, :, model.n_d :], weight.abs())
+        prior = (1 + abs(model.gamma)) ** model.n_steps
+        score = x[1:, 0, : model.n_d].sum(dim=0) @ model.final_weight.mT.abs()
+        return float(torch.maximum(score.max(), logits.max() * prior * model.mapping_dim))
+
     def _features(self, mapped: Tensor, blocks: slice) -> Tensor:
         """Feature transformers: (B, mapping_dim) to (blocks, B, n_d + n_a)."""
         (weight, bias), *others = ((weight[blocks], bias[blocks]) for weight, bias in self.layers)
@@ -279,9 +304,24 @@ def _fold(weight: Tensor, norm: GhostBatchNorm) -> tuple[Tensor, Tensor]:
     return weight.mT * scale.unsqueeze(-2), shift.unsqueeze(-2)
 
 
-def _check_shape(rows: Tensor) -> None:
-    if rows.ndim != 2 or rows.shape[1] < 2:
-        raise ValueError(f"probabilities must have shape (N, n) with n >= 2, not {tuple(rows.shape)}")
+def _check_rows(rows: Tensor | NDArray[Any]) -> None:
+    if isinstance(rows, Tensor):
+        good = rows.is_floating_point() and rows.layout == torch.strided and rows.device.type != "meta"
+    else:
+        good = rows.dtype.kind == "f" and not isinstance(rows, np.ma.MaskedArray)
+    if not good or rows.ndim != 2 or rows.shape[1] < 2:
+        raise ValueError(
+            "probabilities must be plain floating-point numbers of shape (N, n) with n >= 2, not a "
+            f"{type(rows).__name__} of {rows.dtype} and shape {tuple(rows.shape)}"
+        )
+
+
+def _as_tensor(rows: Tensor | NDArray[Any]) -> Tensor:
+    """Torch takes no reversed, foreign-endian or long arrays, and warns of read-only ones."""
+    if isinstance(rows, Tensor):
+        return rows.resolve_neg()
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused as inf
+        return torch.from_numpy(np.require(rows, np.float32, ["C", "W", "E"]))
 
 
 def _check_block(rows: Tensor, start: int) -> None:
@@ -385,34 +425,13 @@ def to_released_state(model: CLCNet) -> dict[str, Tensor]:
     return state | {name: torch.tensor(0) for name in counters}
 
 
-def load_released_state(model: CLCNet, state: dict[str, Any], input_dim: int) -> None:
-    """Copy a released state dict into the model, after checking every name and shape."""
+def load_released_state(model: CLCNet, state: dict[str, Any]) -> None:
+    """Copy a released state dict into the model, after checking every name, shape and number."""
     ours = dict(released_names(model))
-    unread = _unread_state(model, input_dim)
-    missing = sorted(ours.keys() - state.keys())
-    if missing:
-        raise ValueError(f"{STATE_MEMBER} lacks {_some(missing)}")
-    others = map(str, state.keys() - ours.keys() - unread.keys())
-    extra = sorted(name for name in others if not name.endswith(".num_batches_tracked"))
-    if extra:
-        raise ValueError(f"{STATE_MEMBER} holds unknown {_some(extra)}")
-    for name, tensor in (unread | ours).items():
-        if name in state:
-            _check_tensor(name, state[name], tensor.shape)
+    check_state(state, ours, _unread_state(model, model.num_classes))
     with torch.no_grad():
         for name, tensor in ours.items():
             tensor.copy_(state[name])
-
-
-def _check_tensor(name: str, value: Any, shape: torch.Size) -> None:
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{name} in {STATE_MEMBER} is a {type(value).__name__}, not a tensor")
-    if value.shape != shape:
-        raise ValueError(f"{name} in {STATE_MEMBER} has shape {tuple(value.shape)}, expected {tuple(shape)}")
-    plain = value.layout == torch.strided and value.is_floating_point() and value.device.type == "cpu"
-    if not plain or not value.isfinite().all():
-        raise ValueError(f"{name} in {STATE_MEMBER} holds values that are not finite numbers")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        if not _Scorer(model).largest_number() < LARGEST_SCORE:
+            largest, name = max((float(tensor.abs().max()), name) for name, tensor in ours.items())
+            raise ValueError(f"{name} in {STATE_MEMBER} holds {largest:g}: scores may be no numbers; train it again")

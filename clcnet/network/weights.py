@@ -1,18 +1,22 @@
 """The weights file: a zip with `model_params.json` and `network.pt`, the format of the released implementation.
 
 What is needed beyond that format lies under further top-level keys of `model_params.json`, which that implementation
-ignores. Reading never runs pickled code and never takes more memory than a network can need. Errors say what is wrong;
-`CLCNet.load` puts the path before them.
+ignores. Reading never runs pickled code, and takes no more memory than the network that the file describes. Errors say
+what is wrong; `CLCNet.load` puts the path before them.
 """
 
+import hashlib
 import io
 import json
+import pickletools
 import re
-import warnings
+import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
+from reprlib import repr as short  # of what a stranger wrote, for one line
 from typing import Any
 
 import torch
@@ -22,14 +26,31 @@ from clcnet.data.images import NUM_FOLDS
 from clcnet.files import atomic_path
 
 FORMAT_VERSION = 1
-LARGEST_MEMBER = 64 * 2**20  # bytes; a network for 1,000 classes takes 150 kB
+LARGEST_MEMBER = 8 * 2**20  # bytes, packed or not; a network for 1,000 classes takes 150 kB
+LARGEST_PARAMS = 2**18  # bytes; 1,200 are usual
+LARGEST_NUMBER = 1e10  # in a tensor; trained ones stay below 1e3
 PARAMS_MEMBER, STATE_MEMBER = "model_params.json", "network.pt"
 SPLIT_FILE = "CLCNet_imagenet_split.csv"  # beside the five weights: the fold of each image when they were trained
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same network gives the same file
 
 _RESERVED_KEYS = {"init_params", "class_attrs", "format_version", "masked", "calibration"}
-_SIZES = ("n_d", "n_a", "n_steps", "mapping_dim", "n_shared", "n_independent")
+_LARGEST_SIZES = {"n_d": 1024, "n_a": 1024, "n_steps": 32, "mapping_dim": 1024, "n_shared": 32, "n_independent": 32}
 _NUMBERS = ("gamma", "momentum", "epsilon")
+_ZIP_TROUBLES = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    ArithmeticError,
+)
+_FLOATS = {"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16}
+_DTYPES = {f"torch {kind}Storage": dtype for kind, dtype in (_FLOATS | {"Long": torch.int64}).items()}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_TAKEN = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "BUILD": 1, "BINPERSID": 1, "REDUCE": 2}
+_TO_MARK = ("TUPLE", "APPENDS", "SETITEMS")
 
 
 def write_weights(path: str | Path, params: Mapping[str, Any], state: dict[str, Tensor]) -> None:
@@ -44,39 +65,64 @@ def write_weights(path: str | Path, params: Mapping[str, Any], state: dict[str, 
             archive.writestr(zipfile.ZipInfo(name, ZIP_TIME), content, zipfile.ZIP_DEFLATED)
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the two members, the JSON object and the state dict. Sizes are checked before anything is unpacked.
+def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Read the JSON object, the arguments of `CLCNet` in it, and the state dict, no larger than these ask for.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: what is wrong with the file.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise FileNotFoundError(f"{path}: no such weights file")
+    if not Path(path).is_file():  # opening a pipe would wait for its other end
+        raise ValueError("a folder, a pipe or a device, not a weights file")
+    with open(path, "rb") as file:
+        content = file.read(LARGEST_MEMBER + 1)
+    if len(content) > LARGEST_MEMBER:
+        raise ValueError(f"larger than the {LARGEST_MEMBER:,} bytes allowed")
     try:
-        with zipfile.ZipFile(path) as archive:
-            params_bytes, state_bytes = (_read_member(archive, name) for name in (PARAMS_MEMBER, STATE_MEMBER))
-    except zipfile.BadZipFile as problem:
+        archive = _open_zip(content)
+    except _ZIP_TROUBLES as problem:
         raise ValueError(f"not a readable zip file ({problem}); download or train it again") from None
-    return _read_params(params_bytes), _read_state(state_bytes)
+    for name in (PARAMS_MEMBER, STATE_MEMBER):
+        if name not in archive.NameToInfo:
+            raise ValueError(f"not a CLCNet weights file: it has no member {name}")
+    params = _read_params(_read_member(archive, PARAMS_MEMBER, LARGEST_PARAMS))
+    arguments = _constructor_arguments(params)
+    limit = _largest_state(arguments)
+    return params, arguments, _read_state(_read_member(archive, STATE_MEMBER, limit), limit)
 
 
-def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+def _check_size(name: str, num_bytes: int, limit: int) -> None:
+    if num_bytes > limit:
+        raise ValueError(f"{name} declares {num_bytes:,} bytes, more than the {limit:,} allowed")
+
+
+def _open_zip(content: bytes) -> zipfile.ZipFile:
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    names = archive.namelist()
+    if len(set(names)) < len(names):
+        raise ValueError("a member is there twice")
+    return archive
+
+
+def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    info = archive.getinfo(name)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is packed by method {info.compress_type}; only stored and deflated members are read")
+    _check_size(name, info.file_size, limit)
     try:
-        info = archive.getinfo(name)
-    except KeyError:
-        raise ValueError(f"not a CLCNet weights file: it has no member {name}") from None
-    if info.file_size > LARGEST_MEMBER:
-        raise ValueError(f"{name} declares {info.file_size:,} bytes, more than the {LARGEST_MEMBER:,} allowed")
-    try:
-        return archive.read(info)
-    except (NotImplementedError, RuntimeError, EOFError, OSError, ValueError, zlib.error) as problem:
+        with archive.open(info) as member:
+            return member.read(limit + 1)  # without a number it would unpack whatever is there, then cut
+    except _ZIP_TROUBLES as problem:
         raise ValueError(f"{name} cannot be unpacked ({problem})") from None
 
 
 def _read_params(content: bytes) -> dict[str, Any]:
     try:
-        params = json.loads(content)
+        if content.count(b"[") + content.count(b"{") > 500:
+            raise ValueError("more than 500 lists and objects")
+        params = json.loads(content, object_pairs_hook=_object)
     except (ValueError, RecursionError) as problem:
         raise ValueError(f"{PARAMS_MEMBER} is not JSON ({problem})") from None
     if not isinstance(params, dict):
@@ -84,26 +130,123 @@ def _read_params(content: bytes) -> dict[str, Any]:
     return params
 
 
-def _read_state(content: bytes) -> dict[str, Any]:
-    """Unpickle tensors alone; anything else in the file is refused by torch."""
-    buffer = io.BytesIO(content)
-    declared = 0
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key is there twice")
+    return dict(pairs)
+
+
+def _read_state(content: bytes, limit: int) -> dict[str, Any]:
     try:
-        if zipfile.is_zipfile(buffer):
-            with zipfile.ZipFile(buffer) as archive:
-                declared = sum(info.file_size for info in archive.infolist())
-        if declared <= LARGEST_MEMBER:
-            buffer.seek(0)
-            with warnings.catch_warnings(action="ignore"):  # of what is odd about the file: the error below says more
-                state = torch.load(buffer, map_location="cpu", weights_only=True)
-    except Exception as problem:  # on damaged bytes torch's unpickler raises nearly anything, IndexError included
-        reason = str(problem).splitlines()[0][:120] if str(problem) else type(problem).__name__
+        archive = _open_zip(content)
+        _check_size("it", sum(info.file_size for info in archive.infolist()), limit)
+        (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        folder = pickled.removesuffix("data.pkl")
+        if f"{folder}byteorder" in archive.NameToInfo and _read_member(archive, f"{folder}byteorder", 10) != b"little":
+            raise ValueError("bytes in another order than little-endian")
+        state = _unpickle(archive, pickled, limit)
+    except Exception as problem:  # on damaged bytes nearly anything is raised, IndexError included
+        reason = ascii(str(problem).split("\n")[0][:120])[1:-1] or type(problem).__name__
         raise ValueError(f"{STATE_MEMBER} is not a plain torch state dict ({reason})") from None
-    if declared > LARGEST_MEMBER:
-        raise ValueError(f"{STATE_MEMBER} declares {declared:,} bytes, more than the {LARGEST_MEMBER:,} allowed")
     if not isinstance(state, dict):
         raise ValueError(f"{STATE_MEMBER} holds a {type(state).__name__}, not a state dict")
     return state
+
+
+def _unpickle(archive: zipfile.ZipFile, pickled: str, limit: int) -> Any:
+    """What a state dict is pickled as: names, numbers, tuples and plain tensors. Nothing named in it is looked up.
+
+    A pickle may else do all that Python can, ask for memory by a number (`bytearray(n)`, places of the memo), and hash
+    tuples of tuples, which doubles with each. So keys are names, and whatever torch does not write is refused.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[Any, Any] = {}
+    storage = cache(lambda key: bytearray(_read_member(archive, pickled.removesuffix(".pkl") + "/" + key, limit)))
+    for opcode, argument, _ in pickletools.genops(_read_member(archive, pickled, limit // 4)):
+        start = marks.pop() if opcode.name in _TO_MARK else len(stack) - _TAKEN.get(opcode.name, 0)
+        taken = stack[start:]
+        del stack[start:]
+        match opcode.name:
+            case "PROTO" | "STOP" | "BUILD":  # the last sets attributes of an ordered dict; nothing reads them
+                pass
+            case "MARK":
+                marks.append(len(stack))
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "GLOBAL":
+                stack.append(argument)  # of GLOBAL "module name", as text
+            case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE":
+                stack.append(_CONSTANTS[opcode.name])
+            case "EMPTY_DICT" | "EMPTY_LIST":
+                stack.append({} if opcode.name == "EMPTY_DICT" else [])
+            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(taken))
+            case "APPEND" | "APPENDS":
+                stack[-1].extend(taken)
+            case "SETITEM" | "SETITEMS":
+                for key, value in zip(taken[::2], taken[1::2], strict=True):
+                    if not isinstance(key, str):
+                        raise ValueError(f"a key is a {type(key).__name__}, not a name")
+                    stack[-1][key] = value
+            case "BINPERSID":
+                match taken:
+                    case [("storage", str(kind), str(key), *_)] if kind in _DTYPES:
+                        stack.append(torch.frombuffer(storage(key), dtype=_DTYPES[kind]))
+                    case [(_, kind, *_)]:
+                        raise _foreign(kind, stack)
+            case "REDUCE":
+                match taken:
+                    case "collections OrderedDict", ():
+                        stack.append({})
+                    case "torch._utils _rebuild_tensor_v2", (Tensor() as data, offset, size, steps, *_):
+                        stack.append(data.as_strided(size, steps, offset))  # checks that the storage holds it
+                    case function, _:
+                        raise _foreign(function, stack)
+            case name:
+                raise _foreign(name, stack)
+    return stack.pop()
+
+
+def _foreign(what: Any, stack: list[Any]) -> ValueError:
+    name = next((item for item in reversed(stack) if isinstance(item, str) and " " not in item), "it")
+    return ValueError(f"{name} holds {what if isinstance(what, str) else type(what).__name__}")
+
+
+def check_state(state: dict[str, Any], read: dict[str, Tensor], unread: dict[str, Tensor]) -> None:
+    """Refuse a state dict that lacks a tensor of `read`, holds one neither there nor in `unread`, or no sound one."""
+    missing = sorted(read.keys() - state.keys())
+    if missing:
+        raise ValueError(f"{STATE_MEMBER} lacks {_some(missing)}")
+    extra = sorted(name for name in state if name not in read | unread and not name.endswith(".num_batches_tracked"))
+    if extra:
+        raise ValueError(f"{STATE_MEMBER} holds unknown {_some(extra)}")
+    for name, tensor in (unread | read).items():
+        if name in state:
+            _check_tensor(name, state[name], tensor.shape)
+
+
+def _check_tensor(name: str, value: Any, shape: torch.Size) -> None:
+    smallest = 0.0 if name.endswith("running_var") else -LARGEST_NUMBER
+    name = f"{name} in {STATE_MEMBER}"
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} is a {type(value).__name__}, not a tensor")
+    if value.shape != shape:
+        raise ValueError(f"{name} has shape {short(tuple(value.shape))}, expected {tuple(shape)}")
+    if not value.is_floating_point() or not value.isfinite().all():
+        raise ValueError(f"{name} holds values that are not finite numbers")
+    lowest, highest = float(value.min()), float(value.max())
+    if lowest < smallest or highest > LARGEST_NUMBER:
+        raise ValueError(
+            f"{name} holds numbers from {lowest:g} to {highest:g}, which no training gives; train it again"
+        )
+
+
+def _some(names: list[str]) -> str:
+    first = ", ".join(ascii(name)[1:-1][:80] for name in names[:3])
+    return first + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def to_params(
@@ -122,7 +265,7 @@ def to_params(
     clash = _RESERVED_KEYS & metadata.keys()
     if clash:
         raise ValueError(f"metadata may not use the key(s) {', '.join(sorted(clash))}: the weights file needs them")
-    init_params = {key: arguments[key] for key in (*_SIZES, *_NUMBERS)}
+    init_params = {key: arguments[key] for key in (*_LARGEST_SIZES, *_NUMBERS)}
     init_params |= {"input_dim": arguments["num_classes"], "output_dim": 1, "mask_type": "sparsemax"}
     init_params |= {"lambda_sparse": 1e-3, "cat_dims": [], "cat_emb_dim": 1, "cat_idxs": [], "clip_value": 1}
     init_params |= {"optimizer_params": {"lr": 0.02}, "scheduler_fn": None, "scheduler_params": {}}
@@ -142,44 +285,54 @@ def metadata_of(params: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in params.items() if key not in _RESERVED_KEYS}
 
 
-def constructor_arguments(params: dict[str, Any]) -> dict[str, Any]:
+def _constructor_arguments(params: dict[str, Any]) -> dict[str, Any]:
     """Check `model_params.json` and turn it into the arguments of `CLCNet`."""
     init_params = params.get("init_params")
     if not isinstance(init_params, dict):
         raise ValueError(f"{PARAMS_MEMBER} has no init_params")
     version = params.get("format_version", FORMAT_VERSION)
     if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ValueError(f"format version {version!r}, this code reads up to {FORMAT_VERSION}; update the code")
+        raise ValueError(f"format version {short(version)}, this code reads up to {FORMAT_VERSION}; update the code")
     if init_params.get("mask_type", "sparsemax") != "sparsemax":
-        raise ValueError(f"mask_type {init_params['mask_type']!r}; only sparsemax is known")
-    arguments: dict[str, Any] = {"num_classes": _size(init_params, "input_dim"), "masked": params.get("masked") is True}
-    arguments |= {name: _size(init_params, name) for name in _SIZES}
+        raise ValueError(f"mask_type {short(init_params['mask_type'])}; only sparsemax is known")
+    arguments: dict[str, Any] = {name: _size(init_params, name, most) for name, most in _LARGEST_SIZES.items()}
+    arguments |= {"num_classes": _size(init_params, "input_dim", 2**20), "masked": params.get("masked") is True}
     for name in _NUMBERS:
         value = init_params.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
-            raise ValueError(f"{name} in {PARAMS_MEMBER} is {value!r}, not a number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST_NUMBER:
+            raise ValueError(f"{name} in {PARAMS_MEMBER} is {short(value)}, not a number below {LARGEST_NUMBER:g}")
         arguments[name] = float(value)
-    _check_room(arguments)
     return arguments
 
 
-def _check_room(arguments: dict[str, Any]) -> None:
-    """Refuse sizes that are fine one by one and together ask for more memory than a weights file can fill."""
-    width = arguments["n_d"] + arguments["n_a"]
-    num_layers = arguments["n_shared"] + (arguments["n_steps"] + 1) * arguments["n_independent"]
-    num_bytes = 4 * num_layers * 2 * width * max(width, arguments["mapping_dim"])
+def _size(init_params: dict[str, Any], name: str, largest: int) -> int:
+    value = init_params.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+        raise ValueError(f"{name} in {PARAMS_MEMBER} is {short(value)}, not a whole number from 1 to {largest}")
+    return value
+
+
+def _largest_state(arguments: dict[str, Any]) -> int:
+    """Bytes of the largest state dict of these sizes: float64, or float32 with each shared layer written for itself.
+
+    Raises:
+        ValueError: sizes that are fine one by one ask together for more than a weights file may hold.
+    """
+    n_steps, mapping_dim, width = arguments["n_steps"], arguments["mapping_dim"], arguments["n_d"] + arguments["n_a"]
+    layers = (n_steps + 1) * (arguments["n_shared"] + arguments["n_independent"])
+    numbers = layers * 2 * width * (max(width, mapping_dim) + 4) + n_steps * mapping_dim * (arguments["n_a"] + 4)
+    num_bytes: int = 8 * (numbers + 8 * arguments["num_classes"]) + 1024 * (8 * layers + 8 * n_steps + 64)  # and names
     if num_bytes > LARGEST_MEMBER:
         raise ValueError(
             f"{PARAMS_MEMBER} describes a network of {num_bytes:,} bytes, more than the {LARGEST_MEMBER:,} allowed"
         )
+    return num_bytes
 
 
-def _size(init_params: dict[str, Any], name: str) -> int:
-    value = init_params.get(name)
-    largest = 2**20 if name == "input_dim" else 1024
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-        raise ValueError(f"{name} in {PARAMS_MEMBER} is {value!r}, not a whole number from 1 to {largest}")
-    return value
+def run_id(networks: Iterable[Iterable[Tensor]]) -> str:
+    """What the files of one training have in common: a digest of the tensors of its networks."""
+    content = b"".join(tensor.cpu().numpy().tobytes() for tensors in networks for tensor in tensors)
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def fold_weights_name(fold: int) -> str:

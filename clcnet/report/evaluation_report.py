@@ -7,7 +7,7 @@ from typing import Any
 from clcnet.cascade.comparison import compare
 from clcnet.cascade.curve import Curve, Steps, oracle, sweep
 from clcnet.cascade.evaluation import Evaluation, with_rivals
-from clcnet.cascade.rule import CLCNET, TEMPERED, Judged, known
+from clcnet.cascade.rule import TEMPERED, Judged, known
 from clcnet.cascade.selection import CASCADE, Recommendation, Reference, role
 from clcnet.report import plots, tables
 from clcnet.report.paper_table import Row, accuracy_interval, display_name, merge_rows, results_rows
@@ -60,10 +60,11 @@ def write_report(
 def _draw_confidences(outputs: Judged, model: str, folder: Path) -> None:
     """Draw how the confidences in the shallow model's answers tell right from wrong."""
     scores, correct = outputs.scores, known(outputs.correct, outputs)
-    probabilities = {name: scores[name] for name in (CLCNET, "max softmax", TEMPERED)}
+    first = next(iter(scores))  # CLCNet, where it has judged
+    probabilities = {name: scores[name] for name in dict.fromkeys((first, "max softmax", TEMPERED))}
     plots.save(plots.plot_risk_coverage(scores, correct, model), folder, "risk-coverage")
     plots.save(plots.plot_reliability(probabilities, correct, model), folder, "reliability")
-    plots.save(plots.plot_histogram(scores[CLCNET], correct, model), folder, "confidence-histogram")
+    plots.save(plots.plot_histogram(scores[first], first, correct, model), folder, "confidence-histogram")
 
 
 def _describe_left_out(labels: Sequence[str], evaluation: Evaluation) -> str:

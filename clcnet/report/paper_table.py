@@ -79,6 +79,21 @@ def display_name(model: str) -> str:
     return Path(model.split(":", 1)[1]).name if model.startswith("local-dir:") else model
 
 
+def distinct_names(models: Sequence[str]) -> list[str]:
+    """What to call models in one table: `display_name`, with as many folders before it as tell equal names apart."""
+    names = [display_name(model) for model in models]
+    depth = 1
+    while len(set(names)) < len(names) and depth < 20:
+        depth += 1
+        repeated = {name for name in names if names.count(name) > 1}
+        names = [
+            "/".join(Path(model.split(":", 1)[-1]).parts[-depth:]) if name in repeated else name
+            for model, name in zip(models, names, strict=True)
+        ]
+    numbers = [names[:place].count(name) + 1 for place, name in enumerate(names)]  # one model given twice
+    return [name if number == 1 else f"{name} ({number})" for name, number in zip(names, numbers, strict=True)]
+
+
 def cascade_name(models: Sequence[str]) -> str:
     """`CLCNet (S:B0+D:B4)`, as in the paper's table; `CLCNet (B0+B4+B7)` of more models."""
     names = [display_name(name).removeprefix("EfficientNet-") for name in models]

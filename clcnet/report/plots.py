@@ -95,7 +95,7 @@ def _plot_contender(axes: Axes, contender: Contender, model_costs: Sequence[floa
     cost, accuracy = curve.cost(model_costs), curve.accuracy
     colour, dashes, width = _STYLES[contender.name]
     axes.plot(cost, accuracy, color=colour, linestyle=dashes, linewidth=width, label=contender.name)
-    if contender.name == "CLCNet":
+    if colour == BLACK:
         low, high = exact_interval((accuracy * curve.num_images / 100).round(), curve.num_images)
         axes.fill_between(cost, low, high, color=BLACK, alpha=0.12, linewidth=0, label="its 95% interval")
 
@@ -147,7 +147,7 @@ def plot_reliability(scores: Mapping[str, Floats], correct: Bools, model: str) -
             capsize=2,
             marker=marker,
             markersize=5,
-            markerfacecolor=colour if name == "CLCNet" else "white",
+            markerfacecolor=colour if colour == BLACK else "white",
             label=f"{name} (ECE {metrics.calibration_error(confidence, correct):.3f})",
         )
     axes.set(xlabel="confidence", ylabel="share of right answers", title=model, xlim=(0, 1), ylim=(0, 1))
@@ -157,14 +157,14 @@ def plot_reliability(scores: Mapping[str, Floats], correct: Bools, model: str) -
     return figure
 
 
-def plot_histogram(confidence: Floats, correct: Bools, model: str) -> Figure:
+def plot_histogram(confidence: Floats, name: str, correct: Bools, model: str) -> Figure:
     """How the confidences of right and of wrong answers are spread."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     edges = np.linspace(min(confidence.min(), 0), max(confidence.max(), 1), 41).tolist()
-    for name, shown, colour, hatch in (("right", correct, "#dddddd", None), ("wrong", ~correct, "white", "////")):
-        label = f"{name} ({shown.sum():,})"
+    for answers, shown, colour, hatch in (("right", correct, "#dddddd", None), ("wrong", ~correct, "white", "////")):
+        label = f"{answers} ({shown.sum():,})"
         axes.hist(confidence[shown], edges, facecolor=colour, hatch=hatch, edgecolor=BLACK, linewidth=0.8, label=label)
-    axes.set(xlabel="CLCNet's confidence", ylabel="images", title=model, yscale="log")
+    axes.set(xlabel=f"confidence ({name})", ylabel="images", title=model, yscale="log")
     figure.legend(fontsize=9, loc="outside lower center", ncols=2, frameon=False)
     return figure

@@ -203,10 +203,10 @@ def comparison_frame(contenders: Sequence[Contender], seed: int = 42) -> pd.Data
 def comparison_markdown(frame: pd.DataFrame) -> str:
     """The table as text, intervals shortened to half their width; the CSV has both ends."""
     header = ["Rule", *(f"{column.removeprefix('accuracy_at_')} deferred" for column in _SHARES)]
-    header += ["Area", "Area against CLCNet", "Saving at deep accuracy"]
+    header += ["Area", "Area to 50%", f"Area against {frame['rule'][0]}", "Saving at deep accuracy"]
     rows = []
     for _, row in frame.iterrows():
-        half = {name: (row[f"{name}_high"] - row[f"{name}_low"]) / 2 for name in (*_SHARES, "area")}
+        half = {name: (row[f"{name}_high"] - row[f"{name}_low"]) / 2 for name in (*_SHARES, "area", "area_50")}
         gain = f"{row['area_gain']:+.2f} [{row['area_gain_low']:+.2f}, {row['area_gain_high']:+.2f}]"
         saving = format_saving(row["saving"], (row["saving_low"], row["saving_high"]))
         rows.append(

@@ -1,0 +1,417 @@
+"""The cheapest cascade of one to four of the models at hand: every subset and every vector of thresholds is tried.
+
+What a cascade does at all threshold vectors at once follows from one histogram a step over the bins of its prefixes'
+confidences, summed along every axis. Choosing the best of so many flatters: so every choice is made on some folds and
+reported on another, and it aims higher than its target by what such a choice loses when it is made anew inside the
+folds. Accuracy is in percent, shares are fractions, costs are an image's, in any unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
+
+from clcnet.cascade.fused import PENALTIES, CrossFit, Fused, Pool, Rows, rows_of, standing
+from clcnet.cascade.selection import Goal
+from clcnet.data.outputs import UNKNOWN, Outputs
+from clcnet.intervals import Interval, exact_interval, percentile_interval, resampled_means
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Chain = tuple[int, ...]  # models in the order in which they are asked, cheapest first
+Steps = tuple[NDArray[np.floating[Any]], Bools]  # confidence (K, N) and correct (K, N) after each model of a chain
+
+NUM_BINS = {1: 1, 2: 400, 3: 48, 4: 20}  # of every step's confidences, by the number of models
+AROUND = np.linspace(-1, 1, 9)  # points around a target over which the loss of a choice is averaged
+FRONT_STEP = 0.1  # points between the rows of a front
+FRONT_ROWS = 60
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A cascade, and what it did on the images that it was chosen on."""
+
+    chain: Chain
+    thresholds: tuple[float, ...]
+    accuracy: float
+    cost: float
+
+    def decide(self, confidence: NDArray[np.floating[Any]]) -> Ints:
+        """The last model that sees each image, (N,), from confidences (K, N): it goes on while below the threshold."""
+        below = confidence[:-1] < np.array(self.thresholds)[:, None]
+        last: Ints = np.logical_and.accumulate(below, axis=0).sum(axis=0)
+        return last
+
+
+def quantile_thresholds(confidence: Floats, num_bins: int) -> Floats:
+    """Rising thresholds that send 0 to 100% of the images on, densest where few go; the last is infinity."""
+    shares = (np.arange(1, num_bins) / num_bins) ** 2
+    return np.append(np.unique(np.quantile(confidence, shares, method="higher")), np.inf)
+
+
+def tabulate(
+    steps: Steps, costs: Sequence[float], thresholds: Sequence[Floats], folds: Ints, num_folds: int
+) -> tuple[Ints, Floats]:
+    """Right answers and cost of every vector of thresholds, fold by fold.
+
+    Args:
+        steps: of a chain of K models.
+        costs: (K,) of its models.
+        thresholds: K - 1 rising lists, each ending with infinity.
+        folds: (N,) numbers from 0 to num_folds - 1.
+
+    Returns:
+        right and spent, summed over a fold's images: (F, T), the vectors in the order of nested loops.
+    """
+    confidence, correct = steps
+    right: NDArray[Any] = np.bincount(folds[correct[0]], minlength=num_folds)
+    spent: NDArray[Any] = costs[0] * np.bincount(folds, minlength=num_folds)
+    cells, shape = folds, [num_folds]
+    for k, rising in enumerate(thresholds):
+        cells = cells * len(rising) + np.searchsorted(rising, confidence[k], side="right")
+        shape.append(len(rising))
+        sums = []
+        for weights in (correct[k + 1].astype(np.float64) - correct[k], None):
+            counts = np.bincount(cells, weights, int(np.prod(shape))).astype(np.int64).reshape(shape)
+            for axis in range(1, k + 2):
+                np.cumsum(counts, axis=axis, out=counts)
+            sums.append(counts)
+        right, spent = right[..., None] + sums[0], spent[..., None] + costs[k + 1] * sums[1]
+    return right.reshape(num_folds, -1), spent.reshape(num_folds, -1)
+
+
+def pareto(right: NDArray[Any], spent: NDArray[Any]) -> Ints:
+    """Places of the points that no other one beats, both rising."""
+    order = np.lexsort((-right, spent))
+    best = np.maximum.accumulate(right[order])
+    return order[np.append(True, best[1:] > best[:-1])]
+
+
+class Search:
+    """All cascades over some images in folds, and the best of them for a goal.
+
+    Args:
+        chains: to try.
+        steps: of a chain, over the images.
+        costs: of all models.
+        folds: (N,) numbers. A choice is made anew without each of them, to see what choosing loses.
+    """
+
+    def __init__(self, chains: Sequence[Chain], steps: Callable[[Chain], Steps], costs: Floats, folds: Ints) -> None:
+        _, folds, self.sizes = np.unique(folds, return_inverse=True, return_counts=True)
+        self.found: list[tuple[Chain, list[Floats], Ints]] = []
+        rights, spents = [], []
+        for chain in chains:
+            arrays = steps(chain)
+            thresholds = [quantile_thresholds(after, NUM_BINS[len(chain)]) for after in arrays[0][:-1]]
+            right, spent = tabulate(arrays, [costs[model] for model in chain], thresholds, folds, len(self.sizes))
+            places = np.unique(np.concatenate([pareto(*both) for both in _without_each(right, spent)]))
+            self.found.append((chain, thresholds, places))
+            rights.append(right[:, places])
+            spents.append(spent[:, places])
+        self.ends = np.cumsum([len(places) for _, _, places in self.found])
+        self.right, spent = np.hstack(rights), np.hstack(spents)
+        self.fronts = []  # over all images, and without each fold: places, accuracy, cost
+        for without, (right, cost) in zip([0, *self.sizes], _without_each(self.right, spent), strict=False):
+            places, size = pareto(right, cost), self.sizes.sum() - without
+            self.fronts.append((places, 100 * right[places] / size, cost[places] / size))
+
+    def lost(self, target: float) -> float:
+        """Points of accuracy that a choice for this target on these images is likely to lose on others, 0 or more.
+
+        Each fold is held against what was promised by the choice on the others, which with F folds are fewer by 1 / F.
+        """
+        losses = []
+        for size, fold_right, (places, accuracy, _) in zip(self.sizes, self.right, self.fronts[1:], strict=False):
+            chosen = _first_at(accuracy, target + AROUND)
+            losses.append(size * accuracy[chosen] - 100 * fold_right[places[chosen]])
+        mean = np.sum(losses) / len(AROUND) / self.sizes.sum()
+        return float(max(mean * (1 - 1 / len(self.sizes)), 0))
+
+    def cheapest(self, target: float) -> Choice:
+        """The cheapest cascade that is likely to reach an accuracy on other images; the most accurate where none is."""
+        return self._at(int(_first_at(self.fronts[0][1], target + self.lost(target))))
+
+    def within(self, cost: float) -> Choice:
+        """The most accurate cascade within a cost, the cheapest where none is."""
+        return self._at(max(int(np.searchsorted(self.fronts[0][2], cost * (1 + 1e-9), side="right")) - 1, 0))
+
+    def reaches(self, target: float) -> bool:
+        """Whether a cascade is likely to reach an accuracy on other images."""
+        return bool(target + self.lost(target) <= self.fronts[0][1][-1] + 1e-9)
+
+    def _at(self, point: int) -> Choice:
+        places, accuracy, cost = self.fronts[0]
+        number = int(np.searchsorted(self.ends, places[point], side="right"))
+        chain, thresholds, cells = self.found[number]
+        cell = cells[places[point] - self.ends[number]]  # counted from the end
+        at = np.unravel_index(cell, [len(rising) for rising in thresholds]) if thresholds else ()
+        limits = tuple(float(rising[index]) for rising, index in zip(thresholds, at, strict=True))
+        return Choice(chain, limits, float(accuracy[point]), float(cost[point]))
+
+
+def _without_each(*counts: NDArray[Any]) -> list[list[NDArray[Any]]]:
+    """Sums of (F, T) over all folds, and over all but each where there are several."""
+    totals = [array.sum(axis=0) for array in counts]
+    several = len(counts[0]) > 1
+    return [
+        totals,
+        *(
+            [total - one for total, one in zip(totals, ones, strict=True)]
+            for ones in zip(*counts, strict=True)
+            if several
+        ),
+    ]
+
+
+def _first_at(rising: Floats, target: ArrayLike) -> Ints:
+    """Where rising numbers reach the targets; the last where they do not."""
+    return np.minimum(np.searchsorted(rising, np.asarray(target) - 1e-9), len(rising) - 1)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was chosen on the other folds, on each fold's images.
+
+    Attributes:
+        correct: (N,).
+        spent: (U, N) in every unit of the costs.
+    """
+
+    correct: Bools
+    spent: Floats
+
+    @property
+    def accuracy(self) -> float:
+        """Percent."""
+        return 100 * float(self.correct.mean())
+
+    @property
+    def accuracy_interval(self) -> Interval:
+        """Clopper and Pearson's."""
+        low, high = exact_interval(self.correct.sum(), len(self.correct))
+        return float(low), float(high)
+
+    @property
+    def costs(self) -> Floats:
+        """(U,) means."""
+        return self.spent.mean(axis=1)
+
+    def saving(self, cost: float, unit: int = 0) -> tuple[float, Interval]:
+        """How many times cheaper it is than what costs this much, with the bootstrap's interval over images."""
+        means = resampled_means(self.spent[unit][:, None])[:, 0]
+        return float(cost / self.costs[unit]), percentile_interval(cost / means)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The cascade for a target, fitted on all images, and what choosing like that reaches on images left out.
+
+    Attributes:
+        target: accuracy or cost that was asked for.
+        choice: models by their place in the list given, thresholds, accuracy and cost on all images.
+        rule: fitted for the models of the choice.
+        shares: (K,) of the images that each of its models sees.
+        costs: (U,) in every unit, on all images.
+        reached: whether the target is likely to be reached.
+        cross_fitted: with all chosen and fitted on the other folds.
+    """
+
+    target: float
+    choice: Choice
+    rule: Fused
+    shares: Floats
+    costs: Floats
+    reached: bool
+    cross_fitted: Scored
+
+
+@dataclass(frozen=True)
+class Cascades:
+    """All that `find_cascades` found.
+
+    Attributes:
+        goals: in the order of the goals.
+        front: by rising cost, the cheapest cascades for rising accuracies.
+        raw: of each model as it is, by its place.
+        corrected: of each model with its own temperature and offsets, cross-fitted.
+        dropped: why models were left out, by place.
+    """
+
+    goals: list[Found]
+    front: list[Found]
+    raw: list[Scored]
+    corrected: list[Scored]
+    dropped: dict[int, str]
+
+
+class _Engine:
+    """Prefix pools of every set of models without every fold, and the searches over them."""
+
+    def __init__(
+        self, rows: Rows, costs: Floats, folds: Ints, most: int, confidence: str, offsets: bool, progress: bool
+    ) -> None:
+        self.rows, self.costs, self.confidence, self.offsets = rows, costs, confidence, offsets
+        self.numbers, self.folds = np.unique(folds, return_inverse=True)
+        self.order = [int(model) for model in np.argsort(costs[0], kind="stable")]
+        self.steps: dict[Chain, Steps] = {}  # by context: (F, N); images of the context's own fold, and inner folds
+        self.pools: dict[Chain, Pool] = {}
+        self.raw = rows.logs[:, : rows.kept].argmax(axis=1) == rows.positions
+        self.contexts = [np.flatnonzero(self.folds != fold) for fold in range(len(self.numbers))]
+        self.contexts.append(np.arange(len(folds)))
+        alone: list[Chain] = [(model,) for model in self.order]
+        self._fit(alone, progress=False)
+        kept = [[m for m in self.order if m not in self.dominated(place)] for place in range(len(self.contexts))]
+        self.chains = [
+            [chain for size in range(1, most + 1) for chain in combinations(models, size)] for models in kept
+        ]
+        self._fit(sorted({chain for chains in self.chains for chain in chains} - set(alone)), progress)
+
+    def _fit(self, sets: Sequence[Chain], progress: bool) -> None:
+        for models in tqdm(sets, "pools", delay=2, disable=not progress):
+            self.steps[models], self.pools[models] = self._fit_one(models)
+
+    def _fit_one(self, models: Chain) -> tuple[Steps, Pool]:
+        fit = CrossFit(self.rows.take(models), self.folds, PENALTIES if self.offsets else (None,), deep=True)
+        shape = len(self.numbers), len(self.folds)
+        confidence, correct = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=bool)
+        for context in fit.numbers:
+            penalty = fit.choice({context})
+            for fold in fit.numbers:
+                inside, pool = self.folds == fold, fit.paths[frozenset({context, fold})][penalty]
+                confidence[context, inside], correct[context, inside] = standing(pool, fit.parts[fold], self.confidence)
+        return (confidence, correct), fit.pool()
+
+    def prefix_steps(self, chain: Chain, context: int, images: Ints) -> Steps:
+        """Steps of a chain as a context knows them: of its own images by pools that never saw them."""
+        own = self.folds[images] if context == len(self.numbers) else context
+        prefixes = [self.steps[chain[: k + 1]] for k in range(len(chain))]
+        confidence, correct = (np.stack([arrays[part][own, images] for arrays in prefixes]) for part in (0, 1))
+        return confidence, correct
+
+    def dominated(self, context: int) -> dict[int, int]:
+        """Models that another one clearly beats, or equals, raw and corrected, at no higher cost; with that other one.
+
+        Clearly is by two standard errors of the paired difference: a model that is a little worse may still err apart.
+        """
+        images = self.contexts[context]
+        answers = {
+            m: np.stack([self.raw[m, images], self.prefix_steps((m,), context, images)[1][0]]).astype(np.int64)
+            for m in self.order
+        }
+        beaten: dict[int, int] = {}
+        for place, model in enumerate(self.order):
+            for other in self.order[:place]:
+                gains = answers[other] - answers[model]  # (2, N)
+                if (gains.sum(axis=1) >= 2 * np.sqrt((gains**2).sum(axis=1))).all():
+                    beaten.setdefault(model, other)
+        return beaten
+
+    @cached_property
+    def searches(self) -> list[Search]:
+        """One for each context: without each fold, and over all images."""
+        return [
+            Search(
+                self.chains[context],
+                partial(self.prefix_steps, context=context, images=images),
+                self.costs[0],
+                self.folds[images],
+            )
+            for context, images in enumerate(self.contexts)
+        ]
+
+    def score(self, choice: Choice, context: int, images: Ints) -> tuple[Bools, Floats, Floats]:
+        """Right or not (N,), spent (U, N), and the share that each model sees (K,)."""
+        confidence, correct = self.prefix_steps(choice.chain, context, images)
+        last = choice.decide(confidence)
+        spent = np.cumsum(self.costs[:, choice.chain], axis=1)[:, last]
+        seen = np.array([(last >= k).mean() for k in range(len(choice.chain))])
+        return correct[last, np.arange(len(images))], spent, seen
+
+    def find(self, target: float, by: str = "accuracy") -> Found:
+        """The choice for a target on all images, and on the folds without each."""
+        choices = [search.cheapest(target) if by == "accuracy" else search.within(target) for search in self.searches]
+        correct, spent = np.empty(len(self.folds), dtype=bool), np.empty((len(self.costs), len(self.folds)))
+        for fold, choice in enumerate(choices[:-1]):
+            inside = np.flatnonzero(self.folds == fold)
+            correct[inside], spent[:, inside], _ = self.score(choice, fold, inside)
+        choice = choices[-1]
+        _, all_spent, shares = self.score(choice, len(self.numbers), self.contexts[-1])
+        pools = tuple(self.pools[choice.chain[: k + 1]] for k in range(len(choice.chain)))
+        reached = self.searches[-1].reaches(target) if by == "accuracy" else choice.cost <= target
+        rule = Fused(self.confidence, self.offsets, pools)
+        return Found(target, choice, rule, shares, all_spent.mean(axis=1), reached, Scored(correct, spent))
+
+    def front(self) -> list[Found]:
+        """The choices for accuracies at even steps, as far as one is likely to reach them."""
+        search = self.searches[-1]
+        lowest, highest = search.fronts[0][1][[0, -1]]
+        step = max(FRONT_STEP, (highest - lowest) / FRONT_ROWS)
+        targets = [t for t in np.arange(np.ceil(lowest / step), highest / step) * step if search.reaches(t)]
+        rows: list[Found] = []
+        for row in map(self.find, targets[::-1]):  # a lower target is sometimes raised more than the one above it
+            if not rows or row.choice.cost < rows[-1].choice.cost:
+                rows.append(row)
+        return rows[::-1]
+
+
+def find_cascades(
+    outputs: Sequence[Outputs],
+    folds: Ints,
+    goals: Sequence[Goal] = (Goal("match"),),
+    costs: ArrayLike | None = None,
+    max_stages: int = 4,
+    confidence: str = "max softmax",
+    offsets: bool = True,
+    progress: bool = False,
+) -> Cascades:
+    """Find the cheapest cascades of some models for some goals, all of it chosen on some folds and scored on others.
+
+    Args:
+        outputs: of two to twelve models over the same images, in any order; images without a target are left out.
+        folds: (N,) numbers, three different ones or more.
+        goals: "match" is the accuracy of the best model as it is; the cost of "flops" is in the first unit.
+        costs: (M,) of an image by each model, or (U, M) in several units of which the first is to be saved; None for
+            the records' billions of multiply-adds.
+        max_stages: models in a cascade, at most 4.
+        confidence: a name of `SIMPLE_CONFIDENCES`, of the fused answers.
+        offsets: False for pools without b.
+        progress: whether to show a bar where it takes longer than two seconds.
+
+    Raises:
+        ValueError: the outputs do not say classes or targets or are not of the same images, or a cost is not known.
+    """
+    names = [out.record.model or f"model {place + 1}" for place, out in enumerate(outputs)]
+    known = [out.record.flops for out in outputs]
+    if costs is None and None in known:
+        raise ValueError(f"the cost of {names[known.index(None)]} is not known; give it")
+    table = np.atleast_2d(np.asarray(known if costs is None else costs, dtype=np.float64))
+    rows = rows_of(outputs)
+    labelled = np.flatnonzero(rows.positions != UNKNOWN)
+    if len(np.unique(folds[labelled])) < 3:
+        raise ValueError("a search needs images of known classes in three folds or more; make the tables as .parquet")
+    everything = range(len(outputs))
+    rows = rows.take(everything, labelled)
+    engine = _Engine(rows, table, folds[labelled], max_stages, confidence, offsets, progress)
+    raw = [Scored(engine.raw[m], np.repeat(table[:, m : m + 1], len(labelled), axis=1)) for m in everything]
+    corrected = [
+        Scored(engine.prefix_steps((m,), len(engine.numbers), engine.contexts[-1])[1], raw[m].spent) for m in everything
+    ]
+    best = max(each.accuracy for each in raw)
+    found = [
+        engine.find(goal.value, "cost")
+        if goal.kind == "flops"
+        else engine.find(best if goal.kind == "match" else goal.value)
+        for goal in goals
+    ]
+    beaten = engine.dominated(len(engine.numbers))
+    dropped = {m: f"{names[m]} is no better than {names[other]}, which costs no more" for m, other in beaten.items()}
+    return Cascades(found, engine.front(), raw, corrected, dropped)

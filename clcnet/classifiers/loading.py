@@ -1,0 +1,179 @@
+"""Image files -> what a model sees: decoded as timm's own dataset does, by this process or by others, in batches."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+
+from clcnet.classifiers.classifier import Classifier
+from clcnet.data.images import IMAGE_FORMATS, ImageSet
+from clcnet.memory import return_freed_memory
+
+MAX_WORKERS = 8  # enough decoders for one device; more only take memory
+REMARK = "clcnet remark"  # in PIL's `info`
+
+
+def default_workers() -> int:
+    """Decoding processes when the user names no number: one a core, shared among the processes of one torchrun."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+@dataclass(frozen=True)
+class ReadImages:
+    """Which images a batch holds. Not a tensor, which would take a file descriptor from process to process.
+
+    Attributes:
+        positions: (B,) in the data set.
+        reasons: position of an image that could not be read -> why.
+        remarks: position of one of which the model sees less than there is -> what.
+    """
+
+    positions: np.ndarray
+    reasons: dict[int, str]
+    remarks: dict[int, str]
+
+    @property
+    def readable(self) -> np.ndarray:
+        """(B,) bool."""
+        return np.array([position not in self.reasons for position in self.positions.tolist()], np.bool_)
+
+
+def collate(batch: Sequence[tuple[torch.Tensor, int, str, str]]) -> tuple[torch.Tensor, ReadImages]:
+    """Make a batch of what `ImageDataset` gives: (B, channels, height, width) uint8, and which images they are."""
+    images, positions, reasons, remarks = zip(*batch, strict=True)
+    unread, remarked = (
+        {position: text for position, text in zip(positions, texts, strict=True) if text}
+        for texts in (reasons, remarks)
+    )
+    return torch.utils.data.default_collate(list(images)), ReadImages(np.array(positions), unread, remarked)
+
+
+class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int, str, str]]):
+    """Images for timm's loader, each with its position; for a file that cannot be read a black one, and the reason."""
+
+    def __init__(self, images: ImageSet, classifier: Classifier) -> None:
+        self._root = os.fspath(images.root)
+        self._files = np.array([os.fsencode(file) for file in images.files])  # one block, shared with forked workers
+        self.mode = classifier.image_mode
+        self.input_size = classifier.input_size
+        self.transform: Callable[[Image.Image], torch.Tensor] | None = None  # create_loader sets it
+        self._most_pixels = Image.MAX_IMAGE_PIXELS  # which a process that is not forked would not know
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int, str, str]:
+        assert self.transform is not None
+        try:
+            image = self.read(position)
+            return self.transform(image), position, "", image.info.get(REMARK, "")
+        except Exception as error:  # PIL's decoders raise nearly everything: OSError, SyntaxError, struct.error, ...
+            return torch.zeros(self.input_size, dtype=torch.uint8), position, self._reason(position, error), ""
+
+    def path(self, position: int) -> str:
+        """Where the image lies."""
+        return os.path.join(self._root, os.fsdecode(self._files[position]))
+
+    def read(self, position: int) -> Image.Image:
+        """Decode an image in the model's mode."""
+        Image.MAX_IMAGE_PIXELS = self._most_pixels
+        return read_image(self.path(position), self.mode, self.input_size)
+
+    def _reason(self, position: int, error: Exception) -> str:
+        path = self.path(position)  # which PIL likes to repeat
+        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        text = text.replace(repr(path), "").replace(path, "")
+        if isinstance(error, Image.DecompressionBombError):
+            text += "; --max-image-pixels lets it in"
+        return " ".join(text.split()) or type(error).__name__
+
+
+def read_image(image: Image.Image | str | os.PathLike[str], mode: str, input_size: tuple[int, int, int]) -> Image.Image:
+    """Decode an image as timm's dataset does: first frame, orientation tag unheeded, in the model's mode.
+
+    Args:
+        image: a file, or an image that PIL has opened.
+        mode: of PIL, for what is returned.
+        input_size: channels, height and width of what the model sees.
+
+    Returns:
+        The image; `info[REMARK]` says what of it the model does not see, where there is something.
+
+    Raises:
+        Exception: it is not a readable image. PIL's decoders raise nearly everything.
+    """
+    if isinstance(image, Image.Image):
+        if image.format not in (None, "MPO", *IMAGE_FORMATS):  # MPO: a JPEG of several pictures, opened as JPEG
+            raise ValueError(f"its format, {image.format}, is not one of {' '.join(IMAGE_FORMATS)}; convert it first")
+        _refuse_strip(image.size, input_size)
+        converted = image.convert(mode)
+        remark = remark_on(image)
+        if remark:
+            converted.info[REMARK] = remark
+        return converted
+    if not stat.S_ISREG(os.stat(image).st_mode):
+        raise OSError("a directory, pipe or device, not a file")  # a pipe would be waited for forever
+    with Image.open(image, formats=[*IMAGE_FORMATS]) as opened:
+        return read_image(opened, mode, input_size)
+
+
+def remark_on(image: Image.Image) -> str:
+    """What is lost when PIL brings a decoded image into 8 bits of gray or red, green and blue; empty if nothing is."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        low, high = cast(tuple[float, float], image.getextrema())
+        if low < 0 or high > 255:
+            return "values beyond 8 bits, which are clipped"
+        if image.mode == "F" and high <= 1:
+            return "fractions from 0 to 1, which become black"
+    with contextlib.suppress(Exception):  # a broken tag is no broken image
+        if image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # PIL turns a TIFF itself
+            return "an orientation tag, which is not heeded"
+    if (
+        image.has_transparency_data
+        and cast(tuple[int, int], image.convert("RGBA").getchannel("A").getextrema())[0] < 255
+    ):
+        return "transparency, which is dropped"
+    return ""
+
+
+def sum_up_remarks(remarks: Iterable[str]) -> str:
+    """One line on all of a run's remarks, as timm's way of reading images explains them; empty where there are none."""
+    counts = Counter(remarks)
+    said = "; ".join(f"{count} with {remark}" for remark, count in counts.most_common())
+    return f"images that the models see otherwise than a viewer shows them, as in timm: {said}" if said else ""
+
+
+def _refuse_strip(size: tuple[int, int], input_size: tuple[int, int, int]) -> None:
+    """Refuse an image so long and thin that bringing its short side to the model's size would fill the memory."""
+    pixels = max(input_size[1:]) ** 2 * max(size) / max(min(size), 1)
+    if Image.MAX_IMAGE_PIXELS and pixels > 2 * Image.MAX_IMAGE_PIXELS:  # twice, as PIL itself
+        raise ValueError(f"{size[0]}x{size[1]} pixels are too long and thin to be resized ({pixels:.1e} pixels)")
+
+
+def loaded_batches(loader: Any) -> Iterator[tuple[torch.Tensor, ReadImages]]:
+    """The loader's batches; a decoding process that died is an error of its own, with advice."""
+    return_freed_memory()
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # without the DataLoader's words where the process died while it handed a batch over
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            raise ChildProcessError(
+                "a process that decodes images died, perhaps for want of memory; try again with fewer --workers"
+            ) from error
+        if batch is None:
+            return
+        yield batch

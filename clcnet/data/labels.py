@@ -1,0 +1,356 @@
+"""Which class is it? Class folders, class maps and label files: the user's word for what is right.
+
+A wrong guess here is a silently wrong accuracy: what can be read in two ways is settled by other words of the user's,
+or refused. Which of a model's classes these are is for `clcnet.classifiers.classes`.
+"""
+
+import csv
+import io
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_DIGITS = re.compile(r"([0-9]+)")
+_WHOLE_NUMBER = re.compile(r"([0-9]+)(\.0+)?")  # pandas writes whole numbers as 3.0 where a cell of the column is empty
+_WORDNET_LINE = re.compile(r"(n\d{8})\s")
+_SEPARATORS = (",", "\t", ";", None)  # the last for white space, as in Caffe's val.txt
+_ROWS_LOOKED_AT = 200  # to find the separator
+_HEADERS = {"file", "filename", "image", "imageid", "id", "img", "name", "path", "label", "class", "category", "target"}
+_NO_LABEL = ("", "nan", "null", "n/a", "#n/a", "<na>")
+_NO_NUMBER = ("na", "none", "-", "?", "-1")  # may be names, but not among numbers
+_NAMES_SHOWN = 3
+
+
+def natural_key(text: str) -> tuple[list[str | int], str]:
+    """Sort key under which `img2` comes before `img10`, without regard to case; as timm sorts classes and files."""
+    pieces: list[str | int] = [*_DIGITS.split(text.lower())]
+    pieces[1::2] = map(int, pieces[1::2])
+    return pieces, text
+
+
+def plain(name: str) -> str:
+    """A name in the one form in which names are compared: é is one letter here, and two on a Mac's disk."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first of some names, for a message."""
+    return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from None
+
+
+# ---------------------------------------------------------------- folders
+
+
+def below_what_they_share(folders: Collection[str], skip: int = 0) -> dict[str, tuple[str, ...]]:
+    """The way to each folder from where ways part: without the `skip` first names and those that all have in common."""
+    ways = {folder: tuple(plain(folder).split("/"))[skip:] for folder in folders}
+    first, last = min(ways.values()), max(ways.values())
+    shortest = min(len(way) for way in ways.values())
+    shared = 0
+    while shared < shortest - 1 and first[shared] == last[shared]:
+        shared += 1
+    return {folder: way[shared:] for folder, way in ways.items()}
+
+
+@dataclass(frozen=True)
+class FolderClasses:
+    """The class of every folder that holds images.
+
+    Attributes:
+        inner: by folder, its own name: the class as timm sees it.
+        outer: by folder, the name of the outermost one: the class as torchvision sees it.
+        doubt: why the inner one may be no class at all; empty where timm's reading is a sound one.
+    """
+
+    inner: dict[str, str]
+    outer: dict[str, str]
+    doubt: str
+
+
+def class_folders(folders: Collection[str], skip: int = 0) -> FolderClasses:
+    """Read folders as classes, in both ways; `skip` names at the front of each are no part of it."""
+    ways = below_what_they_share(folders, skip)
+    at: dict[str, tuple[str, ...]] = {}
+    doubt = ""
+    for way in sorted(set(ways.values()), key=lambda way: natural_key("/".join(way))):
+        other = at.setdefault(way[-1], way)
+        if other != way:
+            doubt = doubt or f"folder {way[-1]} lies in {'/'.join(other[:-1]) or '.'} and in {'/'.join(way[:-1])}"
+    distinct = set(ways.values())
+    for way in sorted(distinct):
+        holder = next((way[:end] for end in range(1, len(way)) if way[:end] in distinct), None)
+        if holder:
+            doubt = doubt or f"folder {'/'.join(holder)} holds images and the folder {'/'.join(way)} of images"
+    inner, outer = ({folder: way[end] for folder, way in ways.items()} for end in (-1, 0))
+    return FolderClasses(inner, outer, doubt if inner != outer else "")
+
+
+# ---------------------------------------------------------------- class maps
+
+
+def class_map_readings(path: Path) -> list[list[str]]:
+    """The classes that a class map names, in every way in which its lines can be read; the likeliest first.
+
+    A line is a class (timm), or its first word is (synset_words.txt: `n01440764 tench, Tinca tinca`), or a number
+    stands before or after it (CUB's classes.txt: `1 001.Black_footed_Albatross`) and gives its place.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no text.
+    """
+    if path.suffix.lower() not in (".txt", ".names", ".tsv", ".lst", ".list", ""):
+        raise ValueError(
+            f"class map {path}: only text files are read, one class folder a line; timm's pickles may run code"
+        )
+    lines = [plain(line.strip()) for line in _read_text(path).splitlines() if line.strip()]
+    heads = [re.split(r"[\s,;:]+", line, maxsplit=1) for line in lines]
+    tails = [re.split(r"[\s,;]+(?=[0-9]+$)", line) for line in lines]
+    numbered = _by_number(heads, 0) or _by_number(tails, 1)
+    first_words = [head[0] for head in heads]
+    if all(map(_WORDNET_LINE.match, lines)):
+        return [first_words, lines]
+    return [*([numbered] if numbered else []), lines, first_words]
+
+
+def _by_number(rows: list[list[str]], column: int) -> list[str] | None:
+    """Names in the order of the numbers beside them, which run from 0 or 1 without a gap; None where they do not."""
+    if not rows or not all(len(row) == 2 and row[column].isascii() and row[column].isdigit() for row in rows):
+        return None
+    places = sorted((int(row[column]), row[1 - column]) for row in rows)
+    first = places[0][0]
+    complete = first in (0, 1) and [number for number, _ in places] == list(range(first, first + len(rows)))
+    names = [name for _, name in places]
+    return names if complete and len(set(names)) == len(names) else None
+
+
+def fit_class_map(path: Path, classes: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """Find the reading of a class map in which every class of the images has its line.
+
+    Args:
+        path: the class map.
+        classes: those of the images; none where they have none.
+
+    Returns:
+        The map's name for each of the classes, and all the map's classes in order.
+
+    Raises:
+        OSError, ValueError: the map cannot be read, names a class twice, or lacks one.
+    """
+    readings = class_map_readings(path)
+    known = next((known for known in readings if set(classes) <= set(known)), readings[0])
+    repeated = [name for name, count in Counter(known).items() if count > 1]
+    if repeated:
+        raise ValueError(f"class map {path} names {repeated[0]!r} more than once")
+    unknown = sorted(set(classes) - set(known), key=natural_key)
+    if not unknown:
+        return {name: name for name in classes}, known
+    if len(unknown) == len(classes) and all(name.isascii() and name.isdigit() for name in unknown):
+        first, last = min(int(unknown[0]), 1), int(unknown[-1])
+        if last == len(known) - 1 + first or (first == 0 and last < len(known)):  # they number the map's lines
+            return {name: known[int(name) - first] for name in unknown}, known
+    raise ValueError(f"class {unknown[0]!r} is not in the class map {path} ({shown(known)}); add a line for it")
+
+
+# ---------------------------------------------------------------- label files
+
+
+class _Finder:
+    """Finds the rows of a label file that speak of an image: by its path or name, with or without extension."""
+
+    def __init__(self, root: Path, files: Sequence[str]) -> None:
+        self._root = [plain(part) for part in root.resolve().parts]
+        self.extensions = {_split(file)[1] for file in files}
+        self._of_images = {self._key(file) for file in files}
+
+    def _key(self, name: str) -> str:
+        stem, extension = _split(name.rpartition("/")[2])
+        return (stem if extension in self.extensions else stem + extension).casefold()
+
+    def knows(self, name: str) -> bool:
+        """Whether an image has this name."""
+        return self._key(_with_slashes(name)) in self._of_images
+
+    def index(self, names: Sequence[str]) -> dict[str, list[tuple[int, str]]]:
+        """By key, the rows whose name may be that of an image."""
+        rows = defaultdict(list)
+        for number, name in enumerate(map(_with_slashes, names)):
+            rows[self._key(name)].append((number, name))
+        return rows
+
+    def find(self, file: str, rows: dict[str, list[tuple[int, str]]]) -> list[int]:
+        """The rows of one image: those whose name comes closest to its own."""
+        file = plain(file)
+        place = [*self._root, *file.split("/")]
+        bare, folders = place[-1], file.count("/")
+        best: tuple[int, int] = (0, 0)
+        found: list[int] = []
+        for number, name in rows.get(self._key(file), ()):
+            *above, own = name.split("/")
+            likeness = 3 if own == bare else 2 if own.casefold() == bare.casefold() else 1
+            if likeness == 1 and _split(own)[1] in self.extensions:
+                continue  # a.jpg is another file than a.png
+            agree = 0
+            while agree < min(len(above), len(place) - 1) and above[-1 - agree] == place[-2 - agree]:
+                agree += 1
+            if agree < min(len(above), folders):
+                continue  # ant/1.png is another file than bee/1.png
+            if (likeness, agree) > best:
+                best, found = (likeness, agree), []
+            if (likeness, agree) == best:
+                found.append(number)
+        return found
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Stem and extension, the latter in small letters and with its dot."""
+    stem, dot, extension = name.rpartition(".")
+    return (stem, f".{extension.lower()}") if dot and stem and "/" not in extension else (name, "")
+
+
+def _with_slashes(name: str) -> str:
+    return plain(name.replace("\\", "/"))
+
+
+def read_labels(path: Path, root: Path, files: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Read a file of labels.
+
+    Args:
+        path: rows of file and label, separated by commas, tabs, semicolons or white space, with or without a header;
+            or the ground truth of ILSVRC2012's validation images, a line an image.
+        root: the folder of the images.
+        files: N images below it.
+
+    Returns:
+        The class of each image; all classes of the file in order, numbers by their size and names in natural order;
+        and what the user should know of how the file was read.
+
+    Raises:
+        OSError: it, or meta.mat beside the ground truth, cannot be read.
+        ValueError: it is no such file, or an image has no label, or two.
+    """
+    finder = _Finder(root, files)
+    rows = _rows(path, finder)
+    if all(len(row) == 1 for row in rows):
+        return *_read_ground_truth(path, [row[0] for row in rows], files), []
+    for number, row in enumerate(rows, start=1):
+        if len(row) > 2:
+            raise ValueError(f"{path}: row {number} has {len(row)} columns instead of 2 (file,label)")
+    names, labels = ([(*row, "")[column].strip() for row in rows] for column in (0, 1))
+    if not any(map(finder.knows, names)) and any(_split(label)[1] in finder.extensions for label in labels):
+        names, labels = labels, names
+    if _has_header(names, labels, finder):
+        names[0] = labels[0] = ""
+    labels = _clean(path, labels)
+    by_key = finder.index(names)
+    classes, moved = [], []
+    for image in files:
+        found = finder.find(image, by_key)
+        if not found:
+            raise ValueError(f"{path} has no label for {image}; add a row for it")
+        first = found[0]
+        for other in found:
+            if labels[other] != labels[first]:
+                raise ValueError(f"{path}: row {other + 1} labels {names[other]} a second time and differently")
+        if labels[first] == "":
+            raise ValueError(f"{path}: row {first + 1} has no label for {image}; fill it in")
+        if not _lies_at(_with_slashes(names[first]), root, image):
+            moved.append(names[first])
+        classes.append(labels[first])
+    notes = [f"the labels of {path} are matched by file name alone: {moved[0]} lies elsewhere"] if moved else []
+    return classes, sorted({label for label in labels if label}, key=natural_key), notes
+
+
+def _lies_at(name: str, root: Path, image: str) -> bool:
+    return "/" not in name or f"{root.resolve().as_posix()}/{image}".endswith(f"/{name.removeprefix('./').lstrip('/')}")
+
+
+def _rows(path: Path, finder: _Finder) -> list[list[str]]:
+    """Cut the file into rows by the separator under which most names in its first rows are images'."""
+    text = _read_text(path)
+    head = "\n".join(text.splitlines()[:_ROWS_LOOKED_AT])
+    try:
+        tries = [_cut(head, separator) for separator in _SEPARATORS]
+        fits = [sum(len(row) > 1 and any(map(finder.knows, row)) for row in rows) for rows in tries]
+        if not any(fits):  # perhaps none of the images is among the first rows
+            fits = [sum(len(row) == 2 for row in rows) for rows in tries]
+        rows = _cut(text, _SEPARATORS[fits.index(max(fits))])
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a CSV file ({error}); give rows of file,label") from None
+    if not rows:
+        raise ValueError(f"{path} is empty; give rows of file,label")
+    return rows
+
+
+def _cut(text: str, separator: str | None) -> list[list[str]]:
+    if separator is None:
+        return [line.strip().rsplit(None, 1) for line in text.splitlines() if line.strip()]
+    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
+    for row in rows:
+        while len(row) > 2 and not row[-1].strip():
+            row.pop()
+    return rows
+
+
+def _has_header(names: list[str], labels: list[str], finder: _Finder) -> bool:
+    """Whether the first row names the columns: no image is called so, and it looks unlike those below it."""
+    if finder.knows(names[0]) or _split(names[0])[1] in finder.extensions:
+        return False
+    if set(re.split(r"[\W_]+", f"{names[0]} {labels[0]}".lower())) & _HEADERS:
+        return True
+    return len(names) > 1 and (_split(names[1])[1] in finder.extensions or all(map(finder.knows, names[1:])))
+
+
+def _clean(path: Path, labels: list[str]) -> list[str]:
+    """Labels in the form in which they are compared: numbers without leading zeros, empty where there is none."""
+    cleaned = ["" if label.lower() in _NO_LABEL else plain(label) for label in labels]
+    numbers = [_WHOLE_NUMBER.fullmatch(label) for label in cleaned]
+    odd = {label.lower() for label, number in zip(cleaned, numbers, strict=True) if label and not number}
+    if not any(numbers) or not odd <= set(_NO_NUMBER):
+        return cleaned
+    return [str(int(number[1])) if number else "" for number in numbers]
+
+
+def _read_ground_truth(path: Path, ids: list[str], files: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Read a line an image of ILSVRC2012's validation: line k is of ILSVRC2012_val_<k, 8 digits>.JPEG.
+
+    It is a WordNet id, or an ILSVRC2012_ID from 1 to 1000. These are not in the order of the WordNet ids by which
+    folders and models number the classes; the development kit's meta.mat, beside the ground truth, translates them.
+    """
+    truths = []
+    for image in files:
+        number = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.\w+", image.rpartition("/")[2])
+        if number is None or not 1 <= int(number[1]) <= len(ids):
+            raise ValueError(
+                f"{image}: not a name of the {len(ids)} images of {path} (ILSVRC2012_val_00000001.JPEG ...); for other "
+                "images give rows of file,label"
+            )
+        truths.append((int(number[1]), ids[int(number[1]) - 1].strip()))
+    if all(re.fullmatch(r"n\d{8}", truth) for _, truth in truths):
+        return [truth for _, truth in truths], sorted({truth.strip() for truth in ids})
+    wnid_of = _wordnet_ids(path)
+    for line, truth in truths:
+        if not (truth.isascii() and truth.isdigit()) or int(truth) not in wnid_of:
+            raise ValueError(f"{path}: row {line} is {truth!r}, not an ILSVRC2012 id that meta.mat knows")
+    return [wnid_of[int(truth)] for _, truth in truths], sorted(wnid_of.values(), key=natural_key)
+
+
+def _wordnet_ids(path: Path) -> dict[int, str]:
+    meta = path.with_name("meta.mat")
+    if not meta.exists():
+        raise FileNotFoundError(
+            f"{path} holds ILSVRC2012 ids; put the development kit's meta.mat beside it to translate them"
+        )
+    from scipy.io import loadmat  # here, because only this one format needs it
+
+    synsets = loadmat(meta, squeeze_me=True, struct_as_record=False)["synsets"]
+    return {int(synset.ILSVRC2012_ID): str(synset.WNID) for synset in synsets if int(synset.num_children) == 0}

@@ -1,0 +1,406 @@
+"""What the search for a cascade came to: the verdict in words, cascades.csv, recommendation.json, and the policy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from clcnet.cascade.fused import Fused
+from clcnet.cascade.policy import Expected, Policy
+from clcnet.cascade.rule import Surest
+from clcnet.cascade.search import Cascades, Found, Scored, find_cascades
+from clcnet.cascade.selection import Goal
+from clcnet.data.outputs import Outputs
+from clcnet.files import atomic_path
+from clcnet.intervals import Interval, percentile_interval, resampled_means
+from clcnet.report.paper_table import distinct_names
+from clcnet.report.tables import format_flops, format_interval, markdown, write_csv
+
+LEAST_SAVING = 10.0  # percent; less is not worth a second model
+GIVE_UP = (0.0, 0.5, 1.0, 2.0)  # points of accuracy in the table of what they save
+_HOURS = 3600 * 1000  # milliseconds
+
+
+@dataclass(frozen=True)
+class Units:
+    """What the search counts: the first unit is the one that it saves.
+
+    Attributes:
+        names: "FLOPs", and "milliseconds" where the models' times are known.
+    """
+
+    names: tuple[str, ...]
+
+    def place(self, name: str) -> int | None:
+        """Which unit it is, None where it was not counted."""
+        return self.names.index(name) if name in self.names else None
+
+    def of(self, costs: np.ndarray, name: str) -> float | None:
+        """One of the costs (U,), None where it was not counted."""
+        place = self.place(name)
+        return None if place is None else float(costs[place])
+
+    def format(self, cost: float) -> str:
+        """A cost in the first unit."""
+        return format_flops(cost) if self.names[0] == "FLOPs" else f"{cost:.3g} ms"
+
+    @property
+    def noun(self) -> str:
+        """What is saved."""
+        return "multiply-adds" if self.names[0] == "FLOPs" else "time"
+
+
+@dataclass(frozen=True)
+class Single:
+    """A model used alone, as it is or corrected by a temperature and offsets of its own.
+
+    Attributes:
+        model: its place.
+        name: as printed.
+        corrected: whether it is.
+        scored: on images that nothing of it was fitted on.
+    """
+
+    model: int
+    name: str
+    corrected: bool
+    scored: Scored
+
+    @property
+    def cost(self) -> float:
+        """In the first unit."""
+        return float(self.scored.costs[0])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to use.
+
+    Attributes:
+        choice: "cascade", or a single model's name.
+        reason: one sentence.
+        rival: the single model that the cascade is held against.
+        saving: how many times less the cascade costs than that, with its interval.
+        single: the model to use alone, where that is the choice.
+    """
+
+    choice: str
+    reason: str
+    rival: Single
+    saving: float
+    saving_interval: Interval
+    single: Single | None
+
+
+def singles_of(cascades: Cascades, names: Sequence[str]) -> list[Single]:
+    """All models alone, as they are and corrected."""
+    return [
+        Single(model, f"{names[model]}, corrected" if corrected else names[model], corrected, scored)
+        for corrected, group in ((False, cascades.raw), (True, cascades.corrected))
+        for model, scored in enumerate(group)
+    ]
+
+
+def rival_of(singles: Sequence[Single], accuracy: float) -> Single:
+    """The cheapest model that is this accurate; where none is, the most accurate one."""
+    reaching = [single for single in singles if single.scored.accuracy >= accuracy - 1e-9]
+    if reaching:
+        return min(reaching, key=lambda single: single.cost)
+    return max(singles, key=lambda single: single.scored.accuracy)
+
+
+def judge(found: Found, goal: Goal, singles: Sequence[Single], units: Units, least_saving: float) -> Verdict:
+    """Whether to use the cascade that was found, or a model alone; by images that nothing was chosen on."""
+    fitted = found.cross_fitted
+    if goal.kind == "flops":
+        affordable = [single for single in singles if single.cost <= goal.value * (1 + 1e-9)]
+        rival = max(affordable, key=lambda single: single.scored.accuracy) if affordable else None
+        if rival is None:
+            rival = min(singles, key=lambda single: single.cost)
+        saving, interval = fitted.saving(rival.cost)
+        means = resampled_means(np.stack([fitted.correct, rival.scored.correct], axis=1))
+        low, high = percentile_interval(100 * (means[:, 0] - means[:, 1]))
+        gain = fitted.accuracy - rival.scored.accuracy
+        figures = (
+            f"{gain:+.2f} points [{low:+.2f}, {high:+.2f}] against {rival.name}, within {units.format(goal.value)}"
+        )
+        if low > 0 or not affordable:
+            return Verdict("cascade", figures, rival, saving, interval, None)
+        reason = f"it is not sure that a cascade gains anything: {figures}"
+        return Verdict(rival.name, reason, rival, saving, interval, rival)
+    rival = rival_of(singles, found.target)
+    saving, interval = fitted.saving(rival.cost)
+    figures = (
+        f"{saving:.2f}x less {units.noun} than {rival.name} [{interval[0]:.2f}, {interval[1]:.2f}] at "
+        f"{fitted.accuracy:.2f}% where {found.target:.2f}% was asked for"
+    )
+    rival_reaches = rival.scored.accuracy >= found.target - 1e-9
+    holds = fitted.accuracy_interval[1] >= found.target
+    if not rival_reaches and fitted.accuracy >= rival.scored.accuracy:
+        return Verdict(
+            "cascade", f"no single model reaches {found.target:.2f}%; {figures}", rival, saving, interval, None
+        )
+    if not holds:
+        reason = f"the cascade does not hold {found.target:.2f}%: {figures}"
+    elif interval[0] <= 1:
+        reason = f"it is not sure that a cascade costs less: {figures}"
+    elif saving < 1 + least_saving / 100:
+        reason = f"a cascade saves less than {least_saving:g}%: {figures}"
+    else:
+        return Verdict("cascade", figures, rival, saving, interval, None)
+    return Verdict(rival.name, reason, rival, saving, interval, rival)
+
+
+def cascades_frame(cascades: Cascades, names: Sequence[str], singles: Sequence[Single], units: Units) -> pd.DataFrame:
+    """The Pareto front, a cascade a row, cheapest first."""
+    return pd.DataFrame([_record(found, names, singles, units) for found in cascades.front])
+
+
+def _record(found: Found, names: Sequence[str], singles: Sequence[Single], units: Units) -> dict[str, Any]:
+    fitted = found.cross_fitted
+    low, high = fitted.accuracy_interval
+    record: dict[str, Any] = {
+        "models": " > ".join(names[model] for model in found.choice.chain),
+        "rule": found.rule.name,
+        "confidence": found.rule.confidence,
+        "thresholds": " ".join(f"{threshold:.17g}" for threshold in found.choice.thresholds),
+        "accuracy": found.choice.accuracy,
+        "FLOPs": units.of(found.costs, "FLOPs"),
+        "milliseconds": units.of(found.costs, "milliseconds"),
+        "cross_fitted_accuracy": fitted.accuracy,
+        "cross_fitted_accuracy_low": low,
+        "cross_fitted_accuracy_high": high,
+        "cross_fitted_FLOPs": units.of(fitted.costs, "FLOPs"),
+        "cross_fitted_milliseconds": units.of(fitted.costs, "milliseconds"),
+    }
+    for name, corrected in (("saving", False), ("saving_corrected", True)):
+        group = [single for single in singles if single.corrected == corrected]
+        saving, interval = fitted.saving(rival_of(group, fitted.accuracy).cost)
+        record |= {name: saving, f"{name}_low": interval[0], f"{name}_high": interval[1]}
+    return record
+
+
+def recommendation_of(
+    verdict: Verdict, found: Found, goal: Goal, names: Sequence[str], singles: Sequence[Single], units: Units
+) -> dict[str, Any]:
+    """What recommendation.json holds."""
+    fitted = found.cross_fitted
+    return {
+        "goal": {
+            "kind": goal.kind,
+            "target": found.target,
+            "unit": units.names[0] if goal.kind == "flops" else "percent",
+        },
+        "choice": verdict.choice,
+        "reason": verdict.reason,
+        "models": [names[model] for model in found.choice.chain],
+        "rule": found.rule.name,
+        "confidence": found.rule.confidence,
+        "thresholds": [
+            threshold if math.isfinite(threshold) else str(threshold) for threshold in found.choice.thresholds
+        ],
+        "accuracy": found.choice.accuracy,
+        "FLOPs": units.of(found.costs, "FLOPs"),
+        "milliseconds": units.of(found.costs, "milliseconds"),
+        "shares": found.shares.tolist(),
+        "cross_fitted_accuracy": fitted.accuracy,
+        "cross_fitted_accuracy_interval": fitted.accuracy_interval,
+        "cross_fitted_FLOPs": units.of(fitted.costs, "FLOPs"),
+        "cross_fitted_milliseconds": units.of(fitted.costs, "milliseconds"),
+        "saving": verdict.saving,
+        "saving_interval": verdict.saving_interval,
+        "saving_against": verdict.rival.name,
+        "rivals": [
+            {
+                "model": names[single.model],
+                "corrected": single.corrected,
+                "accuracy": single.scored.accuracy,
+                "accuracy_interval": single.scored.accuracy_interval,
+                "FLOPs": units.of(single.scored.costs, "FLOPs"),
+                "milliseconds": units.of(single.scored.costs, "milliseconds"),
+            }
+            for single in singles
+        ],
+    }
+
+
+def policy_of(verdict: Verdict, found: Found, outputs: Sequence[Outputs], units: Units) -> Policy:
+    """What the verdict says to use, ready to run: the cascade, or the one model."""
+    single = verdict.single
+    scored = found.cross_fitted if single is None else single.scored
+    expected = Expected(
+        num_images=len(scored.correct),
+        accuracy=scored.accuracy,
+        accuracy_interval=scored.accuracy_interval,
+        shares=found.shares.tolist() if single is None else [1.0],
+        flops=units.of(scored.costs, "FLOPs") or math.nan,
+        milliseconds=units.of(scored.costs, "milliseconds"),
+    )
+    if single is None:
+        models = [outputs[model].record for model in found.choice.chain]
+        return Policy(models, found.rule, list(found.choice.thresholds), expected)
+    alone = outputs[single.model]
+    rule = Fused(found.rule.confidence).fit([alone]) if single.corrected else Surest("max softmax")
+    return Policy([alone.record], rule, [], expected)
+
+
+def describe(verdict: Verdict, found: Found, names: Sequence[str], units: Units) -> str:
+    """Three sentences: what to use, how right it is, what it costs."""
+    fitted, rival = found.cross_fitted, verdict.rival
+    alone = f"{rival.name} alone is right on {rival.scored.accuracy:.2f}%"
+    if verdict.single is not None:
+        cost = units.format(rival.cost)
+        return f"Verdict: use {verdict.choice} alone: {alone}, at {cost} an image. {_sentence(verdict.reason)}"
+    chain = " > ".join(names[model] for model in found.choice.chain)
+    low, high = verdict.saving_interval
+    return (
+        f"Verdict: use the cascade {chain} ({found.rule.name} answers). On images that nothing of it was chosen on it "
+        f"is right on {fitted.accuracy:.2f}%{format_interval(fitted.accuracy_interval)}; {alone}. It takes "
+        f"{100 / verdict.saving:.0f}% of the {units.noun} of {rival.name}: {units.format(float(fitted.costs[0]))} an "
+        f"image against {units.format(rival.cost)}, {verdict.saving:.2f}x less [{low:.2f}, {high:.2f}]."
+    )
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def give_up_markdown(
+    found: Sequence[Found], best: Single, units: Units, price_per_hour: float | None, images_per_month: float | None
+) -> str:
+    """What giving up 0, 0.5, 1 and 2 points of the best single model's accuracy saves, cross-fitted."""
+    milliseconds = units.place("milliseconds")
+    money = milliseconds is not None and price_per_hour is not None and images_per_month is not None
+    header = ["Give up", "Accuracy", "Cost", f"Of {best.name}'s"]
+    header += ["Time", "A month"] if money else []
+    rows = []
+    for each in found:
+        fitted = each.cross_fitted
+        saving, (low, high) = fitted.saving(best.cost)
+        cells = [
+            f"{best.scored.accuracy - each.target:.1f} points",
+            f"{fitted.accuracy:.2f}%{format_interval(fitted.accuracy_interval)}",
+            units.format(float(fitted.costs[0])),
+            f"{100 / saving:.1f}% [{100 / high:.1f}, {100 / low:.1f}]",
+        ]
+        if money:
+            assert milliseconds is not None and price_per_hour is not None and images_per_month is not None
+            hours = [costs[milliseconds] * images_per_month / _HOURS for costs in (fitted.costs, best.scored.costs)]
+            cells += [
+                f"{hours[0]:.1f} of {hours[1]:.1f} h",
+                f"{hours[0] * price_per_hour:.2f} of {hours[1] * price_per_hour:.2f}",
+            ]
+        rows.append(cells)
+    return markdown(header, rows)
+
+
+def write(folder: Path, frame: pd.DataFrame, recommendation: dict[str, Any]) -> None:
+    """Write cascades.csv and recommendation.json."""
+    write_csv(frame, folder / "cascades.csv")
+    with atomic_path(folder / "recommendation.json") as temporary:
+        temporary.write_text(json.dumps(recommendation, indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a user asks of the search.
+
+    Attributes:
+        goal: an accuracy or a cost.
+        milliseconds: (M,) an image by each model, where they are known.
+        save_time: whether time is to be saved, not multiply-adds.
+        max_stages: models in a cascade.
+        least_saving: percent below which a cascade is not worth it.
+        confidence: of the fused answers.
+        price_per_hour, images_per_month: what turns time into money.
+    """
+
+    goal: Goal
+    milliseconds: Sequence[float] | None = None
+    save_time: bool = False
+    max_stages: int = 4
+    least_saving: float = LEAST_SAVING
+    confidence: str = "max softmax"
+    price_per_hour: float | None = None
+    images_per_month: float | None = None
+
+
+def goal_of(args: argparse.Namespace) -> Goal:
+    """What the flags of `cli.add_search_arguments` ask for; the best single model's accuracy unless told otherwise."""
+    if args.target_accuracy is not None:
+        return Goal("accuracy", args.target_accuracy)
+    return Goal("match") if args.target_FLOPs is None else Goal("flops", args.target_FLOPs)
+
+
+def wanted_of(args: argparse.Namespace, milliseconds: Sequence[float] | None) -> Wanted:
+    """All that these flags ask for."""
+    return Wanted(
+        goal_of(args),
+        milliseconds,
+        args.cost == "time",
+        args.max_stages,
+        args.least_saving,
+        args.confidence,
+        args.price_per_hour,
+        args.images_per_month,
+    )
+
+
+def search_and_report(
+    outputs: Sequence[Outputs], folds: np.ndarray, wanted: Wanted, folder: Path, policy: Path
+) -> dict[str, Any]:
+    """Search, write cascades.csv, recommendation.json and the policy, and print the verdict.
+
+    Args:
+        outputs: of two models or more over the same images, with classes and targets.
+        folds: (N,).
+        wanted: what is asked for.
+        folder: of the tables.
+        policy: the file to write.
+
+    Returns:
+        The recommendation, the frame of the front, and the files.
+
+    Raises:
+        ValueError: see `find_cascades`; time is to be saved and is not known.
+    """
+    flops = [out.record.flops for out in outputs]
+    times = wanted.milliseconds
+    if wanted.save_time and times is None:
+        raise ValueError("what the models take in time is not known; run them (step 4 with their names) to measure it")
+    table = {"FLOPs": flops} | ({} if times is None else {"milliseconds": list(times)})
+    units = Units(
+        ("milliseconds", *(name for name in table if name != "milliseconds")) if wanted.save_time else tuple(table)
+    )
+    best = max(out.accuracy for out in outputs)
+    goals = [wanted.goal, *(Goal("accuracy", best - points) for points in GIVE_UP)]
+    costs = np.array([table[name] for name in units.names], dtype=np.float64)
+    cascades = find_cascades(
+        outputs, folds, goals, costs, wanted.max_stages, confidence=wanted.confidence, progress=True
+    )
+    names = distinct_names([out.record.model for out in outputs])
+    singles = singles_of(cascades, names)
+    found = cascades.goals[0]
+    verdict = judge(found, wanted.goal, singles, units, wanted.least_saving)
+    frame = cascades_frame(cascades, names, singles, units)
+    recommendation = recommendation_of(verdict, found, wanted.goal, names, singles, units)
+    write(folder, frame, recommendation)
+    policy_of(verdict, found, outputs, units).save(policy)
+    for reason in cascades.dropped.values():
+        print(f"left out: {reason}")
+    print(describe(verdict, found, names, units))
+    rival = max((single for single in singles if not single.corrected), key=lambda single: single.scored.accuracy)
+    print()
+    print(
+        give_up_markdown(cascades.goals[1:], rival, units, wanted.price_per_hour, wanted.images_per_month), flush=True
+    )
+    print(f"\n{len(frame)} cascades in {folder / 'cascades.csv'}; the recommended one runs from {policy}")
+    return {"recommendation": recommendation, "front": frame, "policy": policy}
