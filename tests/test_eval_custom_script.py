@@ -525,10 +525,8 @@ def test_the_last_lines_say_what_was_saved_and_at_what_accuracy(capsys) -> None:
 
 def test_without_labels_the_classes_that_defer_most_are_those_that_the_shallow_model_sees(capsys) -> None:
     lines = printed(capsys, num_unreadable=2)
-    assert (
-        lines[1]
-        == "classes that defer most, by the answers of the shallow model: cat: 50% (30 of 60), 8: 25% (20 of 80)"
-    )
+    by = "by the answers of the shallow model"
+    assert lines[1] == f"classes that defer most, {by}: cat: 50% (30 of 60), 8: 25% (20 of 80)"
     assert lines[-1] == "200 images, 2 unreadable left out (answers.csv.errors.csv); result in answers.csv"
 
 

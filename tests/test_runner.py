@@ -95,9 +95,8 @@ def run(
 ) -> FolderRun | None:
     """A cascade from images to the files `folder`/result.csv and `folder`/store."""
     with distributed.processes():
-        found = run_folder(
-            models, RULE, thresholds, images, class_readings(images, models[0]), folder / "store", 4, workers
-        )
+        readings = class_readings(images, models[0])
+        found = run_folder(models, RULE, thresholds, images, readings, folder / "store", 4, workers)
         if found is not None:
             write_result(folder / "result.csv", images, found.answers, STAGES[: len(models)], CLASSES)
         return found
