@@ -167,7 +167,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             if found is None:
                 return {}
             class_names = name_classes(images, found.targets, models[0])
-            write_result(output, images, found.answers, names, class_names)
+            # without a deep model its columns are there all the same, empty
+            columns = STAGES if len(models) < len(STAGES) and not args.policy else names
+            write_result(output, images, found.answers, columns, class_names)
             write_errors(errors_file(output), images, found.unreadable)
         for line in found.notes:
             print(line)

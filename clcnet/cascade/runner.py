@@ -59,7 +59,7 @@ class Stopwatch:
         Its first round, in which libraries set themselves up, does not count where there are two more.
         """
         rounds = self._rounds[-1][1 if len(self._rounds[-1]) > 2 else 0 :]
-        if not rounds or not self.num_images():
+        if not rounds or not self.num_images() or len(self._rounds) == 1:  # a model alone says nothing of a later one
             return math.nan
         counts, seconds = zip(*rounds, strict=True)
         return self.num_images() * sum(seconds) / sum(counts) / self.wall
@@ -301,7 +301,7 @@ def write_result(
         path: CSV to write; an existing one is replaced only by a finished one.
         images: the images; a row names its file by the path below their folder.
         answers: what stands.
-        stage_names: of the models, in the columns.
+        stage_names: of the models, in the columns; those of models that were not loaded leave theirs empty.
         class_names: of all classes, or None (an empty column).
     """
     columns = ["file", "predict", "GT", "class_name", "confidence", "answered_by"]
@@ -314,7 +314,8 @@ def write_result(
         writer.writerow(columns)
         for row, place in enumerate(answers.places):
             label, target = answers.labels[row], answers.targets[row]
-            own = zip(answers.own_labels[:, row], answers.own_confidence[:, row], strict=True)
+            own = [*zip(answers.own_labels[:, row], answers.own_confidence[:, row], strict=True)]
+            own += [(UNKNOWN, np.nan)] * (len(stage_names) - len(own))
             writer.writerow(
                 [
                     images.files[place],
