@@ -40,7 +40,7 @@ from clcnet.cascade.rules import cross_fitted
 from clcnet.cascade.selection import recommend
 from clcnet.data.images import list_images
 from clcnet.files import check_output, output_lock
-from clcnet.report import cascades, evaluation_report, tables
+from clcnet.report import cascades, evaluation_report, tables, wanted
 from clcnet.report.paper_table import parse_references
 
 PLACES = ("shallow", "deep")
@@ -95,8 +95,8 @@ def get_args_parser() -> cli.ArgumentParser:
 
 def is_searching(args: argparse.Namespace) -> bool:
     """Whether more than one threshold is asked for, so that the deep model must see every image."""
-    asked = (args.outputs, args.thresholds, args.match, args.target_accuracy, args.target_FLOPs)
-    return args.threshold_searching or any(asked)
+    goals = (args.match, args.target_accuracy, args.target_FLOPs, args.most_drop, args.most_FLOPs, args.most_risk)
+    return args.threshold_searching or any((args.outputs, args.thresholds, *goals))
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "confidence": found.outputs[0].scores.get(CLCNET),
         }
         if is_searching(args):
-            goal = cascades.goal_of(args)
+            goal = wanted.goal_of(args)
             rule = Surest("max softmax" if outcome["confidence"] is None else CLCNET)
             steps = cross_fitted(rule, found.outputs, found.folds)
             curve = sweep(steps, grid)
@@ -134,9 +134,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             outcome["recommendation"] = recommendation
             print(evaluation_report.describe_recommendation(recommendation, found, steps))
             if know_classes(found.outputs):
-                wanted = cascades.wanted_of(args, found.milliseconds)
+                asked = wanted.wanted_of(args, found.milliseconds)
                 outcome |= cascades.search_and_report(
-                    found.outputs, found.folds, wanted, folder, folder / "cascade.json"
+                    found.outputs, found.folds, asked, folder, folder / "cascade.json"
                 )
         else:
             rule = Surest(CHANCE if outcome["confidence"] is None else CLCNET)

@@ -42,7 +42,7 @@ from clcnet.network.training_cli import (
     settings_of,
     simple_figures,
 )
-from clcnet.report import cascades
+from clcnet.report import cascades, wanted
 
 
 def get_args_parser() -> cli.ArgumentParser:
@@ -98,9 +98,9 @@ def search(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if not know_classes(evaluation.outputs):
         print("no cascade was searched for: CSV tables do not know classes; make the tables as .parquet")
         return {}
-    wanted = cascades.wanted_of(args, evaluation.milliseconds)
+    asked = wanted.wanted_of(args, evaluation.milliseconds)
     return cascades.search_and_report(
-        evaluation.outputs, evaluation.folds, wanted, folder, args.weight_save / "cascade.json"
+        evaluation.outputs, evaluation.folds, asked, folder, args.weight_save / "cascade.json"
     )
 
 
