@@ -32,11 +32,11 @@ if __name__ == "__main__":
 import numpy as np
 import timm
 import torch
+from clcnet.cascade.image_cascade import Cascade, stream
+from clcnet.cascade.schedule import SHALLOW
 
 from benchmarks.peak import peak_mebibytes
-from clcnet.cascade.image_cascade import Cascade, stream
 from clcnet.cascade.runner import Stopwatch
-from clcnet.cascade.schedule import SHALLOW
 from clcnet.classifiers.classifier import Classifier, load_classifier
 from clcnet.data.images import ImageSet, list_images
 from clcnet.network.model import CLCNet

@@ -33,11 +33,11 @@ if __name__ == "__main__":
 import numpy as np
 import timm
 import torch
+from clcnet.cascade.generation import generate_table
 from timm.models import save_for_hf
 
 from benchmarks.one_loop import LOOPS
 from benchmarks.peak import peak_mebibytes
-from clcnet.cascade.generation import generate_table
 from clcnet.classifiers.classifier import load_classifier, measure_milliseconds, resolve_device
 from clcnet.data.images import list_images
 from clcnet.report.tables import markdown

@@ -20,9 +20,9 @@ if __name__ == "__main__" and "bare" not in sys.argv[1:2]:
     keep_freed_memory()
 
 import torch
+from clcnet.cascade.generation import generate_table
 from timm.data import ImageDataset, create_loader
 
-from clcnet.cascade.generation import generate_table
 from clcnet.classifiers.classifier import Classifier, load_classifier
 from clcnet.data.images import list_images
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,8 +12,6 @@ import pandas as pd
 import pytest
 import scripts
 import torch
-from clcnet.cascade.resume import UnfinishedAnswers
-from clcnet.cascade.schedule import Outcome
 from scripts import (
     EVALUATE_CUSTOM,
     EVALUATE_FOLDS,
@@ -31,7 +30,6 @@ from clcnet.files import atomic_paths, check_output, output_lock
 
 resource = pytest.importorskip("resource", reason="limits of a process are Unix's")
 ON_IMAGES = (GENERATE, EVALUATE_FOLDS, EVALUATE_CUSTOM)
-RESUMABLE = (GENERATE, EVALUATE_CUSTOM)
 OLD = b"from before"
 
 
@@ -71,15 +69,24 @@ def test_a_disk_that_fills_up_is_said_with_the_files_name_and_no_output_is_touch
     assert not [name for name in contents(tmp_path) if ".partial." in name], "litter"
 
 
-@pytest.mark.parametrize("script", RESUMABLE)
-def test_after_a_full_disk_the_run_goes_on_where_it_was(workshop: Workshop, tmp_path: Path, script: str) -> None:
-    words = workshop.command(script, tmp_path / "hurt")
-    with largest_file(600):
-        refusal(scripts.run(script, *words))
-    finished = scripts.run(script, *words, "--resume")
-    assert finished.code == 0 and "resuming after" in finished.out
+@pytest.mark.parametrize("script", ON_IMAGES)
+def test_after_a_full_disk_the_run_goes_on_where_it_was(
+    workshop: Workshop, tmp_path: Path, script: str, asked: Counter[str]
+) -> None:
     assert scripts.run(script, *workshop.command(script, tmp_path / "whole")).code == 0
-    assert contents(tmp_path / "hurt") == contents(tmp_path / "whole")
+    num_answers = asked.total()
+    asked.clear()
+    words = workshop.command(script, tmp_path / "hurt")
+    with largest_file(600):  # two batches of eight records of 16 + 2 + 3 * 4 bytes
+        assert "what is kept there counts" in refusal(scripts.run(script, *words))
+    assert scripts.run(script, *words).code == 0
+    assert asked.total() == num_answers + 8, "the batch that found no room is asked about again, and no other"
+    whole, hurt = (without_store(tmp_path / name) for name in ("whole", "hurt"))
+    assert hurt == whole
+
+
+def without_store(folder: Path) -> dict[str, bytes]:
+    return {name: content for name, content in contents(folder).items() if not name.startswith("store/")}
 
 
 @pytest.fixture
@@ -205,10 +212,10 @@ def test_a_signal_ends_the_work_with_one_line_and_130(
         finished = scripts.run(script, *workshop.command(script, tmp_path))
     assert finished.code == 130, finished
     assert finished.last_error.startswith("interrupted: ") and "Traceback" not in finished.err
-    assert ("go on with --resume" in finished.last_error) == (script in RESUMABLE)
+    kept = f"what was classified is kept in {tmp_path / 'store'}; the same command goes on from there"
+    assert (kept in finished.last_error) == (script in ON_IMAGES)
     assert outputs_in(before, tmp_path) == before
-    again = ["--resume"] if script in RESUMABLE else []
-    assert scripts.run(script, *workshop.command(script, tmp_path), *again).code == 0
+    assert scripts.run(script, *workshop.command(script, tmp_path)).code == 0
 
 
 # torch raises from its signal handler, which may strike in a destructor; Python can only note that
@@ -226,12 +233,11 @@ def test_decoding_processes_that_die_end_the_run_with_advice(
         return read(self, position)
 
     with monkeypatch.context() as patch:
-        patch.setattr(classifiers.ImageDataset, "read", die)
+        patch.setattr(ImageDataset, "read", die)
         line = refusal(scripts.run(script, *workshop.command(script, tmp_path), "--workers", 1))
     assert ("a process that decodes images died" in line and "--workers" in line) or "DataLoader worker" in line
     assert outputs_in(before, tmp_path) == before
-    again = ["--resume"] if script in RESUMABLE else []
-    assert scripts.run(script, *workshop.command(script, tmp_path), *again).code == 0
+    assert scripts.run(script, *workshop.command(script, tmp_path)).code == 0
 
 
 @pytest.mark.parametrize("script", ON_IMAGES)
@@ -275,27 +281,6 @@ def test_a_machine_without_enough_memory_is_one_line(
     monkeypatch.setattr(place, run_out)
     line = refusal(scripts.run(script, *workshop.command(script, tmp_path)))
     assert "memory" in line
-
-
-@pytest.mark.parametrize(("flags", "named"), [(["--batch-size", 9], "batch size"), (["--threshold", 0.1], "threshold")])
-def test_a_cascade_resumed_with_other_arguments_is_refused_by_name_and_loses_nothing(
-    workshop: Workshop, tmp_path: Path, flags: list[object], named: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    append, count = UnfinishedAnswers.append, iter(range(1000))
-
-    def stop(self: UnfinishedAnswers, outcome: Outcome) -> None:
-        if next(count) == 3:
-            raise KeyboardInterrupt
-        append(self, outcome)
-
-    words = workshop.command(EVALUATE_CUSTOM, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(UnfinishedAnswers, "append", stop)
-        assert scripts.run(EVALUATE_CUSTOM, *words).code == 130
-    before = contents(tmp_path)
-    line = refusal(scripts.run(EVALUATE_CUSTOM, *words, "--resume", *flags))
-    assert f"had {named} " in line and "give the same arguments, or leave out --resume" in line
-    assert contents(tmp_path) == before
 
 
 def test_files_that_belong_together_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:

@@ -357,7 +357,7 @@ def test_errors_other_than_memory_are_not_swallowed(image_folder: Factory, class
 def test_freed_memory_is_returned_before_decoding_processes_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     start = torch.utils.data.DataLoader.__iter__
-    monkeypatch.setattr(classifiers, "return_freed_memory", lambda: events.append("return"))
+    monkeypatch.setattr(loading, "return_freed_memory", lambda: events.append("return"))
     monkeypatch.setattr(
         torch.utils.data.DataLoader, "__iter__", lambda loader: events.append("start processes") or start(loader)
     )
@@ -656,10 +656,13 @@ def test_the_best_device_is_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch, "zeros", lambda *_, device: device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert resolve_device() == torch.device("cuda", 0)
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert resolve_device() == torch.device("cuda", 3)
     assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert current == [torch.device("cuda", number) for number in (0, 3, 1)]  # events and streams are on the same one
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert resolve_device() == torch.device("mps")

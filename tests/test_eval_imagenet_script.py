@@ -8,14 +8,18 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import scripts
 import torch
 from forking import run_together
 
 import eval_imagenet_5fold_cv as script
-from clcnet.cascade import cached_inference, comparison, selection
+from clcnet.cascade import comparison, from_images, selection
 from clcnet.cascade.curve import surest_steps, sweep
 from clcnet.cascade.selection import Reference
-from clcnet.classifiers.classifier import class_indices, classify, load_classifier
+from clcnet.classifiers import timing
+from clcnet.classifiers.classes import class_indices
+from clcnet.classifiers.classifier import load_classifier
+from clcnet.classifiers.stream import classify
 from clcnet.data.images import list_images
 from clcnet.data.outputs import Outputs
 from clcnet.network.model import CLCNet
@@ -60,11 +64,16 @@ def tables(images, tmp_path):
     return shallow, deep
 
 
+def one_millisecond(classifiers, *_):
+    """What every model is said to take, in every turn."""
+    return np.ones((5, len(classifiers)))
+
+
 @pytest.fixture
 def run(images, weights, tmp_path, monkeypatch):
     """Call the script as a user would, output going to a folder of its own; returns what `main` returns.
 
-    Drawing takes most of the time, so only one test draws; that one, and another, time the models.
+    Drawing and timing take most of the time, so only a few tests draw, and time the models.
     """
 
     monkeypatch.setattr(comparison, "NUM_RESAMPLES", 20)
@@ -73,8 +82,8 @@ def run(images, weights, tmp_path, monkeypatch):
     def call(*words, split=images, weight_save=weights, draw=False):
         if not draw:
             monkeypatch.setattr(plots, "save", lambda *_: [])
-            monkeypatch.setattr(cached_inference, "measure_milliseconds", lambda *_: 1.0)
-        flags = ["--imagenet-split", split, "--weight-save", weight_save, "--cache", tmp_path / "cache"]
+            monkeypatch.setattr(from_images, "milliseconds_together", one_millisecond)
+        flags = ["--imagenet-split", split, "--weight-save", weight_save, "--store", tmp_path / "store"]
         flags += ["--performance-result", tmp_path / "out" / "performance-result.csv", "--device", "cpu", "-j", "0"]
         return script.main(script.get_args_parser().parse_args([str(word) for word in [*flags, *words]]))
 
@@ -284,24 +293,11 @@ def models(classifier_dir):
     return ["--shallow-model", f"local-dir:{shallow}", "--deep-model", f"local-dir:{deep}"]
 
 
-@pytest.fixture
-def seen(monkeypatch):
-    """How many images each call of a model was given."""
-    calls = []
-
-    def recording(classifier, images, indices, *rest, **options):
-        calls.append((classifier.name, len(indices)))
-        return classify(classifier, images, indices, *rest, **options)
-
-    monkeypatch.setattr(cached_inference, "classify", recording)
-    return calls
-
-
 def direct_answers(name, images, weights):
-    """The model's confidence, right answers and probabilities by `classify` alone, without cache and script."""
+    """The model's confidence, right answers and probabilities by `classify` alone, without store and script."""
     listed = list_images(images)
     classifier = load_classifier(name, device="cpu")
-    probs = np.concatenate([probs for _, probs in classify(classifier, listed, workers=0)])
+    probs = np.concatenate([batch.probs for batch in classify(classifier, listed, workers=0)])
     outputs = Outputs.from_probs(probs, targets=class_indices(listed, classifier))
     return np.array(confidence_by_fold(weights, outputs.sorted_probs, listed.folds)), outputs.correct, probs
 
@@ -319,26 +315,35 @@ def test_images_give_the_same_as_running_both_models_on_everything(run, models, 
     np.testing.assert_allclose(milliseconds, 1 + expected.deferral)  # both models are said to take 1 ms
 
 
-def test_no_model_sees_an_image_twice(run, models, images, weights, seen):
+def test_no_model_sees_an_image_twice(run, models, images, weights, asked):
     confidence, correct, _ = direct_answers(models[1], images, weights)
     low, high = np.quantile(confidence, [0.3, 0.7])
     num_low, num_high = int((confidence < low).sum()), int((confidence < high).sum())
     shallow, deep = models[1], models[3]
-    run(*models, "--threshold", low)
-    assert seen == [(shallow, 30), (deep, num_low)]
-    run(*models, "--threshold", high)
-    assert seen[2:] == [(deep, num_high - num_low)]
-    run(*models, "--threshold-searching")
-    assert seen[3:] == [(deep, 30 - num_high)]
-    run(*models, "--threshold-searching")
+
+    def asked_now(*words):
+        asked.clear()
+        run(*models, *words)
+        return dict(asked)
+
+    assert asked_now("--threshold", low) == {shallow: 30, deep: num_low}
+    assert asked_now("--threshold", high) == {deep: num_high - num_low}
+    assert asked_now("--threshold-searching") == {deep: 30 - num_high}
     for path in weights.glob("*.zip"):
         CLCNet(3).save(path)
-    run(*models, "--threshold-searching")
-    assert len(seen) == 4
-    next(images.rglob("*.png")).touch()
+    assert asked_now("--threshold-searching") == {}
     os.utime(next(images.rglob("*.png")), (1, 1))
-    run(*models, "--threshold", low)
-    assert seen[4] == (shallow, 30)
+    assert asked_now("--threshold", "inf") == {shallow: 1, deep: 1}
+
+
+def test_what_step_3_asked_is_not_asked_again(run, models, images, weights, tmp_path, asked):
+    table = ["--data-path", images, "--store", tmp_path / "store", "--output", tmp_path / "t.csv"]
+    for model in (models[1], models[3]):
+        assert scripts.run(scripts.GENERATE, *table, "--model", model, "--device", "cpu", "-j", 0).code == 0
+    assert asked == {models[1]: 30, models[3]: 30}
+    run(*models, "--threshold-searching")
+    run(*models, "--threshold", "0.5")
+    assert asked == {models[1]: 30, models[3]: 30}
 
 
 def test_single_threshold_gives_what_the_search_gives_there(run, models, images, weights, tmp_path):
@@ -351,38 +356,42 @@ def test_single_threshold_gives_what_the_search_gives_there(run, models, images,
     np.testing.assert_array_equal(single.flops, searched.flops)
 
 
-def test_threshold_minus_999_is_the_shallow_model_alone(run, models, images, weights, seen, tmp_path):
+def test_threshold_minus_999_is_the_shallow_model_alone(run, models, images, weights, asked, tmp_path):
     confidence, correct, _ = direct_answers(models[1], images, weights)
+    asked.clear()
     outcome = run("--threshold", "-999", *models[:2], weight_save=tmp_path / "nowhere")
     assert outcome["curve"].accuracy.tolist() == [pytest.approx(100 * correct.mean())]
     assert outcome["curve"].deferral.tolist() == [0]
     assert outcome["curve"].flops[0] == pytest.approx(load_classifier(models[1], device="cpu").flops)
-    assert seen == [(models[1], 30)]
+    assert asked == {models[1]: 30}
 
 
-def test_unreadable_images_are_left_out_and_counted(run, models, images, weights, seen):
+def test_unreadable_images_are_left_out_and_counted(run, models, images):
     broken = sorted(images.rglob("*.png"))[3]
     broken.write_bytes(b"\x89PNG broken")
     outcome = run(*models, "--thresholds", "all")
     assert (outcome["num_images"], outcome["num_unreadable"]) == (29, 1)
     errors = pd.read_csv(outcome["performance_result"].with_name("performance-result.csv.errors.csv"))
     assert errors.file.tolist() == [broken.name]
-    assert seen == [(models[1], 30), (models[3], 29)]
 
 
-def test_flops_and_times_are_measured_once_in_the_life_of_the_cache(run, models, monkeypatch):
-    first = run(*models, "--threshold-searching", draw=True)
-    monkeypatch.setattr(cached_inference, "measure_milliseconds", None)
+def test_flops_are_counted_once_in_the_life_of_the_store(run, models, monkeypatch):
+    first = run(*models, "--threshold-searching")
     monkeypatch.setattr("clcnet.classifiers.classifier.count_flops", None)
-    second = run(*models, "--threshold-searching", draw=True)
+    second = run(*models, "--threshold-searching")
     assert (second["curve"].model_flops == first["curve"].model_flops).all()
-    times = [pd.read_csv(outcome["performance_result"]).milliseconds for outcome in (first, second)]
-    assert (times[0] > 0).all() and (times[0] == times[1]).all()
 
 
-def test_one_model_in_both_places_is_run_once(run, models, seen):
+def test_models_are_timed_together_where_thresholds_are_searched(run, models, monkeypatch):
+    monkeypatch.setattr(timing, "TURNS", 2)
+    monkeypatch.setattr(plots, "save", lambda *_: [])
+    outcome = run(*models, "--threshold-searching", "-b", 2, draw=True)
+    assert (pd.read_csv(outcome["performance_result"]).milliseconds > 0).all()
+
+
+def test_one_model_in_both_places_is_run_once(run, models, asked):
     outcome = run("--shallow-model", models[1], "--deep-model", models[1], "--thresholds", "all")
-    assert seen == [(models[1], 30)]
+    assert asked == {models[1]: 30}
     assert len(set(outcome["curve"].accuracy.round(9))) == 1
 
 
@@ -429,7 +438,7 @@ def in_a_process(words):
     """The whole script but its report, in a process that was told its rank as by torchrun."""
     evaluation_report.write_report = lambda *_: {}
     evaluation_report.describe_recommendation = lambda *_: ""
-    cached_inference.measure_milliseconds = lambda *_: 1.0
+    from_images.milliseconds_together = one_millisecond
     script.main(script.get_args_parser().parse_args(words))
 
 
@@ -442,7 +451,7 @@ def test_two_processes_give_the_file_of_one(searching, run, models, images, weig
     threshold = ["--threshold-searching"] if searching else ["--threshold", confidence[13:15].mean()]
     expected = run(*models, *threshold)["performance_result"]
     result = tmp_path / "result.csv"
-    flags = ["--imagenet-split", images, "--weight-save", weights, "--cache", tmp_path / "other cache"]
+    flags = ["--imagenet-split", images, "--weight-save", weights, "--store", tmp_path / "other store"]
     flags += ["--performance-result", result, "--device", "cpu", "-j", "0", *models, *threshold]
     assert run_together(2, in_a_process, [str(word) for word in flags]) == [0, 0]
     pd.testing.assert_frame_equal(pd.read_csv(result), pd.read_csv(expected))

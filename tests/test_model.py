@@ -182,7 +182,8 @@ def test_predict_takes_numpy_and_torch_and_gives_back_the_same(released):
 def test_predict_does_not_depend_on_the_batch_size_or_the_mode(released):
     rows = sorted_rows(100, 50)
     whole = released.predict(rows)
-    np.testing.assert_allclose(released.predict(rows, batch_size=7), whole, rtol=1e-5, atol=1e-6)
+    for batch_size in (1, 2, 3, 7, 65):  # to the last bit: what a run finds again must not change its result
+        np.testing.assert_array_equal(released.predict(rows, batch_size=batch_size), whole)
     before = {name: value.clone() for name, value in released.state_dict().items()}
     released.train()
     np.testing.assert_array_equal(released.predict(rows), whole)

@@ -177,7 +177,7 @@ def test_plots_are_written_as_png_and_svg_and_the_same_each_time(tmp_path, conte
         yield plots.plot_accuracy_and_cost(contenders, ["s", "d"], [Reference("r", 60, 3)], [1.0, 3.0])
         yield plots.plot_risk_coverage(outputs.scores, outputs.correct, "s")
         yield plots.plot_reliability(outputs.scores, outputs.correct, "s")
-        yield plots.plot_histogram(outputs.scores["entropy"], outputs.correct, "s")
+        yield plots.plot_histogram(outputs.scores["entropy"], "entropy", outputs.correct, "s")
 
     contents = []
     for attempt in ("first", "second"):

@@ -15,6 +15,7 @@ from scripts import interrupt_after
 from clcnet import Cascade, distributed
 from clcnet.cascade.rule import Surest
 from clcnet.cascade.runner import FolderRun, Stopwatch, run_folder, write_result
+from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import Classifier, load_classifier
 from clcnet.classifiers.loading import ImageDataset
 from clcnet.classifiers.schedule import NOTHING, Indices, cut
@@ -94,7 +95,8 @@ def run(
 ) -> FolderRun | None:
     """A cascade from images to the files `folder`/result.csv and `folder`/store."""
     with distributed.processes():
-        found = run_folder(models, RULE, thresholds, images, images.targets, folder / "store", 4, workers)
+        readings = class_readings(images, models[0])
+        found = run_folder(models, RULE, thresholds, images, readings, folder / "store", 4, workers)
         if found is not None:
             write_result(folder / "result.csv", images, found.answers, STAGES[: len(models)], CLASSES)
         return found

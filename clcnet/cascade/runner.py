@@ -59,7 +59,7 @@ class Stopwatch:
         Its first round, in which libraries set themselves up, does not count where there are two more.
         """
         rounds = self._rounds[-1][1 if len(self._rounds[-1]) > 2 else 0 :]
-        if not rounds or not self.num_images():
+        if not rounds or not self.num_images() or len(self._rounds) == 1:  # a model alone says nothing of a later one
             return math.nan
         counts, seconds = zip(*rounds, strict=True)
         return self.num_images() * sum(seconds) / sum(counts) / self.wall

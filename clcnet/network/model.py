@@ -37,6 +37,7 @@ from clcnet.network.weights import (
     write_weights,
 )
 
+_GROUP = 64  # rows that products of matrices are sure to treat alike
 LARGEST_SCORE = 1e37  # on the way to a score; a tenth of float32's largest leaves room for rounding
 
 
@@ -178,9 +179,10 @@ class CLCNet(nn.Module):
         for start in range(0, len(rows), batch_size):
             block = _as_tensor(rows[start : start + batch_size]).to(device, torch.float32).contiguous()
             _check_block(block, start)
-            raw = scorer(block)
-            block_scores = raw if calibration is None else calibration.apply(raw, block)
-            scores[start : start + batch_size] = block_scores
+            filled = _fill(block)
+            raw = scorer(filled)
+            filled_scores = raw if calibration is None else calibration.apply(raw, filled)
+            scores[start : start + batch_size] = filled_scores[: len(block)]
         return scores.to(rows.device) if isinstance(rows, Tensor) else scores.numpy()
 
     def _warn_of_other_classes(self, num_classes: int) -> None:
@@ -333,6 +335,16 @@ def _check_block(rows: Tensor, start: int) -> None:
     good &= (rows[:, 1:] <= rows[:, :-1]).all(dim=1)
     index = int((~good).nonzero()[0])
     raise ValueError(f"row {start + index + 1} {_describe_bad_row(rows[index])}")
+
+
+def _fill(rows: Tensor) -> Tensor:
+    """Repeat the last row until there are whole groups of rows.
+
+    Products of matrices round the rows that are left over otherwise, and a row's score must not depend on those that it
+    is asked about with: a resumed run would end with other digits.
+    """
+    missing = -len(rows) % _GROUP
+    return torch.cat([rows, rows[-1:].expand(missing, -1)]) if missing else rows
 
 
 def _all_descending(rows: Tensor) -> bool:
