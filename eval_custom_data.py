@@ -162,8 +162,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             if drift and args.on_drift == "stop":
                 raise DriftError(f"{'; '.join(drift)}; nothing is written, as it would be with --on-drift warn")
             class_names = name_classes(images, found.targets, models[0])
+            # without a deep model its columns are there all the same, empty
+            columns = STAGES if len(models) < len(STAGES) and not args.policy else names
             unsure = None if policy.unsure_below is None else policy.is_unsure(found.answers.confidence)
-            write_result(output, images, found.answers, names, class_names, unsure)
+            write_result(output, images, found.answers, columns, class_names, unsure)
             write_errors(errors_file(output), images, found.unreadable)
         for line in found.notes:
             print(line)

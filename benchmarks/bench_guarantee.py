@@ -96,7 +96,10 @@ def boundary(num_images: int) -> dict[str, dict[str, float]]:
     for _ in range(NUM_RUNS // AT_ONCE):
         differences = drawn_differences(random, (AT_ONCE, num_images), EPS)
         for method in METHODS:
-            by_threshold = [lambda runs: np.zeros((len(runs), num_images), np.int8), lambda runs, d=differences: d[runs]]
+            by_threshold = [
+                lambda runs: np.zeros((len(runs), num_images), np.int8),
+                lambda runs, d=differences: d[runs],
+            ]
             broken[method] += int((walk(by_threshold, method, AT_ONCE) == 2).sum())
     return {method: summary(count, NUM_RUNS) for method, count in broken.items()}
 
@@ -116,7 +119,7 @@ def slack(num_images: int, runs: int = 100) -> dict[str, float]:
 def text(results: dict[str, Any]) -> str:
     rows = [
         f"| {case} | {method} | {found['violations']:.1f}% [{found['low']:.1f}, {found['high']:.1f}] "
-        f"| {'%.1f%%' % found['deferral'] if 'deferral' in found else '-'} |"
+        f"| {format(found['deferral'], '.1f') + '%' if 'deferral' in found else '-'} |"
         for case, methods in results["violations"].items()
         for method, found in methods.items()
     ]

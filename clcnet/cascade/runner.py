@@ -311,7 +311,7 @@ def write_result(
         path: CSV to write; an existing one is replaced only by a finished one.
         images: the images; a row names its file by the path below their folder.
         answers: what stands.
-        stage_names: of the models, in the columns.
+        stage_names: of the models, in the columns; those of models that were not loaded leave theirs empty.
         class_names: of all classes, or None (an empty column).
         unsure: (M,) whether an answer is not to be relied on, a column of 0 and 1; None for no such column.
     """
@@ -326,7 +326,8 @@ def write_result(
         writer.writerow(columns)
         for row, place in enumerate(answers.places):
             label, target = answers.labels[row], answers.targets[row]
-            own = zip(answers.own_labels[:, row], answers.own_confidence[:, row], strict=True)
+            own = [*zip(answers.own_labels[:, row], answers.own_confidence[:, row], strict=True)]
+            own += [(UNKNOWN, np.nan)] * (len(stage_names) - len(own))
             writer.writerow(
                 [
                     images.files[place],
