@@ -45,7 +45,7 @@ from clcnet.network.training_cli import (
     settings_of,
     simple_figures,
 )
-from clcnet.report import cascades
+from clcnet.report import cascades, wanted
 
 
 def get_args_parser() -> cli.ArgumentParser:
@@ -107,9 +107,9 @@ def search(args: argparse.Namespace, folder: Path, device: torch.device) -> dict
     if args.cost == "time" or args.price_per_hour:
         records = [each.record for each in evaluation.outputs]
         milliseconds = milliseconds_of_records(records, device)
-    wanted = cascades.wanted_of(args, milliseconds)
+    asked = wanted.wanted_of(args, milliseconds)
     return cascades.search_and_report(
-        evaluation.outputs, evaluation.folds, wanted, folder, args.weight_save / "cascade.json"
+        evaluation.outputs, evaluation.folds, asked, folder, args.weight_save / "cascade.json"
     )
 
 

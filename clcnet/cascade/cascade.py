@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from clcnet.cascade.drift import OnDrift, Watch
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.rule import CLCNET, Network, Rule, Surest
 from clcnet.classifiers.classes import match_classes
@@ -106,15 +107,31 @@ class Cascade:
 
     @classmethod
     def from_policy(
-        cls, path: Path | str, device: torch.device | str | None = None, batch_size: int | None = None
+        cls,
+        path: Path | str,
+        device: torch.device | str | None = None,
+        batch_size: int | None = None,
+        on_drift: OnDrift = "warn",
     ) -> Cascade:
         """Load what a policy names: models, rule, thresholds.
+
+        Its `watch` compares the images that come with those that the policy was measured on, and warns, or raises
+        `DriftError`; take the place of `watch` for another window or level, or set it to None.
 
         Raises:
             OSError, ValueError: see `Policy.load` and `Policy.load_classifiers`.
         """
         policy = Policy.load(path)
-        return cls.of(policy.load_classifiers(device=device), policy.rule, policy.thresholds, batch_size)
+        cascade = cls.of(policy.load_classifiers(device=device), policy.rule, policy.thresholds, batch_size)
+        cascade.policy = policy
+        cascade.watch = policy.expected.watch(on_drift) if policy.expected else None
+        return cascade
+
+    def unsure(self, predictions: Predictions) -> NDArray[np.bool_]:
+        """(B,) where the policy would rather not answer, at the risk that it promises; nowhere without a promise."""
+        if self.policy is None:
+            return np.zeros(len(predictions.labels), dtype=bool)
+        return self.policy.is_unsure(predictions.confidences)
 
     def _put_together(
         self, models: Sequence[Model], rule: Rule, thresholds: Sequence[float], batch_size: int | None
@@ -126,6 +143,8 @@ class Cascade:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; give 1 or more, or None")
         self.models = [model if isinstance(model, Classifier) else _PlainModel(*model) for model in models]
+        self.policy: Policy | None = None
+        self.watch: Watch | None = None
         self.rule, self.thresholds = rule, [float(threshold) for threshold in thresholds]
         self.batch_size = batch_size or default_batch_size(self.models[0].device)
         self._forwards = [HalvingForward(model, self.batch_size) for model in self.models]
@@ -141,6 +160,7 @@ class Cascade:
         Raises:
             TypeError: a single image instead of a list, or something else in the list.
             MemoryError: not even one image fits into memory.
+            DriftError: the images are no longer like the policy's, where `watch` is to stop at that.
         """
         one_array = isinstance(images, np.ndarray) and images.ndim < 4
         if one_array or isinstance(images, Image.Image | str | os.PathLike | bytes):
@@ -148,6 +168,7 @@ class Cascade:
         named = [(_name(image, place), image) for place, image in enumerate(images, start=1)]
         labels, answered_by = np.full((2, len(named)), UNKNOWN)
         confidences, errors = np.full(len(named), np.nan, np.float32), dict[int, str]()
+        asked = np.full((len(named), len(self.models)), np.nan, np.float32)
         going_on, outputs = np.arange(len(named)), list[Outputs]()
         for stage, threshold in enumerate([*self.thresholds, -np.inf]):
             probs, reasons = self._ask(stage, [named[index] for index in going_on])
@@ -156,7 +177,7 @@ class Cascade:
             going_on, outputs = going_on[answered], [said.subset(answered) for said in outputs]
             if not len(going_on):
                 break
-            outputs.append(Outputs.from_probs(probs))
+            outputs.append(Outputs.from_probs(probs, list(map(str, going_on))))  # rules see that images are the same
             step = self.rule.step(outputs)
             assert step.labels is not None, "a model's own outputs know their classes"
             labels[going_on], confidences[going_on], answered_by[going_on] = (
@@ -164,10 +185,14 @@ class Cascade:
                 step.confidence,
                 step.answered_by,
             )
+            asked[going_on, stage] = step.confidence if step.own is None else step.own
             deferred = step.confidence < threshold
             going_on, outputs = going_on[deferred], [said.subset(deferred) for said in outputs]
         for index in errors:  # what an earlier model said of it does not stand: it was not sure
             labels[index], confidences[index], answered_by[index] = UNKNOWN, np.nan, UNKNOWN
+            asked[index] = np.nan
+        if self.watch is not None:
+            self.watch.add(asked)
         return Predictions(labels, confidences, answered_by, dict(sorted(errors.items())), self.models[0].label_names)
 
     def _ask(self, stage: int, named: Sequence[tuple[str, Picture]]) -> tuple[NDArray[np.float32], dict[int, str]]:

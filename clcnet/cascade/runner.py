@@ -113,6 +113,11 @@ class Answers:
         right: NDArray[np.bool_] = self.labels == self.targets
         return right
 
+    @property
+    def confidences(self) -> list[NDArray[np.float32]]:
+        """How sure the cascade was after each model of the images that it saw."""
+        return [sure[self.last_seen >= stage] for stage, sure in enumerate(self.own_confidence)]
+
     def most_deferred(self, count: int = 5) -> list[tuple[int, int, int]]:
         """The classes with the largest share of deferred images, by the first model's answers where no class is known.
 
@@ -293,7 +298,12 @@ def _with_progress(
 
 
 def write_result(
-    path: Path | str, images: ImageSet, answers: Answers, stage_names: Sequence[str], class_names: Sequence[str] | None
+    path: Path | str,
+    images: ImageSet,
+    answers: Answers,
+    stage_names: Sequence[str],
+    class_names: Sequence[str] | None,
+    unsure: NDArray[np.bool_] | None = None,
 ) -> None:
     """Write the result file: a header, then one row an image in the order of the list.
 
@@ -303,8 +313,10 @@ def write_result(
         answers: what stands.
         stage_names: of the models, in the columns; those of models that were not loaded leave theirs empty.
         class_names: of all classes, or None (an empty column).
+        unsure: (M,) whether an answer is not to be relied on, a column of 0 and 1; None for no such column.
     """
     columns = ["file", "predict", "GT", "class_name", "confidence", "answered_by"]
+    columns += [] if unsure is None else ["unsure"]
     columns += [f"{name}_{what}" for name in stage_names for what in ("predict", "confidence")]
     with (
         atomic_path(path) as temporary,
@@ -324,6 +336,7 @@ def write_result(
                     class_names[label] if class_names else "",
                     answers.confidence[row],
                     stage_names[answers.answered_by[row]],
+                    *(() if unsure is None else [int(unsure[row])]),
                     *(cell for pair in own for cell in (pair if pair[0] != UNKNOWN else ("", ""))),
                 ]
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clcnet.cascade.fused import Fused
+from clcnet.cascade.drift import quantiles
+from clcnet.cascade.fused import Fused, spread_folds
 from clcnet.cascade.policy import Expected, Policy
+from clcnet.cascade.promises import Kept, alone_on, choosing_images, keep
 from clcnet.cascade.rule import Surest
 from clcnet.cascade.search import Cascades, Found, Scored, find_cascades
 from clcnet.cascade.selection import Goal
@@ -26,8 +28,8 @@ from clcnet.report import plots
 from clcnet.report.page import write_page
 from clcnet.report.paper_table import distinct_names
 from clcnet.report.tables import format_flops, format_interval, markdown, write_csv
+from clcnet.report.wanted import Wanted
 
-LEAST_SAVING = 10.0  # percent; less is not worth a second model
 GIVE_UP = (0.0, 0.5, 1.0, 2.0)  # points of accuracy in the table of what they save
 _HOURS = 3600 * 1000  # milliseconds
 _NOUNS = {"FLOPs": "multiply-adds", "milliseconds": "time"}
@@ -167,6 +169,18 @@ def _gain(fitted: Scored, rival: Single) -> tuple[float, str]:
     return low, f"{gain:+.2f} points [{low:+.2f}, {high:+.2f}] against {rival.name}"
 
 
+def judge_kept(kept: Kept, rival: Single, units: Units, least_saving: float) -> Verdict:
+    """Whether to use the cascade that keeps the promises, or the model that it is held against."""
+    if kept.found is None or kept.certificate is None:
+        return Verdict(rival.name, kept.reason, rival, 1.0, (1.0, 1.0), rival)
+    saving, interval = kept.found.cross_fitted.saving(rival.cost)
+    figures = f"{saving:.2f}x less {units.noun} than {rival.name} [{interval[0]:.2f}, {interval[1]:.2f}]"
+    if kept.certificate.most_drop is not None and saving < 1 + least_saving / 100:
+        reason = f"a cascade that keeps the promise saves less than {least_saving:g}%: {figures}"
+        return Verdict(rival.name, reason, rival, saving, interval, rival)
+    return Verdict("cascade", figures, rival, saving, interval, None)
+
+
 def cascades_frame(cascades: Cascades, names: Sequence[str], singles: Sequence[Single], units: Units) -> pd.DataFrame:
     """The Pareto front, a cascade a row, cheapest first."""
     return pd.DataFrame([_record(found, names, singles, units) for found in cascades.front])
@@ -251,12 +265,14 @@ def policy_of(verdict: Verdict, found: Found, outputs: Sequence[Outputs], units:
         shares=found.shares.tolist() if single is None else [1.0],
         flops=units.of(scored.costs, "FLOPs") or math.nan,
         milliseconds=units.of(scored.costs, "milliseconds"),
+        quantiles=found.quantiles,
     )
     if single is None:
         models = [outputs[model].record for model in found.choice.chain]
         return Policy(models, found.rule, list(found.choice.thresholds), expected)
     alone = outputs[single.model]
     rule = Fused(found.rule.confidence).fit([alone]) if single.corrected else Surest("max softmax")
+    expected = dataclasses.replace(expected, quantiles=quantiles([rule.step([alone]).confidence]))
     return Policy([alone.record], rule, [], expected)
 
 
@@ -325,51 +341,6 @@ def write(folder: Path, frame: pd.DataFrame, recommendation: dict[str, Any]) -> 
         temporary.write_text(json.dumps(recommendation, indent=1) + "\n", encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What a user asks of the search.
-
-    Attributes:
-        goal: an accuracy or a cost.
-        milliseconds: (M,) an image by each model, where they are known.
-        save_time: whether time is to be saved, not multiply-adds.
-        max_stages: models in a cascade.
-        least_saving: percent below which a cascade is not worth it.
-        confidence: of the fused answers.
-        price_per_hour, images_per_month: what turns time into money.
-    """
-
-    goal: Goal
-    milliseconds: Sequence[float] | None = None
-    save_time: bool = False
-    max_stages: int = 4
-    least_saving: float = LEAST_SAVING
-    confidence: str = "max softmax"
-    price_per_hour: float | None = None
-    images_per_month: float | None = None
-
-
-def goal_of(args: argparse.Namespace) -> Goal:
-    """What the flags of `cli.add_search_arguments` ask for; the best single model's accuracy unless told otherwise."""
-    if args.target_accuracy is not None:
-        return Goal("accuracy", args.target_accuracy)
-    return Goal("match") if args.target_FLOPs is None else Goal("flops", args.target_FLOPs)
-
-
-def wanted_of(args: argparse.Namespace, milliseconds: Sequence[float] | None) -> Wanted:
-    """All that these flags ask for."""
-    return Wanted(
-        goal_of(args),
-        milliseconds,
-        args.cost == "time",
-        args.max_stages,
-        args.least_saving,
-        args.confidence,
-        args.price_per_hour,
-        args.images_per_month,
-    )
-
-
 def search_and_report(
     outputs: Sequence[Outputs],
     folds: np.ndarray,
@@ -402,6 +373,11 @@ def search_and_report(
     units = Units(
         ("milliseconds", *(name for name in table if name != "milliseconds")) if wanted.save_time else tuple(table)
     )
+    kept, held = None, list[Outputs]()
+    if wanted.promise:
+        chosen = choosing_images(folds)
+        outputs, held = ([out.subset(places) for out in outputs] for places in (chosen, ~chosen))
+        folds = spread_folds(np.asarray(outputs[0].targets))
     best = max(out.accuracy for out in outputs)
     goals = [wanted.goal, *(Goal("accuracy", best - points) for points in GIVE_UP)]
     costs = np.array([table[name] for name in units.names], dtype=np.float64)
@@ -411,16 +387,35 @@ def search_and_report(
     names = distinct_names([out.record.model for out in outputs])
     singles = singles_of(cascades, names)
     found = cascades.goals[0]
-    verdict = judge(found, wanted.goal, singles, units, wanted.least_saving)
+    if wanted.promise:
+        path = [found] if wanted.promise.any_cascade_will_do else cascades.front[::-1]
+        deep = int(np.argmax([scored.accuracy for scored in cascades.raw]))
+        kept = keep(path, outputs, held, costs, deep, wanted.promise)
+        raw, corrected = alone_on(held, outputs, costs, wanted.confidence)
+        singles = singles_of(dataclasses.replace(cascades, raw=raw, corrected=corrected), names)
+        verdict = judge_kept(kept, singles[deep], units, wanted.least_saving)
+        found = kept.found or found
+    else:
+        verdict = judge(found, wanted.goal, singles, units, wanted.least_saving)
     frame = cascades_frame(cascades, names, singles, units)
     recommendation = recommendation_of(verdict, found, wanted.goal, names, singles, units)
+    ready = policy_of(verdict, found, outputs, units)
+    if kept and verdict.single is None:
+        ready = dataclasses.replace(ready, certificate=kept.certificate, unsure_below=kept.unsure_below)
+    if kept:
+        recommendation["certificate"] = ready.certificate and dataclasses.asdict(ready.certificate)
+        recommendation["unsure_below"] = ready.unsure_below
+        print(f"{len(folds):,} images chose, {len(held[0]):,} others certify")
     write(folder, frame, recommendation)
-    policy_of(verdict, found, outputs, units).save(policy)
+    ready.save(policy)
     texts = {"verdict": describe(verdict, found, names, units)}
     rival = max((single for single in singles if not single.corrected), key=lambda single: single.scored.accuracy)
     money = wanted.price_per_hour, wanted.images_per_month
     texts["give_up"] = give_up_markdown(cascades.goals[1:], rival, units, *money)
-    print(f"{texts['verdict']}\n\n{texts['give_up']}", flush=True)
+    print(texts["verdict"])
+    if ready.certificate:
+        print(ready.certificate.describe())
+    print(f"\n{texts['give_up']}", flush=True)
     page = folder / "report.html"
     figure = write_page(page, outputs, folds, cascades, verdict, units, singles, texts, *money, images)
     plots.save(figure, folder, "accuracy-cost")
