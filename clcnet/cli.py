@@ -18,7 +18,9 @@ from typing import Any, NoReturn
 
 from clcnet.confidence import SIMPLE_CONFIDENCES
 
-ROOT = Path(__file__).resolve().parent.parent
+_HOUSE = Path(__file__).resolve().parent.parent
+# where this is installed as a package there is no repository to write to
+ROOT = _HOUSE if (_HOUSE / "pyproject.toml").is_file() else Path.cwd()
 DATA_DIR = ROOT / "data"
 WEIGHTS_DIR = ROOT / "weights"
 IMAGENET_SPLITS = DATA_DIR / "imagenet_splits_5"
@@ -141,6 +143,7 @@ number_of_classes = _number(int, lambda value: value >= 2, "a number of classes,
 positive_float = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
 finite_float = _number(float, math.isfinite, "a finite number")
 fraction = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+probability = _number(float, lambda value: 0 < value < 1, "a number above 0 and below 1")
 # upper bounds where a slip of the finger would bring the machine down before any error could be raised
 batch_size = _number(int, lambda value: 1 <= value <= 2**20, "a whole number of at least 1 and at most 1048576")
 num_workers = _number(int, lambda value: 0 <= value <= 256, "a whole number of at least 0 and at most 256")
@@ -215,6 +218,11 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     add("--least-saving", type=finite_float, default=10.0, metavar="PERCENT", help="below it a single model is advised")
     scores = ", ".join(SIMPLE_CONFIDENCES)
     add("--confidence", choices=tuple(SIMPLE_CONFIDENCES), default="max softmax", help=f"of fused answers: {scores}")
+    surely = "that all promises hold, for images like these (default: 0.95)"
+    add("--guarantee", type=probability, metavar="PROBABILITY", help=surely)
+    add("--most-drop", type=positive_float, metavar="POINTS", help="promise: loses no more against the best model")
+    add("--most-FLOPs", type=positive_float, metavar="BILLIONS", help="promise: takes no more an image on average")
+    add("--most-risk", type=probability, metavar="SHARE", help="promise: errs on no more of what it is not unsure of")
     add("--price-per-hour", type=positive_float, metavar="MONEY", help="of the machine; with the next, prints money")
     add("--images-per-month", type=positive_float, metavar="N", help="what the service sees")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-import torch
 from scripts import EVALUATE_CUSTOM, GENERATE, TRAIN_CUSTOM, Finished, Workshop
 
 from clcnet import cli
@@ -58,7 +57,7 @@ def test_compiling_without_a_compiler_is_one_line(
 
 
 def test_a_backend_of_notebooks_that_is_not_installed_here_hinders_nothing(workshop: Workshop, tmp_path: Path) -> None:
-    code = "import os, sys\nimport clcnet.report.plots\nprint(os.environ['MPLBACKEND'], 'matplotlib.pyplot' in sys.modules)"
+    code = "import os, sys, clcnet.report.plots\nprint(os.environ['MPLBACKEND'], 'matplotlib.pyplot' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"MPLBACKEND": "module://not_installed.backend"},

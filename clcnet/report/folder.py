@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from clcnet.cascade.runner import FolderRun
+from clcnet.cascade.policy import Policy
+from clcnet.cascade.runner import Answers, FolderRun
 from clcnet.data.images import errors_file
 from clcnet.report.tables import format_flops
 
@@ -58,6 +60,21 @@ def summarise(
         outcome["first_accuracy"] = 100 * float(right[0].mean())
         outcome["accuracies_on_last_seen"] = [100 * float(row.mean()) if asked.size else math.nan for row in asked]
     return outcome
+
+
+def print_promises(policy: Policy, outcome: dict[str, Any], answers: Answers, unsure: NDArray[np.bool_] | None) -> None:
+    """Print what the policy promises, whether the images are like those that it was measured on, and its doubts."""
+    if unsure is not None:
+        text = f"coverage {1 - unsure.mean():.1%}: unsure of {unsure.sum()} images"
+        if answers.has_labels and not unsure.all():
+            text += f", wrong on {1 - answers.correct[~unsure].mean():.2%} of the others"
+        print(text)
+    if policy.certificate:
+        print(policy.certificate.describe())
+    if outcome["drift"]:
+        print(f"Drift: these are not images like the policy's: {'; '.join(outcome['drift'])}; promises do not hold")
+    elif policy.expected and policy.expected.quantiles:
+        print("no drift: shares and confidences are like those that the policy was measured on")
 
 
 def print_summary(outcome: dict[str, Any], stage_names: Sequence[str], output: Path) -> None:
