@@ -3,15 +3,9 @@
 Lines are told apart by their dashes and points by their shapes first, and by colour (Okabe and Ito's palette) second.
 """
 
-import importlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-if backend := os.environ.pop("MPLBACKEND", None):  # a notebook's, which need not be installed here
-    importlib.import_module("matplotlib")
-    os.environ["MPLBACKEND"] = backend
 
 import matplotlib
 import numpy as np
@@ -26,11 +20,11 @@ from clcnet.files import atomic_path
 from clcnet.intervals import exact_interval
 from clcnet.report.tables import format_flops
 
-# whatever the user's matplotlibrc or session says
-_own_style = matplotlib.rc_context(
-    {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
-    | {"svg.hashsalt": "clcnet"}  # the same figures give the same SVG
-)
+# whatever the user's matplotlibrc or session says; and the same figures give the same SVG
+STYLE: dict[Any, Any] = {
+    name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")
+} | {"svg.hashsalt": "clcnet"}
+_own_style = matplotlib.rc_context(STYLE)
 
 BLACK, BLUE, ORANGE, GREEN, PINK, GREY = "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676"
 SKY = "#56B4E9"
