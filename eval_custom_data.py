@@ -101,6 +101,7 @@ def get_args_parser() -> cli.ArgumentParser:
     group = parser.add_argument_group("output")
     add = group.add_argument
     add("--result", type=Path, default=cli.ROOT / "custom-data-result.csv", metavar="FILE", help="CSV to write")
+    add("--spreadsheet-safe", action="store_true", help="put a ' before names that a spreadsheet takes for formulas")
     cli.add_store_arguments(group)
     cli.add_preprocessing_arguments(parser)
     cli.add_device_arguments(parser)
@@ -146,16 +147,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                 print(f"{name} model: {model.describe()}" if name in STAGES else model.describe(), flush=True)
             print(f"{len(images)} images in {args.custom_data}", flush=True)
             for line in filter(None, (*images.notes, note)):
-                print(line, flush=True)
+                print(cli.one_line(line), flush=True)
         with output_lock(output) if distributed.is_main() else contextlib.nullcontext():
             found = run_folder(models, rule, thresholds, images, readings, args.store, args.batch_size, args.workers)
             if found is None:
                 return {}
             class_names = name_classes(images, found.targets, models[0])
-            write_result(output, images, found.answers, names, class_names)
-            write_errors(errors_file(output), images, found.unreadable)
+            write_result(output, images, found.answers, names, class_names, args.spreadsheet_safe)
+            write_errors(errors_file(output), images, found.unreadable, args.spreadsheet_safe)
         for line in found.notes:
-            print(line)
+            print(cli.one_line(line))
         outcome = summarise(found, flops, names, class_names)
         print_summary(outcome, names, output)
     return outcome

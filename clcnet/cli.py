@@ -12,9 +12,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from clcnet.confidence import SIMPLE_CONFIDENCES
+from clcnet.strangers import ShownStream, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA_DIR = ROOT / "data"
@@ -257,8 +258,8 @@ def classifier_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def one_line(message: object) -> str:
-    """The message on one line, whatever line breaks it held."""
-    return " ".join(str(message).split())
+    """The message on one line, whatever line breaks it held, and without effect on a screen."""
+    return shown(" ".join(str(message).split()))
 
 
 def _describe(error: BaseException) -> str:
@@ -326,14 +327,16 @@ def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) 
     returned `num_unreadable` above 0), 130 interrupted by Ctrl-C or SIGTERM. Under torchrun a run that is done ends
     with 0 in any case: torchrun takes every other code for a crash, stops or restarts all processes and returns 1.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a class name may hold what the terminal cannot show
+    # names of files, classes and models may hold commands to a terminal; a progress bar goes back to its line's start
+    sys.stdout, sys.stderr = cast(TextIO, ShownStream(sys.stdout)), cast(TextIO, ShownStream(sys.stderr, keep="\r"))
     args = parser.parse_args()
     if getattr(args, "max_image_pixels", None):
         from PIL import Image
 
         Image.MAX_IMAGE_PIXELS = args.max_image_pixels / 2  # PIL refuses more than twice as much
     _on_interrupt(_interrupt)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     try:
         outcome = main(args)
         sys.stdout.flush()

@@ -25,6 +25,7 @@ from clcnet.classifiers.stream import Batch, Round, stream
 from clcnet.data.images import ImageSet
 from clcnet.data.outputs import UNKNOWN
 from clcnet.files import atomic_path
+from clcnet.strangers import for_spreadsheet
 
 _IMAGES_AT_ONCE = 1024  # of those that the store knows
 
@@ -293,7 +294,12 @@ def _with_progress(
 
 
 def write_result(
-    path: Path | str, images: ImageSet, answers: Answers, stage_names: Sequence[str], class_names: Sequence[str] | None
+    path: Path | str,
+    images: ImageSet,
+    answers: Answers,
+    stage_names: Sequence[str],
+    class_names: Sequence[str] | None,
+    spreadsheet_safe: bool = False,
 ) -> None:
     """Write the result file: a header, then one row an image in the order of the list.
 
@@ -303,7 +309,9 @@ def write_result(
         answers: what stands.
         stage_names: of the models, in the columns.
         class_names: of all classes, or None (an empty column).
+        spreadsheet_safe: see to it that a spreadsheet takes no name for a formula.
     """
+    cell = for_spreadsheet if spreadsheet_safe else str
     columns = ["file", "predict", "GT", "class_name", "confidence", "answered_by"]
     columns += [f"{name}_{what}" for name in stage_names for what in ("predict", "confidence")]
     with (
@@ -311,18 +319,18 @@ def write_result(
         open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
+        writer.writerow(map(cell, columns))
         for row, place in enumerate(answers.places):
             label, target = answers.labels[row], answers.targets[row]
             own = zip(answers.own_labels[:, row], answers.own_confidence[:, row], strict=True)
             writer.writerow(
                 [
-                    images.files[place],
+                    cell(images.files[place]),
                     label,
                     target if target != UNKNOWN else "",
-                    class_names[label] if class_names else "",
+                    cell(class_names[label]) if class_names else "",
                     answers.confidence[row],
-                    stage_names[answers.answered_by[row]],
+                    cell(stage_names[answers.answered_by[row]]),
                     *(cell for pair in own for cell in (pair if pair[0] != UNKNOWN else ("", ""))),
                 ]
             )
