@@ -157,9 +157,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         models, policy, flops = load_cascade(args, device)
         known = models[0].label_names or ()
         images = list_images(args.custom_data, args.class_map, args.labels, any_folder=True, model_classes=known)
-        names = (
-            STAGES[: len(models)] if len(models) <= len(STAGES) else distinct_names([model.name for model in models])
-        )
+        own_names = args.policy and len(models) != len(STAGES)
+        names = distinct_names([model.name for model in models]) if own_names else STAGES[: len(models)]
         readings, note = possible_readings(images, models[0])
         if distributed.is_main():
             for name, model in zip(names, models, strict=True):
