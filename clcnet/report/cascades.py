@@ -364,9 +364,10 @@ def search_and_report(
     )
     names = distinct_names([out.record.model for out in outputs])
     singles = singles_of(cascades, names)
+    rival = max((single for single in singles if not single.corrected), key=lambda single: single.scored.accuracy)
     found = cascades.goals[0]
     if wanted.promise:
-        path = [found] if wanted.promise.any_cascade_will_do else cascades.front[::-1]
+        path = [found] if wanted.promise.any_cascade_will_do else cascades.front[::-1] or [found]
         deep = int(np.argmax([scored.accuracy for scored in cascades.raw]))
         kept = keep(path, outputs, held, costs, deep, wanted.promise)
         raw, corrected = alone_on(held, outputs, costs, wanted.confidence)
@@ -391,7 +392,6 @@ def search_and_report(
     print(describe(verdict, found, names, units))
     if ready.certificate:
         print(ready.certificate.describe())
-    rival = max((single for single in singles if not single.corrected), key=lambda single: single.scored.accuracy)
     print()
     print(
         give_up_markdown(cascades.goals[1:], rival, units, wanted.price_per_hour, wanted.images_per_month), flush=True
