@@ -42,6 +42,7 @@ from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_d
 from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.files import check_output, output_lock
 from clcnet.report.folder import print_promises, print_summary, summarise
+from clcnet.report.paper_table import distinct_names
 
 STAGES = ("shallow", "deep")
 DEFAULT_WEIGHT = cli.WEIGHTS_DIR / "CLCNet_custom_data.zip"
@@ -80,6 +81,8 @@ def get_args_parser() -> cli.ArgumentParser:
     group = parser.add_argument_group("cascade")
     add = group.add_argument
     add("--weight", type=Path, default=DEFAULT_WEIGHT, metavar="FILE", help="CLCNet weights, of train_custom_data.py")
+    any_n = "take CLCNet weights that were trained at another number of classes than the models have"
+    add("--any-n", action="store_true", help=any_n)
     add(
         "--threshold",
         type=cli.threshold,
@@ -122,6 +125,11 @@ def load_cascade(args: argparse.Namespace, device: torch.device) -> tuple[list[C
         how = {name: options[name] for name in ("amp", "channels_last", "compile")}
         models = policy.load_classifiers(args.models, device, **how)
         return models, policy, [model.flops for model in policy.models]
+    if args.weight == DEFAULT_WEIGHT and not DEFAULT_WEIGHT.exists():
+        raise FileNotFoundError(
+            f"there is no {DEFAULT_WEIGHT} yet: train it, and a policy besides, with train_custom_data.py --cls-output "
+            "SHALLOW.parquet DEEP.parquet, tables of your own models; or give --weight or --policy"
+        )
     network = CLCNet.load(args.weight, device=device)
     # never asked at such a threshold, so the deep one need not be had
     stages = STAGES if args.threshold > SHALLOW_ALONE else STAGES[:1]
@@ -130,6 +138,11 @@ def load_cascade(args: argparse.Namespace, device: torch.device) -> tuple[list[C
         weight = getattr(args, f"{stage}_model_weight")
         models.append(load_classifier(getattr(args, f"{stage}_model"), weight=weight, device=device, **options))
         flops.append(getattr(args, f"{stage}_model_FLOPs") or models[-1].flops)
+    if network.num_classes != models[0].num_classes and not args.any_n:
+        raise ValueError(
+            f"{args.weight} was trained at {network.num_classes} classes and {models[0].name} has "
+            f"{models[0].num_classes}: it knows nothing of these models; train with their tables, or give --any-n"
+        )
     flops += [args.deep_model_FLOPs] * (len(STAGES) - len(flops))
     return models, Policy([], Surest(CLCNET, network=network), [args.threshold] * (len(models) - 1)), flops
 
@@ -144,7 +157,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         models, policy, flops = load_cascade(args, device)
         known = models[0].label_names or ()
         images = list_images(args.custom_data, args.class_map, args.labels, any_folder=True, model_classes=known)
-        names = STAGES[: len(models)] if len(models) <= len(STAGES) else [model.name for model in models]
+        names = (
+            STAGES[: len(models)] if len(models) <= len(STAGES) else distinct_names([model.name for model in models])
+        )
         readings, note = possible_readings(images, models[0])
         if distributed.is_main():
             for name, model in zip(names, models, strict=True):

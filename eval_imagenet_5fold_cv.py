@@ -38,6 +38,7 @@ from clcnet.cascade.evaluation import (
 from clcnet.cascade.rule import CHANCE, CLCNET, Surest, know_classes
 from clcnet.cascade.rules import cross_fitted
 from clcnet.cascade.selection import recommend
+from clcnet.data.checks import doubts
 from clcnet.data.images import list_images
 from clcnet.files import check_output, output_lock
 from clcnet.report import cascades, evaluation_report, tables, wanted
@@ -122,6 +123,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "num_unreadable": len(found.unreadable),
             "confidence": found.outputs[0].scores.get(CLCNET),
         }
+        for doubt in doubts({each.record.model: each.accuracy for each in found.outputs}):
+            print(doubt)
         if is_searching(args):
             goal = wanted.goal_of(args)
             rule = Surest("max softmax" if outcome["confidence"] is None else CLCNET)
@@ -129,15 +132,15 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             curve = sweep(steps, grid)
             recommendation = recommend(steps, found.folds, goal, args.seed)
             tables.write_csv(tables.performance_frame(curve, found.milliseconds), args.performance_result)
+            if know_classes(found.outputs):
+                asked = wanted.wanted_of(args, None if from_tables else found.milliseconds)
+                outcome |= cascades.search_and_report(
+                    found.outputs, found.folds, asked, folder, folder / "cascade.json", found.images
+                )
             references = [reference for group in args.reference for reference in group]
             outcome |= evaluation_report.write_report(found, steps, references, joined, folder, args.seed)
             outcome["recommendation"] = recommendation
             print(evaluation_report.describe_recommendation(recommendation, found, steps))
-            if know_classes(found.outputs):
-                asked = wanted.wanted_of(args, found.milliseconds)
-                outcome |= cascades.search_and_report(
-                    found.outputs, found.folds, asked, folder, folder / "cascade.json"
-                )
         else:
             rule = Surest(CHANCE if outcome["confidence"] is None else CLCNET)
             curve = at_threshold(rule, found.outputs, args.threshold)

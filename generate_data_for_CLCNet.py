@@ -2,11 +2,12 @@
 
     python generate_data_for_CLCNet.py --model tf_efficientnet_b4.aa_in1k
 
-Input: images in class folders, in the five-part layout split_part_1..5/<class>/<file>, or in a flat folder with
---labels. Output: one row an image: file name, all class probabilities in descending order, 1 if the top-1 answer is
-right, else 0; CSV without a header, or Parquet by the output's extension. Images that cannot be read are left out and
-listed, with the reason, in OUTPUT.errors.csv. Images are read as timm's own validation reads them: the first frame of
-an animation, orientation tags unheeded, 16-bit values above 255 clipped.
+Input: images that the model was not trained on, else it is surer of them than of any others, and all that is learnt
+from the table flatters. They lie in class folders, in the five-part layout split_part_1..5/<class>/<file>, or in a
+flat folder with --labels. Output: one row an image: file name, all class probabilities in descending order, 1 if the
+top-1 answer is right, else 0; CSV without a header, or Parquet by the output's extension. Images that cannot be read
+are left out and listed, with the reason, in OUTPUT.errors.csv. Images are read as timm's own validation reads them: the
+first frame of an animation, orientation tags unheeded, 16-bit values above 255 clipped.
 
 Several GPUs or machines: torchrun --nproc-per-node N generate_data_for_CLCNet.py ... gives the rows of one process,
 byte for byte on GPUs of one kind; on CPUs with the same OMP_NUM_THREADS, which may sway the last digit.
@@ -37,6 +38,7 @@ from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import load_classifier, resolve_device
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
 from clcnet.classifiers.loading import sum_up_remarks
+from clcnet.data.checks import doubts
 from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.data.tables import TableWriter, check_table_output
 from clcnet.files import atomic_path, output_lock
@@ -117,6 +119,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if seconds:
             summary += f"; {speed:.1f} images/s"
         print(f"{summary}; table in {output}")
+        for doubt in doubts({classifier.name: top1}):
+            print(doubt)
     return {
         "output": output,
         "model": classifier.name,

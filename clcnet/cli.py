@@ -16,7 +16,9 @@ from typing import Any, NoReturn
 
 from clcnet.confidence import SIMPLE_CONFIDENCES
 
-ROOT = Path(__file__).resolve().parent.parent
+_HOUSE = Path(__file__).resolve().parent.parent
+# where this is installed as a package there is no repository to write to
+ROOT = _HOUSE if (_HOUSE / "pyproject.toml").is_file() else Path.cwd()
 DATA_DIR = ROOT / "data"
 WEIGHTS_DIR = ROOT / "weights"
 IMAGENET_SPLITS = DATA_DIR / "imagenet_splits_5"

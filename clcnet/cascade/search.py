@@ -417,7 +417,8 @@ def find_cascades(
     engine = _Engine(rows, table, folds[labelled], max_stages, confidence, offsets, progress)
     raw = [Scored(engine.raw[m], np.repeat(table[:, m : m + 1], len(labelled), axis=1)) for m in everything]
     corrected = [
-        Scored(engine.prefix_steps((m,), len(engine.numbers), engine.contexts[-1])[1], raw[m].spent) for m in everything
+        Scored(engine.prefix_steps((m,), len(engine.numbers), engine.contexts[-1])[1][0], raw[m].spent)
+        for m in everything
     ]
     best = max(each.accuracy for each in raw)
     found = [
