@@ -137,7 +137,7 @@ class Policy:
     def is_unsure(self, confidence: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
         """Where the final answer is "unsure": both numbers are taken in float32, as result files keep them."""
         limit = -np.inf if self.unsure_below is None else self.unsure_below
-        unsure: NDArray[np.bool_] = confidence.astype(np.float32) < np.float32(limit)
+        unsure: NDArray[np.bool_] = ~(confidence.astype(np.float32) >= np.float32(limit))  # NaN where none answered
         return unsure
 
     def save(self, path: Path | str, weights: Path | None = None) -> None:
