@@ -25,6 +25,7 @@ from clcnet import cli
 from clcnet.memory import keep_freed_memory
 
 if __name__ == "__main__":
+    cli.take_names_as_utf8()
     cli.expect_interrupts()  # before the imports that take seconds
     cli.leave_cores_to_decoders()
     keep_freed_memory()
