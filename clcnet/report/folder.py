@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.runner import Answers, FolderRun
+from clcnet.cli import one_line
 from clcnet.data.images import errors_file
 from clcnet.report.tables import format_flops
 
@@ -91,7 +92,10 @@ def print_summary(outcome: dict[str, Any], stage_names: Sequence[str], output: P
         print(f"on the deferred ones {first} has {on_last[0]:.2f}%, {later[-1]} {on_last[-1]:.2f}%")
     if outcome["most_deferred"]:
         by = "" if "accuracy" in outcome else f", by the answers of {first}"
-        shares = (f"{name}: {part / total:.0%} ({part} of {total})" for name, part, total in outcome["most_deferred"])
+        shares = (
+            f"{one_line(name)}: {part / total:.0%} ({part} of {total})"
+            for name, part, total in outcome["most_deferred"]
+        )
         print(f"classes that defer most{by}: {', '.join(shares)}")
     last = (
         later[-1] if later else "the deep model" if stage_names[0] == "shallow" else ""
