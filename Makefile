@@ -32,13 +32,14 @@ help: ## list the commands
 # steps 3 to 5 in the folder $(1), which gets all outputs, on images and classifiers in the folder $(2); $(3) is the
 # threshold of step 5
 define steps
-$(call run,python generate_data_for_CLCNet.py --data-path $(2)/$(FIVE_PARTS) --model local-dir:$(2)/shallow --output $(1)/shallow.csv)
-$(call run,python generate_data_for_CLCNet.py --data-path $(2)/$(FIVE_PARTS) --model local-dir:$(2)/deep --output $(1)/deep.csv)
-$(call run,python train_imagenet_5fold_cv.py --imagenet-split $(2)/$(FIVE_PARTS) --cls-output $(1)/shallow.csv --weight-save $(1)/weights)
-$(call run,python eval_imagenet_5fold_cv.py --threshold-searching --imagenet-split $(2)/$(FIVE_PARTS) --shallow-model local-dir:$(2)/shallow --deep-model local-dir:$(2)/deep --weight-save $(1)/weights --cache $(1)/cache --performance-result $(1)/performance-result.csv > $(1)/evaluation.txt)
+$(call run,python generate_data_for_CLCNet.py --data-path $(2)/$(FIVE_PARTS) --model local-dir:$(2)/shallow --output $(1)/shallow.parquet --store $(1)/store)
+$(call run,python generate_data_for_CLCNet.py --data-path $(2)/$(FIVE_PARTS) --model local-dir:$(2)/deep --output $(1)/deep.parquet --store $(1)/store)
+$(call run,python train_imagenet_5fold_cv.py --imagenet-split $(2)/$(FIVE_PARTS) --cls-output $(1)/shallow.parquet --weight-save $(1)/weights)
+$(call run,python eval_imagenet_5fold_cv.py --threshold-searching --imagenet-split $(2)/$(FIVE_PARTS) --shallow-model local-dir:$(2)/shallow --deep-model local-dir:$(2)/deep --weight-save $(1)/weights --store $(1)/store --performance-result $(1)/performance-result.csv > $(1)/evaluation.txt)
 @cat $(1)/evaluation.txt
-$(call run,python train_custom_data.py --cls-output $(1)/shallow.csv $(1)/deep.csv --weight-save $(1)/weights)
-$(call run,python eval_custom_data.py --custom-data $(2)/$(FIVE_PARTS) --threshold $(3) --num_classes 10 --shallow-model local-dir:$(2)/shallow --deep-model local-dir:$(2)/deep --weight $(1)/weights/CLCNet_custom_data.zip --result $(1)/custom-data-result.csv)
+$(call run,python train_custom_data.py --cls-output $(1)/shallow.parquet $(1)/deep.parquet --weight-save $(1)/weights)
+$(call run,python eval_custom_data.py --custom-data $(2)/$(FIVE_PARTS) --threshold $(3) --num_classes 10 --shallow-model local-dir:$(2)/shallow --deep-model local-dir:$(2)/deep --weight $(1)/weights/CLCNet_custom_data.zip --store $(1)/store --result $(1)/custom-data-result.csv)
+$(call run,python eval_custom_data.py --custom-data $(2)/$(FIVE_PARTS) --policy $(1)/weights/cascade.json --store $(1)/store --result $(1)/policy-result.csv)
 @echo; echo 'Step 4 once more, in short:'; echo; sed -n '/^Results/,$$p' $(1)/evaluation.txt
 endef
 

@@ -25,6 +25,7 @@ from clcnet import cli
 from clcnet.memory import keep_freed_memory
 
 if __name__ == "__main__":
+    cli.take_names_as_utf8()
     cli.expect_interrupts()  # before the imports that take seconds
     cli.leave_cores_to_decoders()
     keep_freed_memory()
@@ -33,14 +34,16 @@ import torch
 
 from clcnet import CLCNet, distributed
 from clcnet.cascade.curve import SHALLOW_ALONE
+from clcnet.cascade.drift import DriftError
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.rule import CLCNET, Rule, Surest
+from clcnet.cascade.rule import CLCNET, Surest
 from clcnet.cascade.runner import run_folder, write_result
 from clcnet.classifiers.classes import name_classes, possible_readings
 from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
 from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.files import check_output, output_lock
-from clcnet.report.folder import print_summary, summarise
+from clcnet.report.folder import print_promises, print_summary, summarise
+from clcnet.report.paper_table import distinct_names
 
 STAGES = ("shallow", "deep")
 DEFAULT_WEIGHT = cli.WEIGHTS_DIR / "CLCNet_custom_data.zip"
@@ -79,6 +82,8 @@ def get_args_parser() -> cli.ArgumentParser:
     group = parser.add_argument_group("cascade")
     add = group.add_argument
     add("--weight", type=Path, default=DEFAULT_WEIGHT, metavar="FILE", help="CLCNet weights, of train_custom_data.py")
+    any_n = "take CLCNet weights that were trained at another number of classes than the models have"
+    add("--any-n", action="store_true", help=any_n)
     add(
         "--threshold",
         type=cli.threshold,
@@ -98,6 +103,12 @@ def get_args_parser() -> cli.ArgumentParser:
         metavar="NAME",
         help="where the policy's models lie here, in its order (default: where they lay when they were measured)",
     )
+    add(
+        "--on-drift",
+        choices=("warn", "stop"),
+        default="warn",
+        help="what to do where the images are not like those that the policy was measured on",
+    )
     group = parser.add_argument_group("output")
     add = group.add_argument
     add("--result", type=Path, default=cli.ROOT / "custom-data-result.csv", metavar="FILE", help="CSV to write")
@@ -108,16 +119,19 @@ def get_args_parser() -> cli.ArgumentParser:
     return parser
 
 
-def load_cascade(
-    args: argparse.Namespace, device: torch.device
-) -> tuple[list[Classifier], Rule, list[float], list[float | None]]:
-    """The models, the rule, the thresholds and the models' FLOPs: the policy's, or the paper's of the flags."""
+def load_cascade(args: argparse.Namespace, device: torch.device) -> tuple[list[Classifier], Policy, list[float | None]]:
+    """The models, how they are used, and the models' FLOPs: the policy's, or the paper's of the flags."""
     options = cli.classifier_options(args)
     if args.policy:
         policy = Policy.load(args.policy)
         how = {name: options[name] for name in ("amp", "channels_last", "compile")}
         models = policy.load_classifiers(args.models, device, **how)
-        return models, policy.rule, policy.thresholds, [model.flops for model in policy.models]
+        return models, policy, [model.flops for model in policy.models]
+    if args.weight == DEFAULT_WEIGHT and not DEFAULT_WEIGHT.exists():
+        raise FileNotFoundError(
+            f"there is no {DEFAULT_WEIGHT} yet: train it, and a policy besides, with train_custom_data.py --cls-output "
+            "SHALLOW.parquet DEEP.parquet, tables of your own models; or give --weight or --policy"
+        )
     network = CLCNet.load(args.weight, device=device)
     # never asked at such a threshold, so the deep one need not be had
     stages = STAGES if args.threshold > SHALLOW_ALONE else STAGES[:1]
@@ -126,8 +140,13 @@ def load_cascade(
         weight = getattr(args, f"{stage}_model_weight")
         models.append(load_classifier(getattr(args, f"{stage}_model"), weight=weight, device=device, **options))
         flops.append(getattr(args, f"{stage}_model_FLOPs") or models[-1].flops)
+    if network.num_classes != models[0].num_classes and not args.any_n:
+        raise ValueError(
+            f"{args.weight} was trained at {network.num_classes} classes and {models[0].name} has "
+            f"{models[0].num_classes}: it knows nothing of these models; train with their tables, or give --any-n"
+        )
     flops += [args.deep_model_FLOPs] * (len(STAGES) - len(flops))
-    return models, Surest(CLCNET, network=network), [args.threshold] * (len(models) - 1), flops
+    return models, Policy([], Surest(CLCNET, network=network), [args.threshold] * (len(models) - 1)), flops
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -137,10 +156,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     output = check_output(args.result, inputs=inputs)
     device = resolve_device(args.device)
     with distributed.processes():
-        models, rule, thresholds, flops = load_cascade(args, device)
+        models, policy, flops = load_cascade(args, device)
         known = models[0].label_names or ()
         images = list_images(args.custom_data, args.class_map, args.labels, any_folder=True, model_classes=known)
-        names = STAGES[: len(models)] if len(models) <= len(STAGES) else [model.name for model in models]
+        own_names = args.policy and len(models) != len(STAGES)
+        names = distinct_names([model.name for model in models]) if own_names else STAGES[: len(models)]
         readings, note = possible_readings(images, models[0])
         if distributed.is_main():
             for name, model in zip(names, models, strict=True):
@@ -149,15 +169,25 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             for line in filter(None, (*images.notes, note)):
                 print(cli.one_line(line), flush=True)
         with output_lock(output) if distributed.is_main() else contextlib.nullcontext():
-            found = run_folder(models, rule, thresholds, images, readings, args.store, args.batch_size, args.workers)
+            found = run_folder(
+                models, policy.rule, policy.thresholds, images, readings, args.store, args.batch_size, args.workers
+            )
             if found is None:
                 return {}
+            drift = policy.expected.drift(found.answers.confidences) if policy.expected else []
+            if drift and args.on_drift == "stop":
+                raise DriftError(f"{'; '.join(drift)}; nothing is written, as it would be with --on-drift warn")
             class_names = name_classes(images, found.targets, models[0])
-            write_result(output, images, found.answers, names, class_names, args.spreadsheet_safe)
+            # without a deep model its columns are there all the same, empty
+            columns = STAGES if len(models) < len(STAGES) and not args.policy else names
+            unsure = None if policy.unsure_below is None else policy.is_unsure(found.answers.confidence)
+            write_result(output, images, found.answers, columns, class_names, unsure, args.spreadsheet_safe)
             write_errors(errors_file(output), images, found.unreadable, args.spreadsheet_safe)
         for line in found.notes:
             print(cli.one_line(line))
         outcome = summarise(found, flops, names, class_names)
+        outcome |= {"drift": drift, "num_unsure": 0 if unsure is None else int(unsure.sum())}
+        print_promises(policy, outcome, found.answers, unsure)
         print_summary(outcome, names, output)
     return outcome
 

@@ -23,6 +23,7 @@ from clcnet import cli
 from clcnet.memory import keep_freed_memory
 
 if __name__ == "__main__":
+    cli.take_names_as_utf8()
     cli.expect_interrupts()  # before the imports that take seconds
     keep_freed_memory()
 
@@ -38,9 +39,10 @@ from clcnet.cascade.evaluation import (
 from clcnet.cascade.rule import CHANCE, CLCNET, Surest, know_classes
 from clcnet.cascade.rules import cross_fitted
 from clcnet.cascade.selection import recommend
+from clcnet.data.checks import doubts
 from clcnet.data.images import list_images
 from clcnet.files import check_output, output_lock
-from clcnet.report import cascades, evaluation_report, tables
+from clcnet.report import cascades, evaluation_report, tables, wanted
 from clcnet.report.paper_table import parse_references
 
 PLACES = ("shallow", "deep")
@@ -95,8 +97,8 @@ def get_args_parser() -> cli.ArgumentParser:
 
 def is_searching(args: argparse.Namespace) -> bool:
     """Whether more than one threshold is asked for, so that the deep model must see every image."""
-    asked = (args.outputs, args.thresholds, args.match, args.target_accuracy, args.target_FLOPs)
-    return args.threshold_searching or any(asked)
+    goals = (args.match, args.target_accuracy, args.target_FLOPs, args.most_drop, args.most_FLOPs, args.most_risk)
+    return args.threshold_searching or any((args.outputs, args.thresholds, *goals))
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -122,22 +124,24 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "num_unreadable": len(found.unreadable),
             "confidence": found.outputs[0].scores.get(CLCNET),
         }
+        for doubt in doubts({each.record.model: each.accuracy for each in found.outputs}):
+            print(doubt)
         if is_searching(args):
-            goal = cascades.goal_of(args)
+            goal = wanted.goal_of(args)
             rule = Surest("max softmax" if outcome["confidence"] is None else CLCNET)
             steps = cross_fitted(rule, found.outputs, found.folds)
             curve = sweep(steps, grid)
             recommendation = recommend(steps, found.folds, goal, args.seed)
             tables.write_csv(tables.performance_frame(curve, found.milliseconds), args.performance_result)
+            if know_classes(found.outputs):
+                asked = wanted.wanted_of(args, None if from_tables else found.milliseconds)
+                outcome |= cascades.search_and_report(
+                    found.outputs, found.folds, asked, folder, folder / "cascade.json", found.images
+                )
             references = [reference for group in args.reference for reference in group]
             outcome |= evaluation_report.write_report(found, steps, references, joined, folder, args.seed)
             outcome["recommendation"] = recommendation
             print(evaluation_report.describe_recommendation(recommendation, found, steps))
-            if know_classes(found.outputs):
-                wanted = cascades.wanted_of(args, found.milliseconds)
-                outcome |= cascades.search_and_report(
-                    found.outputs, found.folds, wanted, folder, folder / "cascade.json"
-                )
         else:
             rule = Surest(CHANCE if outcome["confidence"] is None else CLCNET)
             curve = at_threshold(rule, found.outputs, args.threshold)

@@ -2,11 +2,12 @@
 
     python generate_data_for_CLCNet.py --model tf_efficientnet_b4.aa_in1k
 
-Input: images in class folders, in the five-part layout split_part_1..5/<class>/<file>, or in a flat folder with
---labels. Output: one row an image: file name, all class probabilities in descending order, 1 if the top-1 answer is
-right, else 0; CSV without a header, or Parquet by the output's extension. Images that cannot be read are left out and
-listed, with the reason, in OUTPUT.errors.csv. Images are read as timm's own validation reads them: the first frame of
-an animation, orientation tags unheeded, 16-bit values above 255 clipped.
+Input: images that the model was not trained on, else it is surer of them than of any others, and all that is learnt
+from the table flatters. They lie in class folders, in the five-part layout split_part_1..5/<class>/<file>, or in a
+flat folder with --labels. Output: one row an image: file name, all class probabilities in descending order, 1 if the
+top-1 answer is right, else 0; CSV without a header, or Parquet by the output's extension. Images that cannot be read
+are left out and listed, with the reason, in OUTPUT.errors.csv. Images are read as timm's own validation reads them: the
+first frame of an animation, orientation tags unheeded, 16-bit values above 255 clipped.
 
 Several GPUs or machines: torchrun --nproc-per-node N generate_data_for_CLCNet.py ... gives the rows of one process,
 byte for byte on GPUs of one kind; on CPUs with the same OMP_NUM_THREADS, which may sway the last digit.
@@ -24,6 +25,7 @@ from clcnet import cli
 from clcnet.memory import keep_freed_memory
 
 if __name__ == "__main__":
+    cli.take_names_as_utf8()
     cli.expect_interrupts()  # before the imports that take seconds
     cli.leave_cores_to_decoders()
     keep_freed_memory()
@@ -33,10 +35,12 @@ import torch
 from timm.models import safe_model_name
 
 from clcnet import distributed
+from clcnet.classifiers.checkpoint import doubt_top1
 from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import load_classifier, resolve_device
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
 from clcnet.classifiers.loading import sum_up_remarks
+from clcnet.data.checks import doubts
 from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.data.tables import TableWriter, check_table_output
 from clcnet.files import atomic_path, output_lock
@@ -117,6 +121,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if seconds:
             summary += f"; {speed:.1f} images/s"
         print(f"{summary}; table in {output}")
+        doubt = doubt_top1(num_right, num_rows, classifier.num_classes, classifier.trained_top1)
+        for line in doubts({classifier.name: top1}) or ([f"warning: {doubt}"] if doubt else []):
+            print(line)
     return {
         "output": output,
         "model": classifier.name,

@@ -20,9 +20,11 @@ from typing import Any
 from clcnet import cli
 
 if __name__ == "__main__":
+    cli.take_names_as_utf8()
     cli.expect_interrupts()  # before the imports that take seconds
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from clcnet.cascade.curve import Steps, surest_steps
@@ -30,6 +32,8 @@ from clcnet.cascade.evaluation import evaluation_of_tables, images_of_outputs
 from clcnet.cascade.rule import know_classes, known
 from clcnet.cascade.selection import Goal, choose, short_threshold
 from clcnet.classifiers.classifier import resolve_device
+from clcnet.classifiers.timing import milliseconds_of_records
+from clcnet.data.checks import doubts
 from clcnet.data.outputs import Outputs, load_tables
 from clcnet.files import atomic_paths, check_output, output_lock
 from clcnet.network.training import Split, split_rows, train_clcnet
@@ -42,7 +46,7 @@ from clcnet.network.training_cli import (
     settings_of,
     simple_figures,
 )
-from clcnet.report import cascades
+from clcnet.report import cascades, wanted
 
 
 def get_args_parser() -> cli.ArgumentParser:
@@ -62,9 +66,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     folder = args.results_folder or args.weight_save / "results"
     check_output(folder / "cascades.csv")
     table, source = load_tables(args.cls_output)
-    found = search(args, folder) if len(args.cls_output) > 1 else {}
     correct = table.correct
     assert correct is not None
+    found = search(args, folder, device) if len(args.cls_output) > 1 else {}
+    for doubt in doubts({str(name): 100 * correct[source == k].mean() for k, name in enumerate(args.cls_output)}):
+        print(doubt)
     with naming(args.cls_output):
         split = split_rows(np.array(table.names), settings.seed)
     with output_lock(path):
@@ -87,7 +93,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return found | {"figures": rows, "weights": path, "split": split_path, "threshold": threshold}
 
 
-def search(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def search(args: argparse.Namespace, folder: Path, device: torch.device) -> dict[str, Any]:
     """Find the best cascade of the tables' models, where they know classes and are over the same images."""
     try:
         images, _ = images_of_outputs(args.cls_output[0], args.weight_save)
@@ -98,9 +104,13 @@ def search(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if not know_classes(evaluation.outputs):
         print("no cascade was searched for: CSV tables do not know classes; make the tables as .parquet")
         return {}
-    wanted = cascades.wanted_of(args, evaluation.milliseconds)
+    milliseconds = None
+    if args.cost == "time" or args.price_per_hour:
+        records = [each.record for each in evaluation.outputs]
+        milliseconds = milliseconds_of_records(records, device)
+    asked = wanted.wanted_of(args, milliseconds)
     return cascades.search_and_report(
-        evaluation.outputs, evaluation.folds, wanted, folder, args.weight_save / "cascade.json"
+        evaluation.outputs, evaluation.folds, asked, folder, args.weight_save / "cascade.json"
     )
 
 

@@ -1,4 +1,4 @@
-"""How long it takes to know a cascade at every threshold, to say how sure that is, and to answer from the cache.
+"""How long it takes to know a cascade at every threshold, to say how sure that is, and to answer from the store.
 
     python -m benchmarks.bench_cascade               # about two minutes on two cores
 
@@ -111,7 +111,7 @@ def measure_sweeps() -> dict[str, float]:
 
 
 def measure_evaluation() -> dict[str, float]:
-    """The steps of an evaluation whose model outputs are in the cache, in seconds."""
+    """The steps of an evaluation whose model outputs are in the store, in seconds."""
     seconds: dict[str, float] = {}
 
     def timed(name: str, action: Callable[[], Any]) -> Any:
@@ -178,7 +178,7 @@ Following the definition image by image takes {sweeps["definition_seconds_a_thre
 sweep is {sweeps["times_faster_for_all_thresholds"]:,.0f} times faster, with the same answers (checked at ten
 thresholds here, at all of them for small cascades in the tests).
 
-What an evaluation takes when both models' outputs are in the cache, {NUM_IMAGES:,} images and {NUM_CLASSES:,} classes:
+What an evaluation takes when both models' outputs are in the store, {NUM_IMAGES:,} images and {NUM_CLASSES:,} classes:
 
 {markdown(["Step", "Seconds"], [[name, f"{value:.2f}"] for name, value in steps.items()])}
 

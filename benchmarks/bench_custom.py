@@ -12,7 +12,6 @@ and, as text, to benchmarks/custom.md.
 
 import argparse
 import json
-import math
 import multiprocessing
 import platform
 import tempfile
@@ -34,9 +33,8 @@ import timm
 import torch
 
 from benchmarks.peak import peak_mebibytes
-from clcnet.cascade.image_cascade import Cascade, stream
-from clcnet.cascade.runner import Stopwatch
-from clcnet.cascade.schedule import SHALLOW
+from clcnet.cascade.rule import CLCNET, Surest
+from clcnet.cascade.runner import FolderRun, run_folder
 from clcnet.classifiers.classifier import Classifier, load_classifier
 from clcnet.data.images import ImageSet, list_images
 from clcnet.network.model import CLCNet
@@ -86,16 +84,20 @@ PAIRS: dict[str, tuple[Callable[[], tuple[Classifier, Classifier, ImageSet]], in
 }
 
 
-def run(cascade: Cascade, images: ImageSet, batch_size: int) -> tuple[float, np.ndarray, Stopwatch]:
-    """Time one pass. Returns seconds, the confidences of the first model, and the stopwatch that the script reads."""
-    confidence = np.full(len(images), np.nan, np.float32)
-    stopwatch = Stopwatch()
-    start = time.perf_counter()
-    for outcome in stream(cascade, images, batch_size):
-        stopwatch.add(outcome)
-        if outcome.task.stage == SHALLOW:
-            confidence[outcome.answered] = outcome.confidence
-    return time.perf_counter() - start, confidence, stopwatch
+def run(
+    models: list[Classifier], clcnet: CLCNet, thresholds: list[float], images: ImageSet, batch_size: int
+) -> tuple[float, FolderRun]:
+    """Time one pass with an empty store. Returns seconds, and what the script finds."""
+    with tempfile.TemporaryDirectory() as store:
+        start = time.perf_counter()
+        found = run_folder(models, Surest(CLCNET, network=clcnet), thresholds, images, [], Path(store), batch_size)
+        assert found is not None, "there is one process"
+        return time.perf_counter() - start, found
+
+
+def deferring_threshold(found: FolderRun) -> float:
+    """The threshold that defers the share, by a pass of the first model."""
+    return float(np.quantile(found.answers.own_confidence[0], DEFERRED))
 
 
 def measure_pair(name: str, num_turns: int) -> dict[str, Any]:
@@ -104,18 +106,16 @@ def measure_pair(name: str, num_turns: int) -> dict[str, Any]:
     shallow, deep, images = load()
     torch.manual_seed(0)
     clcnet = CLCNet(num_classes=shallow.num_classes).eval()
-    alone = [Cascade(model, model, clcnet, -math.inf) for model in (shallow, deep)]
-    _, confidence, _ = run(alone[0], images, batch_size)  # warms up, and says which threshold defers the share
-    run(alone[1], images.subset(np.arange(2 * batch_size)), batch_size)
-    threshold = float(np.partition(confidence, int(DEFERRED * len(images)))[int(DEFERRED * len(images))])
-    cascade = Cascade(shallow, deep, clcnet, threshold)
+    _, found = run([shallow], clcnet, [], images, batch_size)  # warms up, and says which threshold defers the share
+    run([deep], clcnet, [], images.subset(np.arange(2 * batch_size)), batch_size)
+    threshold = deferring_threshold(found)
     turns = []
     for _ in range(num_turns):
-        seconds = [run(one, images, batch_size)[0] for one in alone]
-        wall, confidence, stopwatch = run(cascade, images, batch_size)
-        turns.append([*(1000 * total / len(images) for total in (*seconds, wall)), stopwatch.time_saving])
+        seconds = [run([model], clcnet, [], images, batch_size)[0] for model in (shallow, deep)]
+        wall, found = run([shallow, deep], clcnet, [threshold], images, batch_size)
+        turns.append([*(1000 * total / len(images) for total in (*seconds, wall)), found.stopwatch.time_saving])
         print(f"{name}: {' '.join(f'{figure:.3f}' for figure in turns[-1])}", flush=True)
-    deferred = int((confidence.astype(np.float64) < threshold).sum())
+    deferred = int(found.answers.deferred.sum())
     shallow_ms, deep_ms, cascade_ms, printed = np.array(turns).T
     share = deferred / len(images)
     flops = [shallow.flops, deep.flops]
@@ -145,10 +145,10 @@ def peak_memory(num_images: int) -> float:
 def _peak_memory(num_images: int) -> float:
     shallow, deep, images = cifar_pair()
     torch.manual_seed(0)
-    cascade = Cascade(shallow, deep, CLCNet(num_classes=10).eval(), -math.inf)
-    _, confidence, _ = run(cascade, images, 64)
-    cascade.threshold = float(np.quantile(confidence, DEFERRED))
-    run(cascade, images.subset(np.resize(np.arange(len(images)), num_images)), 64)
+    clcnet = CLCNet(num_classes=10).eval()
+    _, found = run([shallow], clcnet, [], images, 64)
+    repeated = images.subset(np.resize(np.arange(len(images)), num_images))
+    run([shallow, deep], clcnet, [deferring_threshold(found)], repeated, 64)
     return peak_mebibytes()
 
 

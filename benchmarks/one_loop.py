@@ -22,9 +22,10 @@ if __name__ == "__main__" and "bare" not in sys.argv[1:2]:
 import torch
 from timm.data import ImageDataset, create_loader
 
-from clcnet.cascade.generation import generate_table
 from clcnet.classifiers.classifier import Classifier, load_classifier
-from clcnet.data.images import list_images
+from clcnet.classifiers.kept import classify_missing, kept_answers
+from clcnet.data.images import ImageSet, list_images
+from generate_data_for_CLCNet import write_table
 
 LOOPS = ("bare", "bare, set up", "step3")
 
@@ -43,10 +44,21 @@ def run_bare(classifier: Classifier, folder: Path, batch_size: int, workers: int
 
 def run_step3(classifier: Classifier, folder: Path, batch_size: int, workers: int) -> int:
     """Step 3, from listing the folder to the finished table."""
-    with tempfile.TemporaryDirectory() as scratch:
-        images = list_images(folder)
-        generate_table(classifier, images, images.targets, Path(scratch, "table.csv"), batch_size, workers)
-        return len(images)
+    images = list_images(folder)
+    make_table(classifier, images, batch_size, workers)
+    return len(images)
+
+
+def make_table(classifier: Classifier, images: ImageSet, batch_size: int, workers: int) -> None:
+    """Step 3 with an empty store, without its words and its look at what the classes are called."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        kept_answers(Path(scratch, "store"), classifier, images) as kept,
+    ):
+        classify_missing(kept, classifier, images, None, batch_size, workers)
+        assert kept is not None, "there is one process"
+        kept.targets = images.targets
+        write_table(kept, Path(scratch, "table.csv"))
 
 
 def main() -> None:

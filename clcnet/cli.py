@@ -1,6 +1,8 @@
 """What the five scripts share on the command line: default paths, flag groups, one-line errors, exit codes."""
 
 import argparse
+import atexit
+import codecs
 import difflib
 import io
 import json
@@ -17,7 +19,9 @@ from typing import Any, NoReturn, TextIO, cast
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.strangers import ShownStream, shown
 
-ROOT = Path(__file__).resolve().parent.parent
+_HOUSE = Path(__file__).resolve().parent.parent
+# where this is installed as a package there is no repository to write to
+ROOT = _HOUSE if (_HOUSE / "pyproject.toml").is_file() else Path.cwd()
 DATA_DIR = ROOT / "data"
 WEIGHTS_DIR = ROOT / "weights"
 IMAGENET_SPLITS = DATA_DIR / "imagenet_splits_5"
@@ -29,7 +33,8 @@ EXIT_INTERRUPTED = 130
 _MOST_THRESHOLDS = 1_000_000
 _INTERRUPTED = "no file is half-written; give the same command to start again"
 # RuntimeErrors that are not ours: torch has no types of its own for them, and raises the last one anywhere, by a signal
-_OF_THE_MACHINE = ("can't allocate memory", "not enough memory", "out of memory", "DataLoader worker")
+_OF_THE_MACHINE = ("can't allocate memory", "not enough memory", "out of memory", "DataLoader worker", "new thread")
+_found: dict[int, Any] = {}  # how signals were handled before, by their numbers
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -139,6 +144,7 @@ number_of_classes = _number(int, lambda value: value >= 2, "a number of classes,
 positive_float = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
 finite_float = _number(float, math.isfinite, "a finite number")
 fraction = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+probability = _number(float, lambda value: 0 < value < 1, "a number above 0 and below 1")
 # upper bounds where a slip of the finger would bring the machine down before any error could be raised
 batch_size = _number(int, lambda value: 1 <= value <= 2**20, "a whole number of at least 1 and at most 1048576")
 num_workers = _number(int, lambda value: 0 <= value <= 256, "a whole number of at least 0 and at most 256")
@@ -213,6 +219,11 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     add("--least-saving", type=finite_float, default=10.0, metavar="PERCENT", help="below it a single model is advised")
     scores = ", ".join(SIMPLE_CONFIDENCES)
     add("--confidence", choices=tuple(SIMPLE_CONFIDENCES), default="max softmax", help=f"of fused answers: {scores}")
+    surely = "that all promises hold, for images like these (default: 0.95)"
+    add("--guarantee", type=probability, metavar="PROBABILITY", help=surely)
+    add("--most-drop", type=positive_float, metavar="POINTS", help="promise: loses no more against the best model")
+    add("--most-FLOPs", type=positive_float, metavar="BILLIONS", help="promise: takes no more an image on average")
+    add("--most-risk", type=probability, metavar="SHARE", help="promise: errs on no more of what it is not unsure of")
     add("--price-per-hour", type=positive_float, metavar="MONEY", help="of the machine; with the next, prints money")
     add("--images-per-month", type=positive_float, metavar="N", help="what the service sees")
 
@@ -249,11 +260,20 @@ def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
         help="resampling filter (default: the model's)",
     )
+    for name in ("mean", "std"):
+        group.add_argument(
+            f"--{name}",
+            type=finite_float,
+            nargs="+",
+            metavar="SHARE",
+            help=f"{name} of each channel, or of all, in shares of 255 (default: the model's)",
+        )
 
 
 def classifier_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `load_classifier` takes from the flags that all scripts with classifiers share."""
-    names = ("num_classes", "img_size", "crop_pct", "crop_mode", "interpolation", "amp", "channels_last", "compile")
+    preprocessing = ("img_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+    names = ("num_classes", *preprocessing, "amp", "channels_last", "compile")
     return {name: getattr(args, name) for name in names}
 
 
@@ -278,13 +298,31 @@ def _interrupt(number: int, frame: object) -> NoReturn:
 
 
 def expect_interrupts() -> None:
-    """From now until `run` takes over, end on Ctrl-C or SIGTERM with one line: importing torch takes seconds."""
+    """From now until `run` takes over, end on Ctrl-C or SIGTERM with one line: importing torch takes seconds.
+
+    Not in a session that goes on, as after %run in IPython.
+    """
+    if hasattr(sys, "ps1"):
+        return
 
     def end(*_: object) -> None:
         print(f"\ninterrupted: {_INTERRUPTED}", file=sys.stderr, flush=True)
         os._exit(EXIT_INTERRUPTED)  # nothing is open yet, and an exception would get lost in an import
 
     _on_interrupt(end)
+
+
+def take_names_as_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale says otherwise: tables name files in UTF-8, byte by byte."""
+    if sys.getfilesystemencoding() != "utf-8" and not hasattr(sys, "ps1"):
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _as_bytes_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def leave_cores_to_decoders() -> None:
@@ -300,7 +338,7 @@ def leave_cores_to_decoders() -> None:
 def _on_interrupt(handler: Callable[..., Any] | signal.Handlers) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell sets it for jobs in the background
-            signal.signal(number, handler)
+            _found.setdefault(number, signal.signal(number, handler) or signal.SIG_DFL)
 
 
 def _is_the_users_to_mend(error: Exception) -> bool:
@@ -327,8 +365,23 @@ def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) 
     returned `num_unreadable` above 0), 130 interrupted by Ctrl-C or SIGTERM. Under torchrun a run that is done ends
     with 0 in any case: torchrun takes every other code for a crash, stops or restarts all processes and returns 1.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a class name may hold what the terminal cannot show
+    streams = sys.stdout, sys.stderr
+    try:
+        code = _run(main, parser)
+    finally:
+        sys.stdout, sys.stderr = streams
+        while _found:  # a session may go on, such as IPython's
+            signal.signal(*_found.popitem())
+        # else Python unloads torch for a second, in which its own handlers are gone already
+        atexit.register(_on_interrupt, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def _run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) -> int:
+    codecs.register_error("as bytes or escaped", _as_bytes_or_escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="as bytes or escaped")  # a file name may hold what the terminal cannot show
     # names of files, classes and models may hold commands to a terminal; a progress bar goes back to its line's start
     sys.stdout, sys.stderr = cast(TextIO, ShownStream(sys.stdout)), cast(TextIO, ShownStream(sys.stderr, keep="\r"))
     args = parser.parse_args()
@@ -340,6 +393,7 @@ def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) 
     try:
         outcome = main(args)
         sys.stdout.flush()
+        return EXIT_UNREADABLE_IMAGES if outcome.get("num_unreadable") and not _under_torchrun() else 0
     except Exception as error:
         if not _is_the_users_to_mend(error):
             raise
@@ -348,17 +402,12 @@ def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) 
         message = f"error: {one_line(_describe(error))}"
         print(message, file=sys.stderr)
         _tell_torchrun(message)
-        _leave(EXIT_BAD_INPUT)
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted: {str(interrupt) or _INTERRUPTED}", file=sys.stderr)
-        _leave(EXIT_INTERRUPTED)
-    _leave(EXIT_UNREADABLE_IMAGES if outcome.get("num_unreadable") and not _under_torchrun() else 0)
-
-
-def _leave(code: int) -> NoReturn:
-    """End with this exit code. A signal that comes now is too late: what there was to say and to write is done."""
-    _on_interrupt(signal.SIG_IGN)  # Python unloads torch for a second, in which its own handlers are gone already
-    sys.exit(code)
+        return EXIT_INTERRUPTED
+    finally:
+        _on_interrupt(signal.SIG_IGN)  # too late: what there was to say and to write is done
 
 
 def threshold_grid(words: Sequence[str]) -> list[float] | None:

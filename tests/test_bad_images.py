@@ -13,7 +13,6 @@ import scripts
 from PIL import Image
 from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, GENERATE, Workshop, refusal
 
-from clcnet.classifiers import classifier as classifiers
 from clcnet.classifiers.loading import ImageDataset
 from clcnet.data.images import errors_file, list_images
 from clcnet.data.outputs import Outputs
@@ -172,7 +171,7 @@ def test_a_folder_that_changes_during_the_run_costs_no_more_than_what_is_gone(
             shutil.copy(folder / "split_part_1" / "ant" / "ant_0000.png", folder / "split_part_1" / "ant" / "new.png")
         return read(self, position)
 
-    monkeypatch.setattr(classifiers.ImageDataset, "read", change_then_read)
+    monkeypatch.setattr(ImageDataset, "read", change_then_read)
     finished = scripts.run(script, *command(script, workshop, folder, tmp_path / "out"))
     assert finished.code == 3, finished
     output = workshop.outputs(script, tmp_path / "out")[0]

@@ -233,7 +233,7 @@ def test_decoding_processes_that_die_end_the_run_with_advice(
         return read(self, position)
 
     with monkeypatch.context() as patch:
-        patch.setattr(classifiers.ImageDataset, "read", die)
+        patch.setattr(ImageDataset, "read", die)
         line = refusal(scripts.run(script, *workshop.command(script, tmp_path), "--workers", 1))
     assert ("a process that decodes images died" in line and "--workers" in line) or "DataLoader worker" in line
     assert outputs_in(before, tmp_path) == before

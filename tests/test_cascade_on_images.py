@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,8 @@ from PIL import EpsImagePlugin, Image
 from torch import nn
 
 from clcnet import Cascade, CLCNet
-from clcnet.cascade.cascade import Predictions
+from clcnet.cascade.cascade import Picture, Predictions
+from clcnet.cascade.fused import Fused, Pool
 from clcnet.cascade.rule import Surest
 from clcnet.cascade.rules import Average
 from clcnet.classifiers.classifier import Classifier, load_classifier
@@ -117,6 +119,15 @@ def test_a_rule_that_joins_answers_is_told_all_of_them(models) -> None:
     np.testing.assert_allclose(confidences, np.where(alone, probs[0].max(axis=1), probs.max(axis=2).mean(axis=0)))
 
 
+def test_fused_answers_of_a_list_of_which_a_part_goes_on_are_those_of_its_images_one_by_one(models) -> None:
+    rule = Fused(pools=(Pool(np.array([1.0])), Pool(np.array([0.5, 0.2]))))
+    cascade = Cascade.of([(model, colour) for model in models], rule, [0.6])
+    together, alone = cascade(PICTURES), [cascade([image]) for image in PICTURES]
+    assert together.answered_by.tolist() == [0, 1, 0, 1]
+    for field in range(3):
+        np.testing.assert_allclose(together[field], np.concatenate([one[field] for one in alone]), rtol=1e-6)
+
+
 def test_the_deep_model_sees_the_deferred_images_and_no_other(models) -> None:
     cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.6)
     _, _, answered_by = cascade(PICTURES)
@@ -140,13 +151,18 @@ def test_paths_and_pictures_of_any_mode_give_the_same(models, tmp_path: Path) ->
     for index, image in enumerate(PICTURES):
         image.save(tmp_path / f"{index}.png")
     paths = [tmp_path / "0.png", str(tmp_path / "1.png"), tmp_path / "2.png", tmp_path / "3.png"]
-    for one, other in zip(cascade(paths), cascade([image.convert("RGBA") for image in PICTURES]), strict=True):
-        np.testing.assert_array_equal(one, other)
+    others = [image.convert("RGBA") for image in PICTURES]
+    for same in (others, [path.read_bytes() for path in map(Path, paths)], [*map(np.asarray, PICTURES)]):
+        for one, other in zip(cascade(paths), cascade(same), strict=True):
+            np.testing.assert_array_equal(one, other)
+    grey = np.full((5, 4), 128, np.uint8)
+    assert cascade([grey, PICTURES[3]]).confidences.tolist() == pytest.approx([1 / 3, 1 / 3])
+    assert len(cascade(np.stack([np.asarray(image) for image in PICTURES])).labels) == 4
 
 
 def test_a_single_image_instead_of_a_list_is_refused(models) -> None:
     cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)
-    for image in ("cat.jpg", Path("cat.jpg"), PICTURES[0]):
+    for image in ("cat.jpg", Path("cat.jpg"), PICTURES[0], b"bytes", np.asarray(PICTURES[0])):
         with pytest.raises(TypeError, match="takes a list of images"):
             cascade(image)
 
@@ -174,24 +190,34 @@ def test_pictures_of_every_mode_are_converted_as_timm_converts_them(models) -> N
     assert [image.getpixel((0, 0)) for image in seen] == [(77, 77, 77), (255, 0, 0), (9, 200, 30), (1, 2, 3)]
 
 
+def assert_second_fails(cascade: Cascade, image: Picture, words: str) -> None:
+    """Between two others, whose answers are those that they get without it."""
+    found, expected = cascade([PICTURES[0], image, PICTURES[1]]), cascade([PICTURES[0], PICTURES[1]])
+    assert list(found.errors) == [1] and re.search(words, found.errors[1]), found.errors
+    assert (found.labels[1], found.answered_by[1], found.names[1]) == (-1, -1, "")
+    assert np.isnan(found.confidences[1])
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one[[0, 2]], other)
+
+
 def test_an_image_that_cannot_be_read_is_named(models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)
     (tmp_path / "text.png").write_text("no image")
     PICTURES[0].resize((200, 200)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-30])
-    with pytest.raises(OSError, match="text.png"):
-        cascade([PICTURES[0], tmp_path / "text.png"])
-    with pytest.raises(ValueError, match="cut.png cannot be read"):
-        cascade([tmp_path / "cut.png"])
-    with pytest.raises(FileNotFoundError, match="absent.png"):
-        cascade([tmp_path / "absent.png"])
-    with pytest.raises(ValueError, match="a directory, pipe or device"):
-        cascade([tmp_path])
-    with Image.open(tmp_path / "cut.png") as opened, pytest.raises(ValueError, match="image 2 of the list cannot be"):
-        cascade([PICTURES[0], opened])
+    for image, words in (
+        (tmp_path / "text.png", "cannot identify image file .*text.png"),
+        (tmp_path / "cut.png", "cut.png cannot be read"),
+        (tmp_path / "absent.png", "No such file .*absent.png"),
+        (tmp_path, "a directory, pipe or device"),
+        ((tmp_path / "cut.png").read_bytes(), "image 2 of the list cannot be read"),
+        (b"", "image 2 of the list cannot be read"),
+    ):
+        assert_second_fails(cascade, image, words)
+    with Image.open(tmp_path / "cut.png") as opened:
+        assert_second_fails(cascade, opened, "image 2 of the list cannot be read")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # PIL's error for it is neither OSError nor ValueError
-    with pytest.raises(ValueError, match="whole.png cannot be read .*40000 pixels"):
-        cascade([tmp_path / "whole.png"])
+    assert_second_fails(cascade, tmp_path / "whole.png", "whole.png cannot be read .*40000 pixels")
 
 
 @pytest.fixture
@@ -212,11 +238,11 @@ def test_no_image_has_a_program_run(models, tmp_path: Path, ghostscript: Path) -
     cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)
     script = tmp_path / "script.jpg"
     PICTURES[0].save(script, "EPS")
-    with pytest.raises(OSError, match="cannot identify image file .*script.jpg"):
-        cascade([script])
+    assert_second_fails(cascade, script, "cannot identify image file .*script.jpg")
+    assert_second_fails(cascade, script.read_bytes(), "cannot identify image file")
     words = r"image 2 of the list cannot be read \(its format, EPS, is not one of JPEG .*; convert it first\)"
-    with Image.open(script) as opened, pytest.raises(ValueError, match=words):
-        cascade([PICTURES[0], opened])
+    with Image.open(script) as opened:
+        assert_second_fails(cascade, opened, words)
     assert not ghostscript.exists()
 
 
@@ -237,8 +263,13 @@ def test_a_photograph_of_several_pictures_is_a_jpeg(models, tmp_path: Path) -> N
 
 def test_what_is_neither_picture_nor_path_is_refused(models) -> None:
     cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)
-    with pytest.raises(TypeError, match="image 2 of the list is a ndarray"):
-        cascade([PICTURES[0], np.zeros((2, 2, 3))])  # type: ignore[list-item]
+    for image, words in (
+        (np.zeros((2, 2, 3)), r"image 2 of the list is float64 of shape \(2, 2, 3\)"),
+        (np.zeros((3, 2, 2), np.uint8), r"image 2 of the list is uint8 of shape \(3, 2, 2\)"),
+        (7, "image 2 of the list is a int"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            cascade([PICTURES[0], image])  # type: ignore[list-item]
 
 
 def test_an_error_of_a_transform_is_not_blamed_on_the_image(models) -> None:
@@ -253,8 +284,10 @@ def test_an_error_of_a_transform_is_not_blamed_on_the_image(models) -> None:
 def test_an_answer_that_is_not_a_number_names_the_picture_and_the_model(models, broken: int, place: int) -> None:
     models[broken].weight.data.fill_(math.nan)
     models[broken].__class__ = type("Broken", (Counting,), {})
-    with pytest.raises(ValueError, match=f"image {place} of the list: the answer of Broken is not a number"):
-        Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.6)(PICTURES)
+    found = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.6)(PICTURES)
+    assert list(found.errors) == ([0, 1, 2, 3] if broken == SHALLOW else [1, 3])
+    assert found.errors[place - 1].startswith(f"image {place} of the list: the answer of Broken is not a number")
+    assert [label == -1 for label in found.labels] == [index in found.errors for index in range(4)]
 
 
 class Small(Counting):
@@ -378,8 +411,18 @@ def test_each_model_sees_an_image_through_its_own_preprocessing_and_in_its_own_m
 
 
 def test_a_strip_that_would_fill_the_memory_is_refused(cascade: Cascade) -> None:
-    with pytest.raises(ValueError, match="image 1 of the list cannot be read .*too long and thin"):
-        cascade([Image.new("L", (1, 2_000_000))])
+    found = cascade([Image.new("L", (1, 2_000_000))])
+    assert "image 1 of the list cannot be read" in found.errors[0] and "too long and thin" in found.errors[0]
+
+
+def test_answers_have_the_names_that_the_first_model_gives_its_classes(cascade: Cascade, images: ImageSet) -> None:
+    found = cascade([*images.paths, "absent.png"])
+    assert found.names == [*(("ant", "bee", "cat")[label] for label in found.labels[:-1]), ""]
+
+
+def test_without_names_a_class_has_its_number(models) -> None:
+    cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), -math.inf)
+    assert cascade(PICTURES[:3]).names == ["0", "1", "2"]
 
 
 def test_models_that_number_their_classes_differently_agree_on_what_they_say(

@@ -169,7 +169,7 @@ def test_all_files_are_written_and_the_printing_ends_with_what_to_do(run, table_
     table = (folder / "results-table.md").read_text()
     assert table in printed and "| other " in table
     tail = printed[printed.index(table) + len(table) :]
-    assert "take threshold" in tail and "Verdict: use the " in tail and "oracle" in tail
+    assert "take threshold" in tail and "rule alone: use the " in tail and "oracle" in tail
     assert tail.splitlines()[-1].startswith(f"49 thresholds in {tmp_path / 'out' / 'performance-result.csv'}")
     assert (
         "GEM" in printed and f"no classes in {tmp_path / 'small.csv'}" in printed

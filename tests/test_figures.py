@@ -306,17 +306,21 @@ def test_recommendation(
     rival = two.right if goal == "flops" else two.deep_right
     ahead = 100 * (fitted - rival)
     interval = plain.bootstrap(lambda rows: ahead[rows].mean(), NUM_IMAGES)
-    verdict = line_with("Verdict", finished)
+    verdict = line_with("rule alone", finished)
     said = numbers(verdict.partition(": use the")[2])
     if goal == "flops":
         assert said[0] == pytest.approx(ahead.mean(), abs=NEARER) and plain.near(said[1:3], interval)
-        assert verdict.startswith(f"Verdict: use the {'cascade' if interval[0] > 0 else 'shallow model'}")
+        assert verdict.startswith(
+            f"By the paper's rule alone: use the {'cascade' if interval[0] > 0 else 'shallow model'}"
+        )
     else:
         *_, save, low, high, difference, low_end, high_end = said
         assert [save, difference] == pytest.approx([saved[0], ahead.mean()], abs=NEARER)
         assert plain.near([low, high], saved[1:], 0.3) and plain.near([low_end, high_end], interval)
         holds = high_end >= 0 if goal == "match" else plain.exact(fitted.sum(), NUM_IMAGES)[1] >= target
-        assert verdict.startswith(f"Verdict: use the {'cascade' if holds and low > 1 else 'deep model'}")
+        assert verdict.startswith(
+            f"By the paper's rule alone: use the {'cascade' if holds and low > 1 else 'deep model'}"
+        )
 
 
 # ---------------------------------------------------------------- training

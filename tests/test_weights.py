@@ -13,9 +13,10 @@ from clcnet import CLCNet, cli
 from clcnet.network.weights import find_fold_weights
 from clcnet.report import plots
 
-CARD = (cli.WEIGHTS_DIR / "README.md").read_text(encoding="utf-8")
+SHIPPED = cli.ROOT / "weights" / "demo"
+CARD = (SHIPPED / "README.md").read_text(encoding="utf-8")
 DEMO_LOG = (cli.ROOT / "benchmarks" / "results" / "demo.txt").read_text(encoding="utf-8")
-CUSTOM = cli.WEIGHTS_DIR / "CLCNet_custom_data.zip"
+CUSTOM = SHIPPED / "CLCNet_custom_data.zip"
 
 
 def measured(row: str) -> list[str]:
@@ -26,7 +27,7 @@ def measured(row: str) -> list[str]:
 
 @pytest.mark.parametrize("fold", [1, 2, 3, 4, 5, None])
 def test_the_weights_are_those_of_the_demo_and_have_the_figures_that_it_printed(fold: int | None) -> None:
-    path = find_fold_weights(cli.WEIGHTS_DIR)[fold - 1] if fold else CUSTOM
+    path = find_fold_weights(SHIPPED)[fold - 1] if fold else CUSTOM
     clcnet = CLCNet.load(path)
     assert clcnet.num_classes == 10 and clcnet.calibration is not None
     assert clcnet.metadata["training_arguments"]["seed"] == 42
@@ -35,11 +36,13 @@ def test_the_weights_are_those_of_the_demo_and_have_the_figures_that_it_printed(
         assert clcnet.metadata["training_folds"] == [other for other in range(1, 6) if other != fold]
     names = ("auroc", "aurc", "mse", "calibration_error")
     printed = measured(f"fold {fold}" if fold else "CLCNet")
-    assert [f"{clcnet.metadata['test'][name]:.4f}" for name in names] == printed, "copy data/demo/weights to weights"
+    assert [f"{clcnet.metadata['test'][name]:.4f}" for name in names] == printed, (
+        "copy data/demo/weights to weights/demo"
+    )
 
 
 def test_they_are_a_few_hundred_kilobytes() -> None:
-    assert sum(path.stat().st_size for path in cli.WEIGHTS_DIR.glob("*.zip")) < 500_000
+    assert sum(path.stat().st_size for path in SHIPPED.glob("*.zip")) < 500_000
 
 
 def test_steps_4_and_5_run_on_demo_images_without_training_as_the_card_says(
@@ -54,7 +57,7 @@ def test_steps_4_and_5_run_on_demo_images_without_training_as_the_card_says(
     make_small(Path("data/demo"), monkeypatch)
     outputs = [["--cache", "cache", "--performance-result", "performance.csv"], ["--result", "answers.csv"]]
     for (script, *words), own in zip(evaluations, outputs, strict=True):
-        assert not {"--weight", "--weight-save"} & set(words)
+        words = [str(cli.ROOT / word) if word.startswith("weights/demo") else word for word in words]
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # such as: trained at another number of classes
             finished = run(script.removesuffix(".py"), *words, *own, "--device", "cpu", "--workers", 0)

@@ -8,15 +8,18 @@ cascade = Cascade.from_policy("cascade.json")       # what training or the evalu
 shallow = load_classifier("tf_efficientnet_b0.aa_in1k")
 deep = load_classifier("tf_efficientnet_b4.aa_in1k")
 cascade = Cascade(shallow, deep, CLCNet.load("weights/CLCNet_custom_data.zip"), threshold=0.5)
-labels, confidences, answered_by = cascade(["cat.jpg", "dog.jpg"])  # paths or PIL images
+found = cascade(["cat.jpg", "dog.jpg"])             # paths, bytes of files, PIL images or arrays
+found.names, found.confidences, found.errors        # ["cat", ""], [0.93, nan], {1: "image dog.jpg cannot be read (..."}
 """
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,29 +27,48 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from clcnet.cascade.drift import OnDrift, Watch
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.rule import CLCNET, Network, Rule, Surest
 from clcnet.classifiers.classes import match_classes
 from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size
 from clcnet.classifiers.loading import read_image
-from clcnet.data.outputs import Outputs
+from clcnet.data.images import IMAGE_FORMATS
+from clcnet.data.outputs import UNKNOWN, Outputs
 
-Picture = Image.Image | str | os.PathLike[str]
+Picture = Image.Image | str | os.PathLike[str] | bytes | NDArray[np.uint8]
 Model = Classifier | tuple[nn.Module, Callable[[Image.Image], torch.Tensor]]
 
 
-class Predictions(NamedTuple):
-    """What a cascade says about B images.
+@dataclass(frozen=True)
+class Predictions:
+    """What a cascade says about B images; unpacks into the first three.
 
     Attributes:
-        labels: (B,) int64 class index, as the first model numbers them.
-        confidences: (B,) float32 confidence of that answer.
-        answered_by: (B,) int64 number of the model whose answer stands: 0 for the first one.
+        labels: (B,) int64 class index, as the first model numbers them; -1 for an image without an answer.
+        confidences: (B,) float32 confidence of that answer; NaN without one.
+        answered_by: (B,) int64 place of the model whose answer stands, in the cascade's order: 0 for the first one;
+            where answers are joined, the last that was asked; -1 without an answer.
+        errors: place in the list of an image without an answer -> why.
+        class_names: by class index, where the models know them.
     """
 
     labels: NDArray[np.int64]
     confidences: NDArray[np.float32]
     answered_by: NDArray[np.int64]
+    errors: dict[int, str]
+    class_names: Sequence[str] | None = None
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return iter((self.labels, self.confidences, self.answered_by))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the answered classes, their numbers where none are known; "" for images without an answer."""
+        known = self.class_names
+        return [
+            "" if label == UNKNOWN else str(label) if known is None else known[label] for label in self.labels.tolist()
+        ]
 
 
 class Cascade:
@@ -85,15 +107,31 @@ class Cascade:
 
     @classmethod
     def from_policy(
-        cls, path: Path | str, device: torch.device | str | None = None, batch_size: int | None = None
+        cls,
+        path: Path | str,
+        device: torch.device | str | None = None,
+        batch_size: int | None = None,
+        on_drift: OnDrift = "warn",
     ) -> Cascade:
         """Load what a policy names: models, rule, thresholds.
+
+        Its `watch` compares the images that come with those that the policy was measured on, and warns, or raises
+        `DriftError`; take the place of `watch` for another window or level, or set it to None.
 
         Raises:
             OSError, ValueError: see `Policy.load` and `Policy.load_classifiers`.
         """
         policy = Policy.load(path)
-        return cls.of(policy.load_classifiers(device=device), policy.rule, policy.thresholds, batch_size)
+        cascade = cls.of(policy.load_classifiers(device=device), policy.rule, policy.thresholds, batch_size)
+        cascade.policy = policy
+        cascade.watch = policy.expected.watch(on_drift) if policy.expected else None
+        return cascade
+
+    def unsure(self, predictions: Predictions) -> NDArray[np.bool_]:
+        """(B,) where the policy would rather not answer, at the risk that it promises; nowhere without a promise."""
+        if self.policy is None:
+            return np.zeros(len(predictions.labels), dtype=bool)
+        return self.policy.is_unsure(predictions.confidences)
 
     def _put_together(
         self, models: Sequence[Model], rule: Rule, thresholds: Sequence[float], batch_size: int | None
@@ -105,34 +143,41 @@ class Cascade:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; give 1 or more, or None")
         self.models = [model if isinstance(model, Classifier) else _PlainModel(*model) for model in models]
+        self.policy: Policy | None = None
+        self.watch: Watch | None = None
         self.rule, self.thresholds = rule, [float(threshold) for threshold in thresholds]
         self.batch_size = batch_size or default_batch_size(self.models[0].device)
         self._forwards = [HalvingForward(model, self.batch_size) for model in self.models]
         self._orders = match_classes(self.models)
 
     def __call__(self, images: Sequence[Picture]) -> Predictions:
-        """Classify PIL images or image files.
+        """Classify images; one that is missing, cannot be read or gets no answer is told apart and harms no other.
 
         Args:
-            images: a list of them, paths and pictures mixed as you like, of any size and mode. Orientation tags are not
-                heeded, as in timm.
+            images: a list of them, mixed as you like: paths, the bytes of files, PIL images, and uint8 arrays (H, W, 3)
+                or (H, W); of any size and mode. Orientation tags are not heeded, as in timm.
 
         Raises:
             TypeError: a single image instead of a list, or something else in the list.
-            OSError, ValueError: an image is missing, cannot be read, or gets no answer; the message names it. None of
-                the list is answered then.
             MemoryError: not even one image fits into memory.
+            DriftError: the images are no longer like the policy's, where `watch` is to stop at that.
         """
-        if isinstance(images, Image.Image | str | os.PathLike):
-            raise TypeError(f"a cascade takes a list of images; give [{images!r}]")
+        one_array = isinstance(images, np.ndarray) and images.ndim < 4
+        if one_array or isinstance(images, Image.Image | str | os.PathLike | bytes):
+            raise TypeError("a cascade takes a list of images; put the one into brackets")
         named = [(_name(image, place), image) for place, image in enumerate(images, start=1)]
-        labels, answered_by = np.zeros((2, len(named)), np.int64)
-        confidences = np.zeros(len(named), np.float32)
+        labels, answered_by = np.full((2, len(named)), UNKNOWN)
+        confidences, errors = np.full(len(named), np.nan, np.float32), dict[int, str]()
+        asked = np.full((len(named), len(self.models)), np.nan, np.float32)
         going_on, outputs = np.arange(len(named)), list[Outputs]()
         for stage, threshold in enumerate([*self.thresholds, -np.inf]):
+            probs, reasons = self._ask(stage, [named[index] for index in going_on])
+            errors |= {int(going_on[row]): reason for row, reason in reasons.items()}
+            answered = np.array([row not in reasons for row in range(len(going_on))], bool)
+            going_on, outputs = going_on[answered], [said.subset(answered) for said in outputs]
             if not len(going_on):
                 break
-            outputs.append(Outputs.from_probs(self._ask(stage, [named[index] for index in going_on])))
+            outputs.append(Outputs.from_probs(probs, list(map(str, going_on))))  # rules see that images are the same
             step = self.rule.step(outputs)
             assert step.labels is not None, "a model's own outputs know their classes"
             labels[going_on], confidences[going_on], answered_by[going_on] = (
@@ -140,24 +185,38 @@ class Cascade:
                 step.confidence,
                 step.answered_by,
             )
+            asked[going_on, stage] = step.confidence if step.own is None else step.own
             deferred = step.confidence < threshold
             going_on, outputs = going_on[deferred], [said.subset(deferred) for said in outputs]
-        return Predictions(labels, confidences, answered_by)
+        for index in errors:  # what an earlier model said of it does not stand: it was not sure
+            labels[index], confidences[index], answered_by[index] = UNKNOWN, np.nan, UNKNOWN
+        if self.watch is not None:
+            self.watch.add(np.delete(asked, list(errors), axis=0))
+        return Predictions(labels, confidences, answered_by, dict(sorted(errors.items())), self.models[0].label_names)
 
-    def _ask(self, stage: int, named: Sequence[tuple[str, Picture]]) -> NDArray[np.float32]:
-        """Probabilities (B, C) in the first model's order of classes."""
-        model, order, pieces = self.models[stage], self._orders[stage], []
+    def _ask(self, stage: int, named: Sequence[tuple[str, Picture]]) -> tuple[NDArray[np.float32], dict[int, str]]:
+        """Probabilities (B - E, C) in the first model's order of classes, and why E of the images have none, by row."""
+        model, order, pieces, reasons = self.models[stage], self._orders[stage], [], dict[int, str]()
         for start in range(0, len(named), self.batch_size):
-            batch = named[start : start + self.batch_size]
-            probs = self._forwards[stage](torch.stack([_prepare(image, name, model) for name, image in batch]))
-            broken = ~np.isfinite(probs).all(axis=1)
-            if broken.any():
-                raise ValueError(
-                    f"image {batch[broken.argmax()][0]}: the answer of {model.name} is not a number; check its "
-                    "weights, or run without mixed precision (--amp)"
+            tensors, rows = [], []
+            for row, (name, image) in enumerate(named[start : start + self.batch_size], start):
+                read = _read(image, name, model)
+                if isinstance(read, str):
+                    reasons[row] = read
+                else:
+                    tensors.append(model.transform(read))
+                    rows.append(row)
+            if not rows:
+                continue
+            probs = self._forwards[stage](torch.stack(tensors))
+            sound = np.isfinite(probs).all(axis=1)
+            for place in np.flatnonzero(~sound):
+                reasons[rows[place]] = (
+                    f"image {named[rows[place]][0]}: the answer of {model.name} is not a number; check its weights, or "
+                    "run without mixed precision (--amp)"
                 )
-            pieces.append(probs if order is None else probs[:, order])
-        return np.concatenate(pieces)
+            pieces.append(probs[sound] if order is None else probs[sound][:, order])
+        return np.concatenate(pieces) if pieces else np.empty((0, 0), np.float32), reasons
 
 
 class _PlainModel:
@@ -183,18 +242,29 @@ class _PlainModel:
 
 def _name(image: Picture, place: int) -> str:
     """What to call an image in a message: its file, or which of the list it is, counted from 1."""
-    if isinstance(image, Image.Image):
-        return f"{place} of the list"
     if isinstance(image, str | os.PathLike):
         return os.fspath(image)
-    raise TypeError(f"a cascade takes PIL images and paths; image {place} of the list is a {type(image).__name__}")
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
+            raise TypeError(
+                f"arrays are taken as uint8 of shape (H, W, 3) or (H, W); image {place} of the list is "
+                f"{image.dtype} of shape {image.shape}"
+            )
+    elif not isinstance(image, Image.Image | bytes):
+        raise TypeError(
+            f"a cascade takes paths, bytes, PIL images and arrays; image {place} of the list is a "
+            f"{type(image).__name__}"
+        )
+    return f"{place} of the list"
 
 
-def _prepare(image: Picture, name: str, model: Classifier | _PlainModel) -> torch.Tensor:
+def _read(image: Picture, name: str, model: Classifier | _PlainModel) -> Image.Image | str:
+    """The image as the model's transform takes it, or why it cannot be read."""
     try:
-        picture = read_image(image, model.image_mode, model.input_size)
+        if isinstance(image, bytes):
+            with Image.open(io.BytesIO(image), formats=[*IMAGE_FORMATS]) as opened:
+                return read_image(opened, model.image_mode, model.input_size)
+        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        return read_image(picture, model.image_mode, model.input_size)
     except Exception as error:  # PIL's decoders raise nearly everything: OSError, SyntaxError, struct.error, ...
-        if isinstance(error, OSError) and name in str(error):
-            raise
-        raise ValueError(f"image {name} cannot be read ({error})") from error
-    return model.transform(picture)
+        return f"image {name} cannot be read ({error})"

@@ -35,12 +35,14 @@ class Evaluation:
         folds: (N,) from 0, of the first model's images.
         sources: the files or models that the outputs come from, for messages.
         unreadable: index of an image -> why it was left out.
+        images: where they lie, if they are at hand.
     """
 
     outputs: list[Judged]
     folds: Ints
     sources: list[str]
     unreadable: dict[int, str] = field(default_factory=dict)
+    images: ImageSet | None = None
 
     @property
     def models(self) -> list[str]:
@@ -52,11 +54,6 @@ class Evaluation:
         """Of each model an image, where all were measured."""
         found = [each.record.milliseconds for each in self.outputs]
         return None if None in found else [float(one) for one in found if one is not None]
-
-    @property
-    def complete(self) -> list[Judged]:
-        """The outputs that are over all N images."""
-        return [each for each in self.outputs if len(each) == len(self.folds)]
 
 
 def evaluation_of_tables(

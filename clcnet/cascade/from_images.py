@@ -17,7 +17,7 @@ from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import Classifier
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
 from clcnet.classifiers.loading import sum_up_remarks
-from clcnet.classifiers.timing import milliseconds_together
+from clcnet.classifiers.timing import describe_times, milliseconds_together
 from clcnet.data.images import ImageSet
 from clcnet.network.model import CLCNet
 
@@ -82,11 +82,14 @@ def evaluation_of_images(
     if not distributed.is_main():
         return None
     if threshold is None:
+        print(f"time, in turns, reading images included: {describe_times([m.name for m in models], milliseconds)}")
         both = set(found[0].names) & set(found[-1].names)  # some may have been read by one model alone
         found = [each.subset(np.array([name in both for name in each.names])) for each in found]
         times = zip(found, np.median(milliseconds, axis=0), strict=True)
         found = [replace(each, record=replace(each.record, milliseconds=float(time))) for each, time in times]
-    return Evaluation(found, folds_by_name(found[0].names, images), [model.name for model in models], unreadable)
+    return Evaluation(
+        found, folds_by_name(found[0].names, images), [model.name for model in models], unreadable, images
+    )
 
 
 def _answers(kept: Kept, asked: Ints, flops: float | None, networks: Sequence[CLCNet]) -> Judged:

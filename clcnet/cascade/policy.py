@@ -13,6 +13,10 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from clcnet.cascade.drift import Confidences, OnDrift, Watch, find_drift
 from clcnet.cascade.rule import Rule
 from clcnet.cascade.rules import rule_from_json
 from clcnet.data.outputs import Record
@@ -42,6 +46,7 @@ class Expected:
         shares: (K,) fraction of the images that each model sees.
         flops: billions of multiply-adds an image.
         milliseconds: an image, where every model's time was measured.
+        quantiles: of how sure each step is, over the images that reach it, as of `drift.quantiles`.
     """
 
     num_images: int
@@ -50,6 +55,69 @@ class Expected:
     shares: list[float]
     flops: float
     milliseconds: float | None = None
+    quantiles: list[list[float]] | None = None
+
+    def drift(self, confidences: Confidences) -> list[str]:
+        """What differs in a run, from how sure each step was of the images that reached it; see `find_drift`."""
+        quantiles = self.quantiles or [[] for _ in self.shares]
+        return find_drift(confidences, self.shares, quantiles, self.num_images)
+
+    def watch(self, on_drift: OnDrift = "warn", **options: Any) -> Watch:
+        """A watch for a service; its options are `Watch`'s."""
+        quantiles = self.quantiles or [[] for _ in self.shares]
+        return Watch(self.shares, quantiles, self.num_images, on_drift=on_drift, **options)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is promised of a policy, all of it together with one probability, for images like those measured.
+
+    Attributes:
+        probability: that the promises hold.
+        num_images: that nothing else was fitted on.
+        against: the single model that it is held against.
+        drop: points lost against that on those images; below 0 where the cascade is the better one.
+        kept_drop: likewise, of the images that stop before the last model; None where none does.
+        most_drop: points, promised.
+        most_flops: billions of multiply-adds an image on average, promised.
+        most_risk: share of errors among the images that are answered, promised.
+        coverage, risk: share of those images that are answered, and of errors among them.
+    """
+
+    probability: float
+    num_images: int
+    against: str
+    drop: float
+    kept_drop: float | None = None
+    most_drop: float | None = None
+    most_flops: float | None = None
+    most_risk: float | None = None
+    coverage: float | None = None
+    risk: float | None = None
+
+    def describe(self) -> str:
+        """One line, for the verdict and for the end of a run."""
+        promises = []
+        if self.most_drop is not None:
+            promises.append(f"it loses at most {self.most_drop:g} points against {self.against}")
+        if self.most_flops is not None:
+            promises.append(f"it takes at most {self.most_flops:g}B FLOPs an image on average")
+        if self.most_risk is not None:
+            promises.append(f"at most {self.most_risk:.1%} of what it answers is wrong")
+        text = (
+            f"Certificate: with probability {100 * self.probability:g}%, {', and '.join(promises)}, on images like the "
+            f"{self.num_images:,} that it was certified on, and on no others. There it is {_better(self.drop)} than "
+            f"{self.against}"
+        )
+        if self.kept_drop is not None:
+            text += f", {_better(self.kept_drop)} on the images that stop before the last model"
+        if self.risk is not None:
+            text += f"; it answers {self.coverage:.1%} of them, {self.risk:.2%} wrongly, and is unsure of the others"
+        return f"{text}."
+
+
+def _better(drop: float) -> str:
+    return f"{abs(drop):.2f} points {'worse' if drop > 0 else 'better'}"
 
 
 @dataclass(frozen=True)
@@ -61,12 +129,22 @@ class Policy:
         rule: fitted.
         thresholds: K - 1; an image goes on past model k while its confidence is below threshold k.
         expected: None where nothing was measured.
+        certificate: None where nothing is promised.
+        unsure_below: a final confidence below it makes the answer "unsure"; None where it never is.
     """
 
     models: list[Record]
     rule: Rule
     thresholds: list[float]
     expected: Expected | None = field(default=None)
+    certificate: Certificate | None = None
+    unsure_below: float | None = None
+
+    def is_unsure(self, confidence: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+        """Where the final answer is "unsure": both numbers are taken in float32, as result files keep them."""
+        limit = -np.inf if self.unsure_below is None else self.unsure_below
+        unsure: NDArray[np.bool_] = ~(confidence.astype(np.float32) >= np.float32(limit))  # NaN where none answered
+        return unsure
 
     def save(self, path: Path | str, weights: Path | None = None) -> None:
         """Write it as JSON.
@@ -84,6 +162,8 @@ class Policy:
             "clcnet": weights and {"file": _relative(weights, path.parent), "digest": _digest(weights)},
             "thresholds": [_to_json(threshold) for threshold in self.thresholds],
             "expected": self.expected and dataclasses.asdict(self.expected),
+            "certificate": self.certificate and dataclasses.asdict(self.certificate),
+            "unsure_below": self.unsure_below,
         }
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
@@ -111,6 +191,8 @@ class Policy:
                 thresholds=[*map(_from_json, content["thresholds"])],
                 expected=expected
                 and Expected(**expected | {"accuracy_interval": tuple(expected["accuracy_interval"])}),
+                certificate=content.get("certificate") and Certificate(**content["certificate"]),
+                unsure_below=content.get("unsure_below"),
             )
             if len(policy.thresholds) != len(policy.models) - 1:
                 raise ValueError(f"{len(policy.models)} models and {len(policy.thresholds)} thresholds")

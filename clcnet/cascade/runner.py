@@ -60,7 +60,7 @@ class Stopwatch:
         Its first round, in which libraries set themselves up, does not count where there are two more.
         """
         rounds = self._rounds[-1][1 if len(self._rounds[-1]) > 2 else 0 :]
-        if not rounds or not self.num_images():
+        if not rounds or not self.num_images() or len(self._rounds) == 1:  # a model alone says nothing of a later one
             return math.nan
         counts, seconds = zip(*rounds, strict=True)
         return self.num_images() * sum(seconds) / sum(counts) / self.wall
@@ -113,6 +113,11 @@ class Answers:
         """(M,) whether the answer that stands is right."""
         right: NDArray[np.bool_] = self.labels == self.targets
         return right
+
+    @property
+    def confidences(self) -> list[NDArray[np.float32]]:
+        """How sure the cascade was after each model of the images that it saw."""
+        return [sure[self.last_seen >= stage] for stage, sure in enumerate(self.own_confidence)]
 
     def most_deferred(self, count: int = 5) -> list[tuple[int, int, int]]:
         """The classes with the largest share of deferred images, by the first model's answers where no class is known.
@@ -299,6 +304,7 @@ def write_result(
     answers: Answers,
     stage_names: Sequence[str],
     class_names: Sequence[str] | None,
+    unsure: NDArray[np.bool_] | None = None,
     spreadsheet_safe: bool = False,
 ) -> None:
     """Write the result file: a header, then one row an image in the order of the list.
@@ -307,12 +313,14 @@ def write_result(
         path: CSV to write; an existing one is replaced only by a finished one.
         images: the images; a row names its file by the path below their folder.
         answers: what stands.
-        stage_names: of the models, in the columns.
+        stage_names: of the models, in the columns; those of models that were not loaded leave theirs empty.
         class_names: of all classes, or None (an empty column).
+        unsure: (M,) whether an answer is not to be relied on, a column of 0 and 1; None for no such column.
         spreadsheet_safe: see to it that a spreadsheet takes no name for a formula.
     """
     cell = for_spreadsheet if spreadsheet_safe else str
     columns = ["file", "predict", "GT", "class_name", "confidence", "answered_by"]
+    columns += [] if unsure is None else ["unsure"]
     columns += [f"{name}_{what}" for name in stage_names for what in ("predict", "confidence")]
     with (
         atomic_path(path) as temporary,
@@ -322,7 +330,8 @@ def write_result(
         writer.writerow(map(cell, columns))
         for row, place in enumerate(answers.places):
             label, target = answers.labels[row], answers.targets[row]
-            own = zip(answers.own_labels[:, row], answers.own_confidence[:, row], strict=True)
+            own = [*zip(answers.own_labels[:, row], answers.own_confidence[:, row], strict=True)]
+            own += [(UNKNOWN, np.nan)] * (len(stage_names) - len(own))
             writer.writerow(
                 [
                     cell(images.files[place]),
@@ -331,6 +340,7 @@ def write_result(
                     cell(class_names[label]) if class_names else "",
                     answers.confidence[row],
                     cell(stage_names[answers.answered_by[row]]),
+                    *(() if unsure is None else [int(unsure[row])]),
                     *(cell for pair in own for cell in (pair if pair[0] != UNKNOWN else ("", ""))),
                 ]
             )

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
+from clcnet.cascade.drift import quantiles
 from clcnet.cascade.fused import PENALTIES, CrossFit, Fused, Pool, Rows, rows_of, standing
 from clcnet.cascade.selection import Goal
 from clcnet.data.outputs import UNKNOWN, Outputs
@@ -211,6 +212,18 @@ class Scored:
         return float(cost / self.costs[unit]), percentile_interval(cost / means)
 
 
+def score(choice: Choice, steps: Steps, costs: Floats) -> tuple[Scored, list[NDArray[Any]]]:
+    """A choice on images of which these are its steps, and how sure each step is of the images that reach it.
+
+    Args:
+        costs: (U, M) of all models.
+    """
+    confidence, correct = steps
+    last = choice.decide(confidence)
+    spent = np.cumsum(costs[:, choice.chain], axis=1)[:, last]
+    return Scored(correct[last, np.arange(len(last))], spent), [row[last >= k] for k, row in enumerate(confidence)]
+
+
 @dataclass(frozen=True)
 class Found:
     """The cascade for a target, fitted on all images, and what choosing like that reaches on images left out.
@@ -223,6 +236,7 @@ class Found:
         costs: (U,) in every unit, on all images.
         reached: whether the target is likely to be reached.
         cross_fitted: with all chosen and fitted on the other folds.
+        quantiles: of how sure each step is of the images that reach it, as of `drift.quantiles`.
     """
 
     target: float
@@ -232,6 +246,7 @@ class Found:
     costs: Floats
     reached: bool
     cross_fitted: Scored
+    quantiles: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -328,13 +343,9 @@ class _Engine:
             for context, images in enumerate(self.contexts)
         ]
 
-    def score(self, choice: Choice, context: int, images: Ints) -> tuple[Bools, Floats, Floats]:
-        """Right or not (N,), spent (U, N), and the share that each model sees (K,)."""
-        confidence, correct = self.prefix_steps(choice.chain, context, images)
-        last = choice.decide(confidence)
-        spent = np.cumsum(self.costs[:, choice.chain], axis=1)[:, last]
-        seen = np.array([(last >= k).mean() for k in range(len(choice.chain))])
-        return correct[last, np.arange(len(images))], spent, seen
+    def score(self, choice: Choice, context: int, images: Ints) -> tuple[Scored, list[NDArray[Any]]]:
+        """The choice on some images, and how sure each of its steps is of those that reach it."""
+        return score(choice, self.prefix_steps(choice.chain, context, images), self.costs)
 
     def find(self, target: float, by: str = "accuracy") -> Found:
         """The choice for a target on all images, and on the folds without each."""
@@ -342,13 +353,16 @@ class _Engine:
         correct, spent = np.empty(len(self.folds), dtype=bool), np.empty((len(self.costs), len(self.folds)))
         for fold, choice in enumerate(choices[:-1]):
             inside = np.flatnonzero(self.folds == fold)
-            correct[inside], spent[:, inside], _ = self.score(choice, fold, inside)
+            scored, _ = self.score(choice, fold, inside)
+            correct[inside], spent[:, inside] = scored.correct, scored.spent
         choice = choices[-1]
-        _, all_spent, shares = self.score(choice, len(self.numbers), self.contexts[-1])
+        everything, sure = self.score(choice, len(self.numbers), self.contexts[-1])
+        shares = np.array([len(each) for each in sure]) / len(self.folds)
         pools = tuple(self.pools[choice.chain[: k + 1]] for k in range(len(choice.chain)))
         reached = self.searches[-1].reaches(target) if by == "accuracy" else choice.cost <= target
         rule = Fused(self.confidence, self.offsets, pools)
-        return Found(target, choice, rule, shares, all_spent.mean(axis=1), reached, Scored(correct, spent))
+        fitted = Scored(correct, spent)
+        return Found(target, choice, rule, shares, everything.costs, reached, fitted, quantiles(sure))
 
     def front(self) -> list[Found]:
         """The choices for accuracies at even steps, as far as one is likely to reach them."""
@@ -403,7 +417,8 @@ def find_cascades(
     engine = _Engine(rows, table, folds[labelled], max_stages, confidence, offsets, progress)
     raw = [Scored(engine.raw[m], np.repeat(table[:, m : m + 1], len(labelled), axis=1)) for m in everything]
     corrected = [
-        Scored(engine.prefix_steps((m,), len(engine.numbers), engine.contexts[-1])[1], raw[m].spent) for m in everything
+        Scored(engine.prefix_steps((m,), len(engine.numbers), engine.contexts[-1])[1][0], raw[m].spent)
+        for m in everything
     ]
     best = max(each.accuracy for each in raw)
     found = [

@@ -140,6 +140,15 @@ def read(path: Path) -> dict[str, Any]:
     return {"architecture": architecture, "model_args": arguments, "pretrained_cfg": facts}
 
 
+def of_training(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What evaluation needs of the arguments of timm's train.py, which its checkpoints keep, where they make sense."""
+    names = ("model", "num_classes", "in_chans", "input_size", "img_size", "mean", "std", "interpolation", "crop_pct")
+    values = {name: arguments.get(name) for name in names}
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    checks = _FACTS | _ARGUMENTS | {"model": _PLAIN}
+    return {name: value for name, value in values.items() if value is not None and checks[name][0](value)}
+
+
 def check_loading(place: str, arguments: dict[str, Any]) -> None:
     """Refuse what are no arguments of `load_classifier`, as a policy or a table may name them.
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from clcnet.classifiers.classifier import Classifier, default_batch_size
+from clcnet.classifiers.classifier import Classifier, default_batch_size, load_classifier
 from clcnet.classifiers.schedule import cut
 from clcnet.classifiers.stream import stream
 from clcnet.data.images import ImageSet
+from clcnet.data.outputs import Record
 
 TURNS = 5
 _BATCHES = 6  # a turn of one model, of which the first, in which processes start, does not count
@@ -33,14 +35,59 @@ def milliseconds_together(
     """
     size = batch_size or default_batch_size(classifiers[0].device)
     places = np.resize(np.arange(len(images)), _BATCHES * size)
+    return _in_turns(classifiers, lambda classifier: _one_turn(classifier, images, places, size, workers))
+
+
+def milliseconds_of_records(records: Sequence[Record], device: torch.device) -> list[float]:
+    """Load models as their outputs record them and time all together, in turns, on random pixels; says so.
+
+    Raises:
+        ValueError: a model cannot be had any more.
+    """
+    models = []
+    for record in records:
+        try:
+            models.append(load_classifier(**record.loaded_from, device=device))
+            if models[-1].key != record.weights:
+                raise ValueError("another one lies there now")
+        except (TypeError, OSError, ValueError) as error:
+            raise ValueError(
+                f"{record.model} cannot be timed ({error}), so neither --cost time nor money can be told: make its "
+                "table again, or let step 4 run the models"
+            ) from error
+    found = _in_turns(models, _one_turn_of_noise)
+    print(
+        f"time, on {device}, of batches of random pixels in {TURNS} turns, without reading images: "
+        f"{describe_times([record.model for record in records], found)}"
+    )
+    return [float(time) for time in np.median(found, axis=0)]
+
+
+def describe_times(names: Sequence[str], milliseconds: NDArray[np.float64]) -> str:
+    """Medians of (TURNS, K), each with the least and the most of its turns."""
+    low, middle, high = np.quantile(milliseconds, [0, 0.5, 1], axis=0)
+    parts = zip(names, low, middle, high, strict=True)
+    return ", ".join(f"{name} {mid:.3g} ms an image ({least:.3g} to {most:.3g})" for name, least, mid, most in parts)
+
+
+def _in_turns(classifiers: Sequence[Classifier], one_turn: Callable[[Classifier], float]) -> NDArray[np.float64]:
     found = np.empty((TURNS, len(classifiers)))
     with tqdm(total=found.size, desc="timing", unit="turn", leave=False) as bar:
         for turn in range(TURNS):
             for k, classifier in enumerate(classifiers):
                 bar.set_postfix_str(Path(classifier.name).name)
-                found[turn, k] = _one_turn(classifier, images, places, size, workers)
+                found[turn, k] = one_turn(classifier)
                 bar.update()
     return found
+
+
+def _one_turn_of_noise(classifier: Classifier) -> float:
+    batch, seconds = torch.rand(default_batch_size(classifier.device), *classifier.input_size), list[float]()
+    while len(seconds) < _BATCHES and (len(seconds) < 2 or sum(seconds) < _SECONDS):
+        started = time.perf_counter()
+        classifier.probabilities(batch).cpu()  # which waits for the device
+        seconds.append(time.perf_counter() - started)
+    return float(1000 * np.mean(seconds[1:]) / len(batch))
 
 
 def _one_turn(

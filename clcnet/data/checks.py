@@ -11,6 +11,7 @@ from clcnet.confidence import SUM_TOLERANCE
 
 ROWS_A_CHUNK = 512  # bounds the memory of sorting, checking and writing, large enough to keep pyarrow busy
 UNKNOWN = -1  # the target of an image whose class is not known, and the label of an answer to it
+TOO_GOOD = 99.5  # percent, beyond which a model has probably seen the images before
 T = TypeVar("T")
 
 
@@ -21,6 +22,20 @@ def map_rows(function: Callable[[slice], T], num_rows: int) -> list[T]:
         return [function(chunk) for chunk in chunks]
     with ThreadPoolExecutor() as threads:
         return [*threads.map(function, chunks)]
+
+
+def doubts(accuracies: dict[str, float]) -> list[str]:
+    """A line for each model so accurate that it was probably trained on the very images, where it is always sure.
+
+    Args:
+        accuracies: of the models, by name, in percent.
+    """
+    return [
+        f"warning: {name} is right on {accuracy:.2f}% of these images: was it trained on them? Tables must come from "
+        "images that no model was trained on; else all confidences and savings flatter"
+        for name, accuracy in accuracies.items()
+        if accuracy >= TOO_GOOD
+    ]
 
 
 def check_sorted_probs(probs: NDArray[Any], source: str = "probs") -> None:

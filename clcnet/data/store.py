@@ -13,8 +13,9 @@ import json
 import os
 import secrets
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,7 @@ class Store:
         )
         paths = sorted(self.folder.glob(f"*{_SUFFIX}")) if self.folder.is_dir() else []
         self._segments = [self._open(path) for path in paths]
-        self._own: BinaryIO | None = None
+        self._own: FileIO | None = None
         self.about = self._read_about()
 
     def _open(self, path: Path) -> _Segment:
@@ -120,19 +121,19 @@ class Store:
         records["key"], records["status"], records["probs"] = keys, status, probs
         records["ends_batch"][-1:] = 1
         with naming_full_disks(self.folder, advice="make room and run again; what is kept there counts"):
-            own = self._own or self._begin()
-            own.write(records.tobytes())
-            own.flush()
+            own, left = self._own or self._begin(), memoryview(records.tobytes())
+            while left:
+                left = left[own.write(left) :]
         first = int(self._starts[-1])
         segment = self._segments[-1]
         segment.keys, segment.status = np.append(segment.keys, records["key"]), np.append(segment.status, status)
         return np.arange(first, first + len(records))
 
-    def _begin(self) -> BinaryIO:
+    def _begin(self) -> FileIO:
         path = self.folder / f"{secrets.token_hex(8)}{_SUFFIX}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._own = open(path, "xb")
+            self._own = open(path, "xb", buffering=0)  # on a full disk a buffer would fail again when it is closed
         except OSError as error:
             raise OSError(f"store {self.folder} cannot be written ({error.strerror}); give another --store") from error
         self._segments.append(_Segment(path, np.empty(0, f"S{KEY_BYTES}"), np.empty(0, np.uint8)))

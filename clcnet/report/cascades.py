@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -13,20 +13,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clcnet.cascade.fused import Fused
+from clcnet.cascade.drift import quantiles
+from clcnet.cascade.fused import Fused, spread_folds
 from clcnet.cascade.policy import Expected, Policy
+from clcnet.cascade.promises import Kept, alone_on, choosing_images, keep
 from clcnet.cascade.rule import Surest
 from clcnet.cascade.search import Cascades, Found, Scored, find_cascades
 from clcnet.cascade.selection import Goal
+from clcnet.data.images import ImageSet
 from clcnet.data.outputs import Outputs
 from clcnet.files import atomic_path
 from clcnet.intervals import Interval, percentile_interval, resampled_means
+from clcnet.report import plots
+from clcnet.report.page import write_page
 from clcnet.report.paper_table import distinct_names
 from clcnet.report.tables import format_flops, format_interval, markdown, write_csv
+from clcnet.report.wanted import Wanted
 
-LEAST_SAVING = 10.0  # percent; less is not worth a second model
 GIVE_UP = (0.0, 0.5, 1.0, 2.0)  # points of accuracy in the table of what they save
 _HOURS = 3600 * 1000  # milliseconds
+_NOUNS = {"FLOPs": "multiply-adds", "milliseconds": "time"}
 
 
 @dataclass(frozen=True)
@@ -48,14 +54,14 @@ class Units:
         place = self.place(name)
         return None if place is None else float(costs[place])
 
-    def format(self, cost: float) -> str:
+    def format(self, cost: float, beside: float | None = None) -> str:
         """A cost in the first unit."""
-        return format_flops(cost) if self.names[0] == "FLOPs" else f"{cost:.3g} ms"
+        return format_flops(cost, beside) if self.names[0] == "FLOPs" else f"{cost:.3g} ms"
 
     @property
     def noun(self) -> str:
         """What is saved."""
-        return "multiply-adds" if self.names[0] == "FLOPs" else "time"
+        return _NOUNS[self.names[0]]
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class Verdict:
 def singles_of(cascades: Cascades, names: Sequence[str]) -> list[Single]:
     """All models alone, as they are and corrected."""
     return [
-        Single(model, f"{names[model]}, corrected" if corrected else names[model], corrected, scored)
+        Single(model, f"{names[model]} (corrected)" if corrected else names[model], corrected, scored)
         for corrected, group in ((False, cascades.raw), (True, cascades.corrected))
         for model, scored in enumerate(group)
     ]
@@ -122,17 +128,15 @@ def judge(found: Found, goal: Goal, singles: Sequence[Single], units: Units, lea
     fitted = found.cross_fitted
     if goal.kind == "flops":
         affordable = [single for single in singles if single.cost <= goal.value * (1 + 1e-9)]
-        rival = max(affordable, key=lambda single: single.scored.accuracy) if affordable else None
-        if rival is None:
+        if not affordable:
             rival = min(singles, key=lambda single: single.cost)
+            reason = f"nothing costs as little as {units.format(goal.value)}, and this is the cheapest"
+            return Verdict(rival.name, reason, rival, *fitted.saving(rival.cost), rival)
+        rival = max(affordable, key=lambda single: single.scored.accuracy)
         saving, interval = fitted.saving(rival.cost)
-        means = resampled_means(np.stack([fitted.correct, rival.scored.correct], axis=1))
-        low, high = percentile_interval(100 * (means[:, 0] - means[:, 1]))
-        gain = fitted.accuracy - rival.scored.accuracy
-        figures = (
-            f"{gain:+.2f} points [{low:+.2f}, {high:+.2f}] against {rival.name}, within {units.format(goal.value)}"
-        )
-        if low > 0 or not affordable:
+        gain, figures = _gain(fitted, rival)
+        figures += f", within {units.format(goal.value)}"
+        if gain > 0:
             return Verdict("cascade", figures, rival, saving, interval, None)
         reason = f"it is not sure that a cascade gains anything: {figures}"
         return Verdict(rival.name, reason, rival, saving, interval, rival)
@@ -142,13 +146,11 @@ def judge(found: Found, goal: Goal, singles: Sequence[Single], units: Units, lea
         f"{saving:.2f}x less {units.noun} than {rival.name} [{interval[0]:.2f}, {interval[1]:.2f}] at "
         f"{fitted.accuracy:.2f}% where {found.target:.2f}% was asked for"
     )
-    rival_reaches = rival.scored.accuracy >= found.target - 1e-9
-    holds = fitted.accuracy_interval[1] >= found.target
-    if not rival_reaches and fitted.accuracy >= rival.scored.accuracy:
-        return Verdict(
-            "cascade", f"no single model reaches {found.target:.2f}%; {figures}", rival, saving, interval, None
-        )
-    if not holds:
+    gain, gained = _gain(fitted, rival)
+    if rival.scored.accuracy < found.target - 1e-9 and gain > 0:
+        reason = f"no single model reaches {found.target:.2f}%, and it gains {gained}; {figures}"
+        return Verdict("cascade", reason, rival, saving, interval, None)
+    if fitted.accuracy_interval[1] < found.target:
         reason = f"the cascade does not hold {found.target:.2f}%: {figures}"
     elif interval[0] <= 1:
         reason = f"it is not sure that a cascade costs less: {figures}"
@@ -157,6 +159,26 @@ def judge(found: Found, goal: Goal, singles: Sequence[Single], units: Units, lea
     else:
         return Verdict("cascade", figures, rival, saving, interval, None)
     return Verdict(rival.name, reason, rival, saving, interval, rival)
+
+
+def _gain(fitted: Scored, rival: Single) -> tuple[float, str]:
+    """Points of accuracy that a cascade gains at least, by the interval over the same images, and that in words."""
+    means = resampled_means(np.stack([fitted.correct, rival.scored.correct], axis=1))
+    low, high = percentile_interval(100 * (means[:, 0] - means[:, 1]))
+    gain = fitted.accuracy - rival.scored.accuracy
+    return low, f"{gain:+.2f} points [{low:+.2f}, {high:+.2f}] against {rival.name}"
+
+
+def judge_kept(kept: Kept, rival: Single, units: Units, least_saving: float) -> Verdict:
+    """Whether to use the cascade that keeps the promises, or the model that it is held against."""
+    if kept.found is None or kept.certificate is None:
+        return Verdict(rival.name, kept.reason, rival, 1.0, (1.0, 1.0), rival)
+    saving, interval = kept.found.cross_fitted.saving(rival.cost)
+    figures = f"{saving:.2f}x less {units.noun} than {rival.name} [{interval[0]:.2f}, {interval[1]:.2f}]"
+    if kept.certificate.most_drop is not None and saving < 1 + least_saving / 100:
+        reason = f"a cascade that keeps the promise saves less than {least_saving:g}%: {figures}"
+        return Verdict(rival.name, reason, rival, saving, interval, rival)
+    return Verdict("cascade", figures, rival, saving, interval, None)
 
 
 def cascades_frame(cascades: Cascades, names: Sequence[str], singles: Sequence[Single], units: Units) -> pd.DataFrame:
@@ -243,30 +265,41 @@ def policy_of(verdict: Verdict, found: Found, outputs: Sequence[Outputs], units:
         shares=found.shares.tolist() if single is None else [1.0],
         flops=units.of(scored.costs, "FLOPs") or math.nan,
         milliseconds=units.of(scored.costs, "milliseconds"),
+        quantiles=found.quantiles,
     )
     if single is None:
         models = [outputs[model].record for model in found.choice.chain]
         return Policy(models, found.rule, list(found.choice.thresholds), expected)
     alone = outputs[single.model]
     rule = Fused(found.rule.confidence).fit([alone]) if single.corrected else Surest("max softmax")
+    expected = dataclasses.replace(expected, quantiles=quantiles([rule.step([alone]).confidence]))
     return Policy([alone.record], rule, [], expected)
 
 
 def describe(verdict: Verdict, found: Found, names: Sequence[str], units: Units) -> str:
-    """Three sentences: what to use, how right it is, what it costs."""
+    """Three sentences for who pays the bill: what to use and how right it is, what it costs, how sure that is."""
     fitted, rival = found.cross_fitted, verdict.rival
     alone = f"{rival.name} alone is right on {rival.scored.accuracy:.2f}%"
+    sure = (
+        f"Measured on {len(fitted.correct):,} images, each judged by what was chosen and fitted without it; brackets "
+        "are 95% intervals."
+    )
     if verdict.single is not None:
         cost = units.format(rival.cost)
-        return f"Verdict: use {verdict.choice} alone: {alone}, at {cost} an image. {_sentence(verdict.reason)}"
+        return f"Verdict: use {verdict.choice} alone: {alone}, at {cost} an image. {_sentence(verdict.reason)} {sure}"
     chain = " > ".join(names[model] for model in found.choice.chain)
-    low, high = verdict.saving_interval
+    shares = [f"{_share(fitted, rival, unit)} of its {_NOUNS[name]}" for unit, name in enumerate(units.names)]
     return (
-        f"Verdict: use the cascade {chain} ({found.rule.name} answers). On images that nothing of it was chosen on it "
-        f"is right on {fitted.accuracy:.2f}%{format_interval(fitted.accuracy_interval)}; {alone}. It takes "
-        f"{100 / verdict.saving:.0f}% of the {units.noun} of {rival.name}: {units.format(float(fitted.costs[0]))} an "
-        f"image against {units.format(rival.cost)}, {verdict.saving:.2f}x less [{low:.2f}, {high:.2f}]."
+        f"Verdict: use the cascade {chain}: it is right on {fitted.accuracy:.2f}% of the images"
+        f"{format_interval(fitted.accuracy_interval)}, {alone}. It takes {' and '.join(shares)}: "
+        f"{units.format(float(fitted.costs[0]), rival.cost)} an image in place of {units.format(rival.cost)}, "
+        f"{verdict.saving:.2f} times less. {sure}"
     )
+
+
+def _share(fitted: Scored, single: Single, unit: int, digits: int = 0) -> str:
+    saving, (low, high) = fitted.saving(float(single.scored.costs[unit]), unit)
+    return f"{100 / saving:.{digits}f}% [{100 / high:.{digits}f}, {100 / low:.{digits}f}]"
 
 
 def _sentence(text: str) -> str:
@@ -279,23 +312,22 @@ def give_up_markdown(
     """What giving up 0, 0.5, 1 and 2 points of the best single model's accuracy saves, cross-fitted."""
     milliseconds = units.place("milliseconds")
     money = milliseconds is not None and price_per_hour is not None and images_per_month is not None
-    header = ["Give up", "Accuracy", "Cost", f"Of {best.name}'s"]
-    header += ["Time", "A month"] if money else []
+    header = ["Give up", "Accuracy", "Cost", *(f"Of {best.name}'s {_NOUNS[name]}" for name in units.names)]
+    header += ["Hours a month", "Money a month"] if money else []
     rows = []
     for each in found:
         fitted = each.cross_fitted
-        saving, (low, high) = fitted.saving(best.cost)
         cells = [
             f"{best.scored.accuracy - each.target:.1f} points",
             f"{fitted.accuracy:.2f}%{format_interval(fitted.accuracy_interval)}",
-            units.format(float(fitted.costs[0])),
-            f"{100 / saving:.1f}% [{100 / high:.1f}, {100 / low:.1f}]",
+            units.format(float(fitted.costs[0]), best.cost),
+            *(_share(fitted, best, unit, 1) for unit in range(len(units.names))),
         ]
         if money:
             assert milliseconds is not None and price_per_hour is not None and images_per_month is not None
             hours = [costs[milliseconds] * images_per_month / _HOURS for costs in (fitted.costs, best.scored.costs)]
             cells += [
-                f"{hours[0]:.1f} of {hours[1]:.1f} h",
+                f"{hours[0]:.1f} of {hours[1]:.1f}",
                 f"{hours[0] * price_per_hour:.2f} of {hours[1] * price_per_hour:.2f}",
             ]
         rows.append(cells)
@@ -309,55 +341,15 @@ def write(folder: Path, frame: pd.DataFrame, recommendation: dict[str, Any]) -> 
         temporary.write_text(json.dumps(recommendation, indent=1) + "\n", encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What a user asks of the search.
-
-    Attributes:
-        goal: an accuracy or a cost.
-        milliseconds: (M,) an image by each model, where they are known.
-        save_time: whether time is to be saved, not multiply-adds.
-        max_stages: models in a cascade.
-        least_saving: percent below which a cascade is not worth it.
-        confidence: of the fused answers.
-        price_per_hour, images_per_month: what turns time into money.
-    """
-
-    goal: Goal
-    milliseconds: Sequence[float] | None = None
-    save_time: bool = False
-    max_stages: int = 4
-    least_saving: float = LEAST_SAVING
-    confidence: str = "max softmax"
-    price_per_hour: float | None = None
-    images_per_month: float | None = None
-
-
-def goal_of(args: argparse.Namespace) -> Goal:
-    """What the flags of `cli.add_search_arguments` ask for; the best single model's accuracy unless told otherwise."""
-    if args.target_accuracy is not None:
-        return Goal("accuracy", args.target_accuracy)
-    return Goal("match") if args.target_FLOPs is None else Goal("flops", args.target_FLOPs)
-
-
-def wanted_of(args: argparse.Namespace, milliseconds: Sequence[float] | None) -> Wanted:
-    """All that these flags ask for."""
-    return Wanted(
-        goal_of(args),
-        milliseconds,
-        args.cost == "time",
-        args.max_stages,
-        args.least_saving,
-        args.confidence,
-        args.price_per_hour,
-        args.images_per_month,
-    )
-
-
 def search_and_report(
-    outputs: Sequence[Outputs], folds: np.ndarray, wanted: Wanted, folder: Path, policy: Path
+    outputs: Sequence[Outputs],
+    folds: np.ndarray,
+    wanted: Wanted,
+    folder: Path,
+    policy: Path,
+    images: ImageSet | None = None,
 ) -> dict[str, Any]:
-    """Search, write cascades.csv, recommendation.json and the policy, and print the verdict.
+    """Search, write cascades.csv, recommendation.json, the page and the policy, and print the verdict.
 
     Args:
         outputs: of two models or more over the same images, with classes and targets.
@@ -365,6 +357,7 @@ def search_and_report(
         wanted: what is asked for.
         folder: of the tables.
         policy: the file to write.
+        images: where the images lie, for the page; None where that is not known.
 
     Returns:
         The recommendation, the frame of the front, and the files.
@@ -380,6 +373,11 @@ def search_and_report(
     units = Units(
         ("milliseconds", *(name for name in table if name != "milliseconds")) if wanted.save_time else tuple(table)
     )
+    kept, held = None, list[Outputs]()
+    if wanted.promise:
+        chosen = choosing_images(folds)
+        outputs, held = ([out.subset(places) for out in outputs] for places in (chosen, ~chosen))
+        folds = spread_folds(np.asarray(outputs[0].targets))
     best = max(out.accuracy for out in outputs)
     goals = [wanted.goal, *(Goal("accuracy", best - points) for points in GIVE_UP)]
     costs = np.array([table[name] for name in units.names], dtype=np.float64)
@@ -388,19 +386,46 @@ def search_and_report(
     )
     names = distinct_names([out.record.model for out in outputs])
     singles = singles_of(cascades, names)
+    rival = max((single for single in singles if not single.corrected), key=lambda single: single.scored.accuracy)
     found = cascades.goals[0]
-    verdict = judge(found, wanted.goal, singles, units, wanted.least_saving)
+    if wanted.promise:
+        path = [found] if wanted.promise.any_cascade_will_do else cascades.front[::-1] or [found]
+        deep = int(np.argmax([scored.accuracy for scored in cascades.raw]))
+        kept = keep(path, outputs, held, costs, deep, wanted.promise)
+        raw, corrected = alone_on(held, outputs, costs, wanted.confidence)
+        found = kept.found or found
+        cascades = dataclasses.replace(cascades, goals=[found, *cascades.goals[1:]], raw=raw, corrected=corrected)
+        singles = singles_of(cascades, names)
+        verdict = judge_kept(kept, singles[deep], units, wanted.least_saving)
+    else:
+        verdict = judge(found, wanted.goal, singles, units, wanted.least_saving)
     frame = cascades_frame(cascades, names, singles, units)
     recommendation = recommendation_of(verdict, found, wanted.goal, names, singles, units)
+    ready = policy_of(verdict, found, outputs, units)
+    if kept and verdict.single is None:
+        ready = dataclasses.replace(ready, certificate=kept.certificate, unsure_below=kept.unsure_below)
+    if kept:
+        recommendation["certificate"] = ready.certificate and dataclasses.asdict(ready.certificate)
+        recommendation["unsure_below"] = ready.unsure_below
+        print(f"{len(folds):,} images chose and fitted, {len(held[0]):,} others certify how far that may go")
     write(folder, frame, recommendation)
-    policy_of(verdict, found, outputs, units).save(policy)
+    ready.save(policy)
+    texts = {"verdict": describe(verdict, found, names, units)}
+    money = wanted.price_per_hour, wanted.images_per_month
+    texts["give_up"] = give_up_markdown(cascades.goals[1:], rival, units, *money)
+    if ready.certificate:
+        texts["verdict"] += f"\n{ready.certificate.describe()}"
+    print(texts["verdict"])
+    print(f"\n{texts['give_up']}", flush=True)
+    page = folder / "report.html"
+    shown = held or outputs
+    everyone = folds if kept is None else np.zeros(len(shown[0]), dtype=np.int64)
+    figure = write_page(
+        page, shown, everyone, cascades, verdict, units, singles, texts, *money, images, fitted_elsewhere=bool(kept)
+    )
+    plots.save(figure, folder, "accuracy-cost")
     for reason in cascades.dropped.values():
         print(f"left out: {reason}")
-    print(describe(verdict, found, names, units))
-    rival = max((single for single in singles if not single.corrected), key=lambda single: single.scored.accuracy)
-    print()
-    print(
-        give_up_markdown(cascades.goals[1:], rival, units, wanted.price_per_hour, wanted.images_per_month), flush=True
-    )
-    print(f"\n{len(frame)} cascades in {folder / 'cascades.csv'}; the recommended one runs from {policy}")
+    print(f"\n{len(frame)} cascades in {folder / 'cascades.csv'}; what is recommended runs from {policy}")
+    print(f"all of it on one page: {page}")
     return {"recommendation": recommendation, "front": frame, "policy": policy}

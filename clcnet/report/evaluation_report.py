@@ -10,7 +10,7 @@ from clcnet.cascade.evaluation import Evaluation, with_rivals
 from clcnet.cascade.rule import TEMPERED, Judged, known
 from clcnet.cascade.selection import CASCADE, Recommendation, Reference, role
 from clcnet.report import plots, tables
-from clcnet.report.paper_table import Row, accuracy_interval, display_name, merge_rows, results_rows
+from clcnet.report.paper_table import Row, accuracy_interval, distinct_names, merge_rows, results_rows
 
 
 def write_report(
@@ -33,7 +33,7 @@ def write_report(
     """
     outputs = [with_rivals(each, evaluation.folds) for each in evaluation.outputs]
     models = evaluation.models
-    names = [display_name(model) for model in models]
+    names = distinct_names(models)
     contenders, left_out = compare(outputs, evaluation.folds)
     comparison = tables.comparison_frame(contenders, seed)
     confidences = tables.confidence_frame(names, outputs)
@@ -84,8 +84,9 @@ def _describe_left_out(labels: Sequence[str], evaluation: Evaluation) -> str:
 def describe_threshold(curve: Curve, evaluation: Evaluation) -> str:
     """What the one threshold asked for gives, beside the models whose answers on all images are known."""
     alone = ", ".join(
-        f"{display_name(each.record.model)} alone {each.accuracy:.2f}% at {tables.format_flops(each.record.flops or 0)}"
-        for each in evaluation.complete
+        f"{name} alone {each.accuracy:.2f}% at {tables.format_flops(each.record.flops or 0)}"
+        for name, each in zip(distinct_names(evaluation.models), evaluation.outputs, strict=True)
+        if len(each) == len(evaluation.folds)
     )
     interval = accuracy_interval(curve.accuracy[0], curve.num_images)
     return (
@@ -98,7 +99,7 @@ def describe_threshold(curve: Curve, evaluation: Evaluation) -> str:
 def describe_recommendation(recommendation: Recommendation, evaluation: Evaluation, steps: Steps) -> str:
     """The threshold to take, what it gives, and the verdict."""
     scored, fitted = recommendation.scored, recommendation.cross_fitted
-    models = [display_name(model) for model in evaluation.models]
+    models = distinct_names(evaluation.models)
     ceiling = sweep(oracle(steps.own, steps.flops), [0.1])  # sends on exactly the images that a later model gets right
     ceiling_interval = accuracy_interval(ceiling.accuracy[0], ceiling.num_images)
     nearest = "" if recommendation.reached else " No threshold gets there; this one comes nearest."
@@ -124,4 +125,4 @@ def describe_recommendation(recommendation: Recommendation, evaluation: Evaluati
     choice = "cascade"
     if recommendation.choice != CASCADE:
         choice = f"{role(recommendation.choice, steps)} model ({models[recommendation.choice]})"
-    return "\n".join([*lines, f"Verdict: use the {choice}: {recommendation.reason}."])
+    return "\n".join([*lines, f"By the paper's rule alone: use the {choice}: {recommendation.reason}."])

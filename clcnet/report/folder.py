@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from clcnet.cascade.runner import FolderRun
+from clcnet.cascade.policy import Policy
+from clcnet.cascade.runner import Answers, FolderRun
 from clcnet.cli import one_line
 from clcnet.data.images import errors_file
 from clcnet.report.tables import format_flops
@@ -61,6 +63,21 @@ def summarise(
     return outcome
 
 
+def print_promises(policy: Policy, outcome: dict[str, Any], answers: Answers, unsure: NDArray[np.bool_] | None) -> None:
+    """Print what the policy promises, whether the images are like those that it was measured on, and its doubts."""
+    if unsure is not None:
+        text = f"coverage {1 - unsure.mean():.1%}: unsure of {unsure.sum()} images"
+        if answers.has_labels and not unsure.all():
+            text += f", wrong on {1 - answers.correct[~unsure].mean():.2%} of the others"
+        print(text)
+    if policy.certificate:
+        print(policy.certificate.describe())
+    if outcome["drift"]:
+        print(f"Drift: these are not images like the policy's: {'; '.join(outcome['drift'])}; promises do not hold")
+    elif policy.expected and policy.expected.quantiles:
+        print("no drift: shares and confidences are like those that the policy was measured on")
+
+
 def print_summary(outcome: dict[str, Any], stage_names: Sequence[str], output: Path) -> None:
     """Print accuracy where known, deferral, cost and time against the last model's, and where the result is."""
     first, *later = (f"the {name} model" if name in ("shallow", "deep") else name for name in stage_names)
@@ -80,7 +97,9 @@ def print_summary(outcome: dict[str, Any], stage_names: Sequence[str], output: P
             for name, part, total in outcome["most_deferred"]
         )
         print(f"classes that defer most{by}: {', '.join(shares)}")
-    last = later[-1] if later else "the deep model"
+    last = (
+        later[-1] if later else "the deep model" if stage_names[0] == "shallow" else ""
+    )  # a policy may hold one alone
     print(_describe_flops(outcome, last))
     print(_describe_time(outcome, last))
     left_out = (
@@ -93,6 +112,8 @@ def print_summary(outcome: dict[str, Any], stage_names: Sequence[str], output: P
 
 def _describe_flops(outcome: dict[str, Any], last: str) -> str:
     text = f"FLOPs: {format_flops(outcome['flops'])} an image"
+    if not last:
+        return text
     if math.isnan(outcome["flops_saving"]):  # it was not loaded
         return f"{text}; those of {last} are not known"
     alone = format_flops(outcome["last_flops"])
@@ -103,6 +124,8 @@ def _describe_time(outcome: dict[str, Any], last: str) -> str:
     if outcome["num_from_store"]:
         return f"time: not compared; {outcome['num_from_store']} answers were in the store"
     text = f"time: {outcome['seconds']:.1f} s, {outcome['images_per_second']:.1f} images/s"
+    if not last:
+        return text
     if math.isnan(outcome["time_saving"]):
         return f"{text}; that of {last} is not known"
     alone = f"about {outcome['last_seconds']:.1f} s by its time on the deferred ones"

@@ -96,7 +96,7 @@ def distinct_names(models: Sequence[str]) -> list[str]:
 
 def cascade_name(models: Sequence[str]) -> str:
     """`CLCNet (S:B0+D:B4)`, as in the paper's table; `CLCNet (B0+B4+B7)` of more models."""
-    names = [display_name(name).removeprefix("EfficientNet-") for name in models]
+    names = [name.removeprefix("EfficientNet-") for name in distinct_names(models)]
     return f"CLCNet (S:{names[0]}+D:{names[1]})" if len(names) == 2 else f"CLCNet ({'+'.join(names)})"
 
 
@@ -131,8 +131,8 @@ def results_rows(
         seed: of the bootstrap.
     """
     own = [
-        Reference(display_name(name), float(steps.own_accuracy[k]), float(steps.flops[k]), k)
-        for k, name in enumerate(models)
+        Reference(name, float(steps.own_accuracy[k]), float(steps.flops[k]), k)
+        for k, name in enumerate(distinct_names(models))
     ]
     published = [reference for reference in references if reference.name not in {model.name for model in own}]
     compared = sorted([*own, *published], key=lambda reference: reference.flops)

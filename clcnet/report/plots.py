@@ -20,6 +20,12 @@ from clcnet.files import atomic_path
 from clcnet.intervals import exact_interval
 from clcnet.report.tables import format_flops
 
+# whatever the user's matplotlibrc or session says; and the same figures give the same SVG
+STYLE: dict[Any, Any] = {
+    name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")
+} | {"svg.hashsalt": "clcnet"}
+_own_style = matplotlib.rc_context(STYLE)
+
 BLACK, BLUE, ORANGE, GREEN, PINK, GREY = "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676"
 SKY = "#56B4E9"
 _STYLES = {  # name of a rule or confidence -> colour, dashes, width; those of `_FREE` go round for all others
@@ -28,6 +34,12 @@ _STYLES = {  # name of a rule or confidence -> colour, dashes, width; those of `
     "fused": (ORANGE, "-", 1.8),
     "oracle": (GREY, "-", 1.0),
 }
+_SEARCH_STYLES = {
+    "the paper's rule": (ORANGE, (0, (4, 1, 1, 1)), 1.5),
+    "max softmax": _STYLES["max softmax"],
+    "oracle": _STYLES["oracle"],
+}
+LEAST_IN_BIN = 20  # images; the share of right ones among fewer says little
 _FREE = (
     (ORANGE, (0, (1, 1)), 1.6),
     (GREEN, (0, (4, 1, 1, 1)), 1.4),
@@ -35,19 +47,19 @@ _FREE = (
     (SKY, (0, (7, 1, 1, 1)), 1.6),
 )
 _MARKERS = "os^Dv<>ph*"
-_HASH_SALT = "clcnet"  # the same figures give the same SVG
 
 
+@_own_style
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write NAME.png and NAME.svg; existing files are replaced only by finished ones."""
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    with matplotlib.rc_context({"svg.hashsalt": _HASH_SALT}):
-        for path in paths:
-            with atomic_path(path) as temporary:
-                figure.savefig(temporary, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+    for path in paths:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
     return paths
 
 
+@_own_style
 def plot_accuracy_and_cost(
     contenders: Sequence[Contender],
     models: Sequence[str],
@@ -84,6 +96,56 @@ def plot_accuracy_and_cost(
     return figure
 
 
+def plot_search(
+    front: Sequence[tuple[float, float, float, float]],
+    singles: Sequence[tuple[str, float, float]],
+    lines: Mapping[str, tuple[Floats, Floats]],
+    recommended: tuple[float, float],
+    unit: str,
+    num_images: int,
+) -> Figure:
+    """Accuracy against cost: the cheapest cascades that a search found, and what they are held against.
+
+    Args:
+        front: cost, accuracy and its interval of each cascade, by rising cost.
+        singles: name, cost and accuracy of the models alone.
+        lines: of rules, cost and accuracy at all thresholds.
+        recommended: cost and accuracy of what is.
+        unit: of the costs.
+        num_images: on which all of it was measured.
+    """
+    figure = Figure(figsize=(6, 5.2), dpi=72, layout="constrained")  # an SVG's own points, for `places_of`
+    axes = figure.subplots()
+    for name, (cost, accuracy) in lines.items():
+        colour, dashes, width = _SEARCH_STYLES[name]
+        axes.plot(cost, accuracy, color=colour, linestyle=dashes, linewidth=width, label=name)
+    if front:
+        cost, accuracy, low, high = np.array(front).T
+        axes.plot(cost, accuracy, color=BLACK, linewidth=2.2, label="cascades found")
+        axes.fill_between(cost, low, high, color=BLACK, alpha=0.12, linewidth=0, label="95% interval")
+    for marker, (name, *point) in zip(_MARKERS * len(singles), singles, strict=False):
+        axes.plot(*point, marker, color="white", markeredgecolor=BLACK, markersize=8, zorder=5, label=name)
+    axes.plot(*recommended, "*", color=ORANGE, markeredgecolor=BLACK, markersize=17, zorder=6, label="recommended")
+    axes.set(xlabel=unit, ylabel="top-1 accuracy (%)", title=f"What accuracy costs, on {num_images:,} images")
+    shown = [accuracy for _, _, accuracy in singles] + [accuracy for _, accuracy, *_ in front]
+    room = 0.12 * max(max(shown) - min(shown), 1)
+    best = max(accuracy.max() for _, accuracy in lines.values())
+    axes.set_ylim(min(shown) - room, min(max(best, max(shown)) + room, max(100.5, max(shown))))
+    _set_scale(axes, [cost for _, cost, _ in singles])
+    if unit.startswith("multiply"):
+        most = max(cost for _, cost, _ in singles)
+        axes.xaxis.set_major_formatter(lambda flops, _: format_flops(flops, most))
+    axes.grid(color="#dddddd", linewidth=0.6)
+    figure.legend(fontsize=9, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def places_of(figure: Figure, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Where points of the first axes lie in the SVG that was drawn of a figure: from its left upper corner."""
+    places = figure.axes[0].transData.transform(points)
+    return [(round(x, 2), round(figure.bbox.height - y, 2)) for x, y in places]
+
+
 def _style(name: str, others: Sequence[str]) -> tuple[str, Any, float]:
     """Colour, dashes and width of one of several lines; a name without a style of its own gets the next free one."""
     free = [other for other in others if other not in _STYLES]
@@ -105,6 +167,7 @@ def _set_scale(axes: Axes, costs: Sequence[float]) -> None:
         axes.set_xscale("log")
 
 
+@_own_style
 def plot_risk_coverage(scores: Mapping[str, Floats], correct: Bools, model: str) -> Figure:
     """Share of wrong answers against share of images answered, the surest first."""
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
@@ -121,6 +184,7 @@ def plot_risk_coverage(scores: Mapping[str, Floats], correct: Bools, model: str)
     return figure
 
 
+@_own_style
 def plot_reliability(scores: Mapping[str, Floats], correct: Bools, model: str) -> Figure:
     """Accuracy against confidence in bins of equal width; on the diagonal a confidence means what it says."""
     figure = Figure(figsize=(5.6, 5.2), layout="constrained")
@@ -130,7 +194,7 @@ def plot_reliability(scores: Mapping[str, Floats], correct: Bools, model: str) -
         if confidence.min() < 0 or confidence.max() > 1:  # a released CLCNet's score is no probability
             continue
         counts, mean_confidence, accuracy = metrics.calibration_bins(confidence, correct)
-        shown = counts > 0
+        shown = counts >= LEAST_IN_BIN
         low, high = np.full(len(counts), np.nan), np.full(len(counts), np.nan)
         for index in np.flatnonzero(shown):
             num_right = round(accuracy[index] * counts[index])
@@ -150,21 +214,24 @@ def plot_reliability(scores: Mapping[str, Floats], correct: Bools, model: str) -
             markerfacecolor=colour if colour == BLACK else "white",
             label=f"{name} (ECE {metrics.calibration_error(confidence, correct):.3f})",
         )
-    axes.set(xlabel="confidence", ylabel="share of right answers", title=model, xlim=(0, 1), ylim=(0, 1))
+    label = f"share of right answers, in bins of {LEAST_IN_BIN} images or more"
+    axes.set(xlabel="confidence", ylabel=label, title=model, xlim=(0, 1), ylim=(0, 1))
     axes.set_aspect("equal")
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.legend(fontsize=8, loc="upper left")
     return figure
 
 
+@_own_style
 def plot_histogram(confidence: Floats, name: str, correct: Bools, model: str) -> Figure:
-    """How the confidences of right and of wrong answers are spread."""
+    """How the confidences of right and of wrong answers are spread, each as shares of its own number."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    edges = np.linspace(min(confidence.min(), 0), max(confidence.max(), 1), 41).tolist()
-    for answers, shown, colour, hatch in (("right", correct, "#dddddd", None), ("wrong", ~correct, "white", "////")):
-        label = f"{answers} ({shown.sum():,})"
-        axes.hist(confidence[shown], edges, facecolor=colour, hatch=hatch, edgecolor=BLACK, linewidth=0.8, label=label)
-    axes.set(xlabel=f"confidence ({name})", ylabel="images", title=model, yscale="log")
+    edges = np.linspace(min(confidence.min(), 0), max(confidence.max(), 1), 41)
+    for answers, kind, colour, dashes in (("right", correct, BLACK, "-"), ("wrong", ~correct, ORANGE, (0, (4, 1.5)))):
+        share = 100 * np.histogram(confidence[kind], edges)[0] / max(kind.sum(), 1)
+        axes.stairs(share, edges, color=colour, linestyle=dashes, linewidth=1.6, label=f"{answers} ({kind.sum():,})")
+    axes.set(xlabel=f"confidence ({name})", ylabel="share of them (%)", title=model)
+    axes.grid(color="#dddddd", linewidth=0.6)
     figure.legend(fontsize=9, loc="outside lower center", ncols=2, frameon=False)
     return figure

@@ -1,0 +1,230 @@
+"""report.html: what the search for a cascade found, on one page that opens offline, is mailed, and needs no server."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import importlib.metadata
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from clcnet.cascade.curve import Floats, Ints, oracle, sweep
+from clcnet.cascade.rule import CLCNET, Surest, known
+from clcnet.cascade.rules import cross_fitted, steps_of
+from clcnet.cascade.search import Cascades, Found
+from clcnet.classifiers.loading import read_image
+from clcnet.data.images import ImageSet
+from clcnet.data.outputs import Outputs
+from clcnet.files import atomic_path
+from clcnet.report import plots
+
+if TYPE_CHECKING:
+    from clcnet.report.cascades import Single, Units, Verdict
+
+MOST_CASCADES = 500  # on the slider
+MOST_CLASSES = 40
+MOST_THUMBNAILS = 24  # half of them of each kind
+_SIDE = 96  # pixels of a thumbnail
+_SVG = plots.STYLE | {"svg.fonttype": "none", "font.size": 11}  # text stays text
+
+
+def write_page(
+    path: Path,
+    outputs: Sequence[Outputs],
+    folds: Ints,
+    cascades: Cascades,
+    verdict: Verdict,
+    units: Units,
+    singles: Sequence[Single],
+    texts: dict[str, str],
+    price_per_hour: float | None = None,
+    images_per_month: float | None = None,
+    images: ImageSet | None = None,
+    fitted_elsewhere: bool = False,
+) -> Figure:
+    """Write the page; returns its picture of accuracy and cost.
+
+    Args:
+        path: of the page.
+        outputs: of all models over the same N images.
+        folds: (N,).
+        cascades: what was found; the first goal's is the one that is recommended.
+        verdict: on that.
+        units: of the costs.
+        singles: the models alone.
+        texts: `verdict`, in words, and `give_up`, a Markdown table.
+        price_per_hour, images_per_month: what turns time into money.
+        images: where the images lie; without them there are no thumbnails.
+        fitted_elsewhere: whether the recommended one was fitted on other images than these.
+    """
+    found = cascades.goals[0]
+    names = [single.name for single in singles if not single.corrected]
+    shown = [*cascades.front, *([] if verdict.single and cascades.front else [found])]
+    shown = sorted(shown, key=lambda each: float(each.cross_fitted.costs[0]))[:MOST_CASCADES]
+    most = max(single.cost for single in singles)
+    rows = [_row(each, names, units, most, price_per_hour, images_per_month) for each in shown]
+    start = 0 if verdict.single else next(place for place, each in enumerate(shown) if each is found)
+    with matplotlib.rc_context(_SVG):
+        figure = plots.plot_search(
+            [_point(each) for each in shown],
+            [(single.name, single.cost, single.scored.accuracy) for single in singles if not single.corrected],
+            _lines(outputs, cascades),
+            _recommended(verdict, found),
+            ("multiply-adds" if units.names[0] == "FLOPs" else "milliseconds") + " an image",
+            len(folds),
+        )
+        curve, places = _inline(figure), plots.places_of(figure, [_point(each)[:2] for each in shown])
+        chain = [outputs[model] for model in found.choice.chain]
+        steps = steps_of(found.rule, chain) if fitted_elsewhere else cross_fitted(found.rule, chain, folds)
+        last = found.choice.decide(steps.confidence)
+        everyone = np.arange(len(folds))
+        confidence, correct = steps.confidence[last, everyone], steps.correct[last, everyone]
+        sure = plots.plot_reliability({found.rule.confidence: confidence}, correct, "the cascade's answers")
+        reliability = _inline(sure) if 0 <= confidence.min() and confidence.max() <= 1 else ""
+    first, best = known(chain[0].correct, chain[0]), verdict.rival.scored.correct
+    classes, left_out = _classes(outputs[0], last > 0, correct, best)
+    kinds = (
+        (f"Rescued: {names[found.choice.chain[0]]} is wrong, the cascade is right", ~first & correct & (last > 0)),
+        (f"Lost: {verdict.rival.name} is right, the cascade is wrong", best & ~correct),
+    )
+    page = _template().render(
+        verdict=texts["verdict"],
+        give_up=[line.strip("| ").split(" | ") for line in texts["give_up"].splitlines() if "--" not in line],
+        rows=rows,
+        start=start,
+        recommended=not verdict.single,
+        places=places,
+        curve=curve,
+        reliability=reliability,
+        classes=classes,
+        left_out=left_out,
+        rival=verdict.rival.name,
+        thumbnails=[] if images is None else [(title, _thumbnails(outputs[0], images, of)) for title, of in kinds],
+        num_images=len(folds),
+        num_folds=len(np.unique(folds)),
+        models=[(name, each.record) for name, each in zip(names, outputs, strict=True)],
+        version=_version(),
+        money=price_per_hour is not None and images_per_month is not None and "milliseconds" in units.names,
+        time="milliseconds" in units.names,
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return figure
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
+        "page.html"
+    )
+
+
+def _version() -> str:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("clcnet")
+    return "from its repository"
+
+
+def _point(found: Found) -> tuple[float, float, float, float]:
+    fitted = found.cross_fitted
+    return float(fitted.costs[0]), fitted.accuracy, *fitted.accuracy_interval
+
+
+def _row(
+    found: Found, names: Sequence[str], units: Units, most: float, price: float | None, images_per_month: float | None
+) -> dict[str, str]:
+    """What the slider shows of a cascade."""
+    fitted = found.cross_fitted
+    low, high = fitted.accuracy_interval
+    row = {
+        "models": " > ".join(names[model] for model in found.choice.chain),
+        "thresholds": " ".join(f"{threshold:.4g}" for threshold in found.choice.thresholds) or "none",
+        "accuracy": f"{fitted.accuracy:.2f}% [{low:.2f}, {high:.2f}]",
+        "cost": units.format(float(fitted.costs[0]), most),
+        "deferred": f"{100 * found.shares[1]:.1f}%" if len(found.shares) > 1 else "0%",
+    }
+    milliseconds = units.of(fitted.costs, "milliseconds")
+    if milliseconds is not None:
+        row["time"] = f"{milliseconds:.3g} ms"
+        if price is not None and images_per_month is not None:
+            row["money"] = f"{milliseconds * images_per_month / 3.6e6 * price:,.2f}"
+    return row
+
+
+def _recommended(verdict: Verdict, found: Found) -> tuple[float, float]:
+    scored = found.cross_fitted if verdict.single is None else verdict.single.scored
+    return float(scored.costs[0]), scored.accuracy
+
+
+def _lines(outputs: Sequence[Outputs], cascades: Cascades) -> dict[str, tuple[Floats, Floats]]:
+    """Cost and accuracy, at all thresholds, of the rules that the cascade is held against."""
+    costs = np.array([float(scored.costs[0]) for scored in cascades.raw])
+    order = np.argsort(costs, kind="stable")
+    chain = [outputs[model] for model in order]
+    rules = {"the paper's rule": Surest(CLCNET), "max softmax": Surest("max softmax")}
+    steps = {name: steps_of(rule, chain) for name, rule in rules.items() if rule.applies_to(chain)}
+    steps["oracle"] = oracle([known(each.correct, each) for each in chain], costs[order])
+    lines = {}
+    for name, each in steps.items():
+        curve = sweep(each)
+        kept = np.unique(np.linspace(0, len(curve) - 1, 200).astype(int))  # a page need not hold 50,000 points
+        lines[name] = (curve.cost(costs[order])[kept], curve.accuracy[kept])
+    return lines
+
+
+def _inline(figure: Figure) -> str:
+    """A figure as an SVG element, without what only a file of its own needs."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
+    tag, rest = text.split(">", 1)  # which holds its size, that the page decides on
+    return re.sub(r' (width|height)="[^"]*"', "", tag) + ">" + rest
+
+
+def _classes(
+    outputs: Outputs, deferred: NDArray[np.bool_], correct: NDArray[np.bool_], best: NDArray[np.bool_]
+) -> tuple[list[dict[str, Any]], int]:
+    """A row a class, those with most deferred images first, and how many classes are left out."""
+    assert outputs.targets is not None
+    rows: list[dict[str, Any]] = []
+    for target in np.unique(outputs.targets):
+        inside = outputs.targets == target
+        named = outputs.record.class_names
+        rows.append(
+            {
+                "name": named[target] if named else str(target),
+                "images": int(inside.sum()),
+                "deferred": 100 * float(deferred[inside].mean()),
+                "gained": int((inside & correct & ~best).sum()),
+                "lost": int((inside & ~correct & best).sum()),
+                "accuracy": 100 * float(correct[inside].mean()),
+            }
+        )
+    rows.sort(key=lambda row: (-row["deferred"], row["name"]))
+    return rows[:MOST_CLASSES], max(len(rows) - MOST_CLASSES, 0)
+
+
+def _thumbnails(outputs: Outputs, images: ImageSet, wanted: NDArray[np.bool_]) -> list[tuple[str, str]]:
+    """Name and data address of some of these images, evenly spread over the list; those that cannot be read are not."""
+    place_of = {name: place for place, name in enumerate(images.names)}
+    rows = np.flatnonzero(wanted)
+    found = []
+    for row in rows[np.unique(np.linspace(0, len(rows) - 1, MOST_THUMBNAILS // 2).astype(int))] if len(rows) else []:
+        name = outputs.names[row]
+        with contextlib.suppress(Exception):  # PIL's decoders raise nearly everything
+            picture = read_image(images.path(place_of[name]), "RGB", (3, _SIDE, _SIDE))
+            picture.thumbnail((_SIDE, _SIDE))
+            buffer = io.BytesIO()
+            picture.save(buffer, "JPEG", quality=75)
+            found.append((name, "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()))
+    return found

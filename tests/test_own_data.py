@@ -1,0 +1,240 @@
+"""From two or more models of one's own to a policy: names told apart, weights of other models refused."""
+
+import csv
+import dataclasses
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scripts
+from PIL import Image
+from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, TRAIN_CUSTOM, refusal
+
+from clcnet import CLCNet, Outputs, cli
+from clcnet.cascade.fused import Fused
+from clcnet.cascade.search import Choice, Found, Scored
+from clcnet.cascade.selection import Goal
+from clcnet.classifiers.classifier import load_classifier
+from clcnet.report.cascades import Single, Units, judge
+
+Factory = Callable[..., Path]
+pytestmark = pytest.mark.usefixtures("one_thread")
+QUICK = ("--max-epochs", 2, "--batch-size", 64, "--device", "cpu")
+
+
+def save_outputs(folder: Path, lifts: dict[str, float], num_images: int = 300, **record: object) -> list[Path]:
+    """Outputs of models over the same images of three classes: the higher its lift the more it is right, 1, 2.. B."""
+    random = np.random.default_rng(0)
+    targets = np.arange(num_images) % 3
+    noise = random.normal(size=(num_images, 3))  # models err on the same images, for the greater part
+    files = []
+    for place, (model, lift) in enumerate(lifts.items(), start=1):
+        logits = noise + 0.5 * random.normal(size=(num_images, 3)) + lift * np.eye(3)[targets]
+        names = [f"{row:04d}.png" for row in range(num_images)]
+        files.append(folder / f"model{place}.parquet")
+        outputs = Outputs.from_logits(logits, names, targets, model=model, flops=10.0 ** (place - 1), **record)
+        outputs.save(files[-1])
+    return files
+
+
+def train(folder: Path, *words: object) -> scripts.Finished:
+    return scripts.run(TRAIN_CUSTOM, *words, "--weight-save", folder, *QUICK)
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_models_in_folders_of_one_name_are_told_apart_in_every_table(tmp_path: Path) -> None:
+    files = save_outputs(tmp_path, {"local-dir:runs/a/hf": 1.0, "local-dir:runs/b/hf": 2.5})
+    finished = scripts.run(
+        EVALUATE_FOLDS,
+        *("--outputs", *files, "--threshold-searching", "--weight-save", tmp_path / "none"),
+        *("--performance-result", tmp_path / "performance.csv"),
+    )
+    assert finished.code == 0, finished.err
+    for name in ("results-table", "confidences"):
+        with open(tmp_path / "results" / f"{name}.csv", encoding="utf-8", newline="") as file:
+            assert {"a/hf", "b/hf"} <= {row["model"] for row in csv.DictReader(file)}, name
+    assert "CLCNet (S:a/hf+D:b/hf)" in finished.out
+    svg = (tmp_path / "results" / "accuracy-FLOPs.svg").read_text()
+    assert "<!-- a/hf -->" in svg and "<!-- b/hf -->" in svg
+
+
+# ---------------------------------------------------------------- whose weights
+
+
+def test_weights_of_another_number_of_classes_are_refused_unless_asked_for(
+    workshop: scripts.Workshop, tmp_path: Path
+) -> None:
+    other = tmp_path / "four.zip"
+    CLCNet(num_classes=4).save(other)
+    words = [*workshop.command(EVALUATE_CUSTOM, tmp_path), "--weight", other]
+    message = refusal(scripts.run(EVALUATE_CUSTOM, *words))
+    assert "was trained at 4 classes" in message and "has 3" in message and "--any-n" in message
+    assert not (tmp_path / "custom-data-result.csv").exists()
+    with pytest.warns(UserWarning, match="trained at n = 4"):
+        assert scripts.run(EVALUATE_CUSTOM, *words, "--any-n").code == 0
+
+
+def test_without_weights_of_ones_own_step_5_says_how_to_make_them(
+    workshop: scripts.Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import eval_custom_data
+
+    monkeypatch.setattr(eval_custom_data, "DEFAULT_WEIGHT", tmp_path / "CLCNet_custom_data.zip")
+    words = workshop.command(EVALUATE_CUSTOM, tmp_path)
+    message = refusal(scripts.run(EVALUATE_CUSTOM, *words[: words.index("--weight")]))
+    assert "train_custom_data.py --cls-output" in message and "--policy" in message
+
+
+def test_what_is_trained_into_weights_is_the_users_and_never_seen_by_git() -> None:
+    def ignored(path: str) -> bool:
+        return subprocess.run(["git", "check-ignore", "--no-index", "-q", path], cwd=cli.ROOT).returncode == 0
+
+    if subprocess.run(["git", "rev-parse"], cwd=cli.ROOT, capture_output=True).returncode:
+        pytest.skip("not in a git repository")
+    assert ignored("weights/CLCNet_custom_data.zip") and ignored("weights/cascade.json")
+    assert not ignored("weights/demo/CLCNet_custom_data.zip")
+
+
+# ---------------------------------------------------------------- a folder that grows
+
+
+def test_a_growing_inbox_asks_the_models_about_the_new_images_alone_and_keeps_their_folders(
+    workshop: scripts.Workshop, tmp_path: Path, asked: Counter[str]
+) -> None:
+    inbox, words = tmp_path / "inbox", workshop.command(EVALUATE_CUSTOM, tmp_path)
+    words[words.index("--custom-data") + 1] = inbox
+    words += ["--threshold", "inf"]
+
+    def answer() -> list[dict[str, str]]:
+        assert scripts.run(EVALUATE_CUSTOM, *words).code == 0
+        with open(tmp_path / "custom-data-result.csv", encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    for place in ("monday/x.png", "tuesday/y.png"):
+        (inbox / place).parent.mkdir(parents=True)
+        Image.effect_noise((32, 32), 80).convert("RGB").save(inbox / place)
+    before = answer()
+    assert [row["file"] for row in before] == ["monday/x.png", "tuesday/y.png"]
+    asked.clear()
+    Image.effect_noise((32, 32), 60).convert("RGB").save(inbox / "monday" / "new.png")
+    after = answer()
+    assert [row["file"] for row in after] == ["monday/new.png", "monday/x.png", "tuesday/y.png"]
+    assert after[1:] == before and set(asked.values()) == {1}
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def found(correct: np.ndarray, spent: np.ndarray, target: float) -> Found:
+    choice = Choice((0, 1), (0.5,), 100 * correct.mean(), spent.mean())
+    scored = Scored(correct, spent[None])
+    return Found(target, choice, Fused(), np.array([1, 0.5]), spent.mean(keepdims=True), True, scored)
+
+
+def single(name: str, correct: np.ndarray, cost: float) -> Single:
+    return Single(0, name, False, Scored(correct, np.full((1, len(correct)), cost)))
+
+
+RIGHT = np.arange(1000) < 900  # 90%
+UNITS = Units(("FLOPs",))
+
+
+@pytest.mark.parametrize(
+    ("share_on", "choice", "reason"),
+    [
+        (0.80, "cascade", "1.11x less"),  # 1 + 0.8 * 10 = 9 of 10
+        (0.85, "deep", "a cascade saves less than 10%"),  # 10 / 9.5 = 1.05
+        (0.90, "deep", "not sure that a cascade costs less"),  # as much as the deep model alone
+        (1.00, "deep", "not sure that a cascade costs less"),  # one more
+    ],
+)
+def test_a_cascade_is_recommended_from_a_saving_of_ten_percent_on(share_on: float, choice: str, reason: str) -> None:
+    spent = 1 + 10.0 * (np.arange(1000) % 100 < 100 * share_on)
+    verdict = judge(found(RIGHT, spent, 90), Goal("match"), [single("deep", RIGHT, 10)], UNITS, 10)
+    assert (verdict.choice, reason in verdict.reason) == (choice, True), verdict.reason
+
+
+def test_no_saving_is_recommended_whose_interval_includes_none() -> None:
+    """Ten images: the mean is 20% cheaper, and that may be chance."""
+    spent = np.array([1.0] * 4 + [12.0] * 6)
+    verdict = judge(found(RIGHT[:10], spent, 100), Goal("match"), [single("deep", RIGHT[:10], 9.5)], UNITS, 10)
+    assert verdict.saving > 1.1 and verdict.saving_interval[0] < 1
+    assert verdict.choice == "deep" and "not sure" in verdict.reason
+
+
+def test_where_no_model_reaches_the_target_a_cascade_that_costs_more_must_be_surely_better() -> None:
+    dear, better = np.full(1000, 11.0), np.arange(1000) < 930
+    alone = [single("deep", RIGHT, 10)]
+    assert judge(found(better, dear, 99), Goal("accuracy", 99), alone, UNITS, 10).choice == "cascade"
+    barely = np.roll(RIGHT, 50)  # as many others
+    barely[:2] = True
+    verdict = judge(found(barely, dear, 99), Goal("accuracy", 99), alone, UNITS, 10)
+    assert verdict.choice == "deep" and "does not hold 99.00%" in verdict.reason
+
+
+def test_a_budget_below_every_model_gives_the_cheapest_one_and_says_so() -> None:
+    models = [single("small", RIGHT, 2), single("large", RIGHT, 10)]
+    verdict = judge(found(RIGHT, np.full(1000, 2.0), 1), Goal("flops", 1), models, UNITS, 10)
+    assert verdict.choice == "small" and "nothing costs as little as 1B" in verdict.reason
+
+
+def test_training_says_first_what_to_use_then_what_giving_up_saves_then_details(tmp_path: Path) -> None:
+    files = save_outputs(tmp_path, {"small": 2.0, "big": 4.0}, num_images=1500)
+    finished = train(tmp_path / "weights", "--cls-output", *files)
+    assert finished.code == 0, finished.err
+    verdict, table, details = (finished.out.index(words) for words in ("Verdict: use ", "| Give up", "CLCNet   "))
+    assert verdict < table < details
+    (line,) = (line for line in finished.out.splitlines() if line.startswith("Verdict"))
+    assert line.count(". ") == 2 and "1,500 images" in line and "of its multiply-adds" in line
+    assert "of its time" not in line  # nobody measured any
+    table_file = pd.read_csv(tmp_path / "weights" / "results" / "cascades.csv")
+    assert "milliseconds" not in table_file or table_file["milliseconds"].isna().all()
+
+
+def test_time_and_money_come_from_one_measurement_of_all_models_in_turns(
+    tmp_path: Path, classifier_dir: Factory
+) -> None:
+    names = [f"local-dir:{classifier_dir(seed=seed)}" for seed in (1, 2)]
+    models = [load_classifier(name, device="cpu") for name in names]
+    files = save_outputs(tmp_path, dict(zip(names, (2.0, 4.0), strict=True)), num_images=1500)
+    for file, model in zip(files, models, strict=True):
+        outputs = Outputs.load(file)  # as step 3 writes it; a time of another day must not count
+        record = dataclasses.replace(outputs.record, weights=model.key, loaded_from=model.loaded_from, milliseconds=1e6)
+        dataclasses.replace(outputs, record=record).save(file)
+    money = ("--cost", "time", "--price-per-hour", 3600, "--images-per-month", 1e6)
+    finished = train(tmp_path / "weights", "--cls-output", *files, *money)
+    assert finished.code == 0, finished.err
+    assert "batches of random pixels in 5 turns, without reading images" in finished.out
+    assert "Hours a month" in finished.out and "Money a month" in finished.out
+    recommended = json.loads((tmp_path / "weights" / "results" / "recommendation.json").read_text())
+    assert all(0 < rival["milliseconds"] < 1000 for rival in recommended["rivals"])
+
+
+def test_models_that_cannot_be_had_any_more_are_not_timed_from_memory(tmp_path: Path) -> None:
+    files = save_outputs(tmp_path, {"small": 2.0, "big": 4.0}, milliseconds=3.0)
+    message = refusal(train(tmp_path / "weights", "--cls-output", *files, "--cost", "time"))
+    assert "small cannot be timed" in message
+
+
+# ---------------------------------------------------------------- images that a model was trained on
+
+
+def test_a_model_that_is_nearly_always_right_is_doubted_and_an_able_one_is_not(tmp_path: Path) -> None:
+    files = save_outputs(tmp_path, {"able": 2.0, "knows them by heart": 12.0})
+    finished = train(tmp_path / "weights", "--cls-output", *files)
+    doubted = [line for line in finished.out.splitlines() if line.startswith("warning")]
+    assert len(doubted) == 1 and "model2.parquet is right on 100.00%" in doubted[0]
+    assert "no model was trained on" in doubted[0]
+
+
+def test_help_of_step_3_says_which_images_a_table_must_come_from() -> None:
+    import generate_data_for_CLCNet
+
+    assert "not trained on" in " ".join(generate_data_for_CLCNet.get_args_parser().format_help().split())

@@ -1,0 +1,89 @@
+"""What `pip install .` puts into a service's environment, and what it leaves behind."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from scripts import SCRIPTS
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel's content, made from a copy of the repository in which nothing has been built."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source, site = folder / "source", folder / "site"
+    shutil.copytree(ROOT / "clcnet", source / "clcnet", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", *(f"{script}.py" for script in SCRIPTS)):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    made = subprocess.run([*pip, "--wheel-dir", folder, source], capture_output=True, text=True)
+    if made.returncode and "setuptools" in made.stderr:
+        pytest.skip("needs a setuptools that pyproject.toml accepts")
+    assert made.returncode == 0, made.stderr
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(site)
+    return site
+
+
+def python(site: Path, folder: Path, program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a program far from the repository, with what the wheel holds."""
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    command: Sequence[str] = [sys.executable, "-c", program, *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_the_wheel_holds_every_module_the_scripts_and_the_page(installed: Path) -> None:
+    kept = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()}
+    files = [path for path in (ROOT / "clcnet").rglob("*") if path.suffix in (".py", ".html")]
+    assert {path.relative_to(ROOT).as_posix() for path in files} | {f"{name}.py" for name in SCRIPTS} <= kept
+    assert not [name for name in kept if name.startswith(("tests/", "benchmarks/", "examples/"))]
+
+
+def test_outside_of_the_repository_the_package_is_imported_and_writes_to_the_current_folder(
+    installed: Path, tmp_path: Path
+) -> None:
+    program = "import clcnet; from clcnet import cli; clcnet.Cascade; print(clcnet.__file__, cli.ROOT, sep='\\n')"
+    done = python(installed, tmp_path, program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(installed / "clcnet" / "__init__.py"), str(tmp_path.resolve())]
+
+
+@pytest.mark.parametrize("command", sorted(PROJECT["scripts"]))
+def test_each_command_is_one_of_the_scripts(installed: Path, tmp_path: Path, command: str) -> None:
+    module, _, function = PROJECT["scripts"][command].partition(":")
+    program = f"import sys; sys.argv[0] = '{command}'; from {module} import {function}; {function}()"
+    done = python(installed, tmp_path, program, "--help")
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: {command}"), done.stderr
+    assert len(PROJECT["scripts"]) == len(SCRIPTS)
+
+
+def test_a_library_of_an_extra_that_is_missing_is_named_in_one_line(installed: Path, tmp_path: Path) -> None:
+    program = "import sys; sys.modules['matplotlib'] = None; from clcnet.commands import eval_imagenet as f; f()"
+    done = python(installed, tmp_path, program, "--help")
+    assert done.stderr == "error: matplotlib is not installed; pip install 'clcnet[plots]' brings it\n"
+
+
+def test_every_pin_lies_in_its_range_and_every_range_has_a_pin() -> None:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    extras = [text for group in PROJECT["optional-dependencies"].values() for text in group]
+    for requirement in map(Requirement, [*PROJECT["dependencies"], *extras]):
+        assert requirement.specifier.contains(pins[requirement.name]), requirement
+        assert not str(requirement.specifier).startswith("=="), requirement
+
+
+def test_what_building_leaves_is_not_seen_by_git() -> None:
+    if subprocess.run(["git", "rev-parse"], cwd=ROOT, capture_output=True).returncode:
+        pytest.skip("not in a git repository")
+    for path in ("build/lib/x.py", "clcnet.egg-info/PKG-INFO"):
+        assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 0, path
