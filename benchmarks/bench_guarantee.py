@@ -129,7 +129,7 @@ def text(results: dict[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            "# Promises",
+            "## Promises",
             "",
             f"Made by `python -m benchmarks.bench_guarantee`: {NUM_RUNS:,} samples each, a loss of at most "
             f"{100 * EPS:g} points promised",

@@ -14,9 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from clcnet.confidence import SIMPLE_CONFIDENCES
+from clcnet.strangers import ShownStream, shown
 
 _HOUSE = Path(__file__).resolve().parent.parent
 # where this is installed as a package there is no repository to write to
@@ -277,8 +278,8 @@ def classifier_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def one_line(message: object) -> str:
-    """The message on one line, whatever line breaks it held."""
-    return " ".join(str(message).split())
+    """The message on one line, whatever line breaks it held, and without effect on a screen."""
+    return shown(" ".join(str(message).split()))
 
 
 def _describe(error: BaseException) -> str:
@@ -364,9 +365,11 @@ def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) 
     returned `num_unreadable` above 0), 130 interrupted by Ctrl-C or SIGTERM. Under torchrun a run that is done ends
     with 0 in any case: torchrun takes every other code for a crash, stops or restarts all processes and returns 1.
     """
+    streams = sys.stdout, sys.stderr
     try:
         code = _run(main, parser)
     finally:
+        sys.stdout, sys.stderr = streams
         while _found:  # a session may go on, such as IPython's
             signal.signal(*_found.popitem())
         # else Python unloads torch for a second, in which its own handlers are gone already
@@ -375,16 +378,18 @@ def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) 
 
 
 def _run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) -> int:
+    codecs.register_error("as bytes or escaped", _as_bytes_or_escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="as bytes or escaped")  # a file name may hold what the terminal cannot show
+    # names of files, classes and models may hold commands to a terminal; a progress bar goes back to its line's start
+    sys.stdout, sys.stderr = cast(TextIO, ShownStream(sys.stdout)), cast(TextIO, ShownStream(sys.stderr, keep="\r"))
     args = parser.parse_args()
     if getattr(args, "max_image_pixels", None):
         from PIL import Image
 
         Image.MAX_IMAGE_PIXELS = args.max_image_pixels / 2  # PIL refuses more than twice as much
     _on_interrupt(_interrupt)
-    codecs.register_error("as bytes or escaped", _as_bytes_or_escaped)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="as bytes or escaped")  # a file name may hold what the terminal cannot show
     try:
         outcome = main(args)
         sys.stdout.flush()

@@ -16,6 +16,7 @@ from torch import nn
 
 from clcnet import Cascade, CLCNet
 from clcnet.cascade.cascade import Picture, Predictions
+from clcnet.cascade.fused import Fused, Pool
 from clcnet.cascade.rule import Surest
 from clcnet.cascade.rules import Average
 from clcnet.classifiers.classifier import Classifier, load_classifier
@@ -116,6 +117,15 @@ def test_a_rule_that_joins_answers_is_told_all_of_them(models) -> None:
     assert labels.tolist() == joined.argmax(axis=1).tolist()
     assert answered_by.tolist() == [0, 1, 0, 1]
     np.testing.assert_allclose(confidences, np.where(alone, probs[0].max(axis=1), probs.max(axis=2).mean(axis=0)))
+
+
+def test_fused_answers_of_a_list_of_which_a_part_goes_on_are_those_of_its_images_one_by_one(models) -> None:
+    rule = Fused(pools=(Pool(np.array([1.0])), Pool(np.array([0.5, 0.2]))))
+    cascade = Cascade.of([(model, colour) for model in models], rule, [0.6])
+    together, alone = cascade(PICTURES), [cascade([image]) for image in PICTURES]
+    assert together.answered_by.tolist() == [0, 1, 0, 1]
+    for column, *single in zip(together, *alone, strict=True):
+        np.testing.assert_allclose(column, np.concatenate(single), rtol=1e-6)
 
 
 def test_the_deep_model_sees_the_deferred_images_and_no_other(models) -> None:

@@ -190,9 +190,8 @@ class Cascade:
             going_on, outputs = going_on[deferred], [said.subset(deferred) for said in outputs]
         for index in errors:  # what an earlier model said of it does not stand: it was not sure
             labels[index], confidences[index], answered_by[index] = UNKNOWN, np.nan, UNKNOWN
-            asked[index] = np.nan
         if self.watch is not None:
-            self.watch.add(asked)
+            self.watch.add(np.delete(asked, list(errors), axis=0))
         return Predictions(labels, confidences, answered_by, dict(sorted(errors.items())), self.models[0].label_names)
 
     def _ask(self, stage: int, named: Sequence[tuple[str, Picture]]) -> tuple[NDArray[np.float32], dict[int, str]]:

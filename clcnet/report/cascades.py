@@ -386,15 +386,17 @@ def search_and_report(
     )
     names = distinct_names([out.record.model for out in outputs])
     singles = singles_of(cascades, names)
+    rival = max((single for single in singles if not single.corrected), key=lambda single: single.scored.accuracy)
     found = cascades.goals[0]
     if wanted.promise:
-        path = [found] if wanted.promise.any_cascade_will_do else cascades.front[::-1]
+        path = [found] if wanted.promise.any_cascade_will_do else cascades.front[::-1] or [found]
         deep = int(np.argmax([scored.accuracy for scored in cascades.raw]))
         kept = keep(path, outputs, held, costs, deep, wanted.promise)
         raw, corrected = alone_on(held, outputs, costs, wanted.confidence)
-        singles = singles_of(dataclasses.replace(cascades, raw=raw, corrected=corrected), names)
-        verdict = judge_kept(kept, singles[deep], units, wanted.least_saving)
         found = kept.found or found
+        cascades = dataclasses.replace(cascades, goals=[found, *cascades.goals[1:]], raw=raw, corrected=corrected)
+        singles = singles_of(cascades, names)
+        verdict = judge_kept(kept, singles[deep], units, wanted.least_saving)
     else:
         verdict = judge(found, wanted.goal, singles, units, wanted.least_saving)
     frame = cascades_frame(cascades, names, singles, units)
@@ -405,19 +407,22 @@ def search_and_report(
     if kept:
         recommendation["certificate"] = ready.certificate and dataclasses.asdict(ready.certificate)
         recommendation["unsure_below"] = ready.unsure_below
-        print(f"{len(folds):,} images chose, {len(held[0]):,} others certify")
+        print(f"{len(folds):,} images chose and fitted, {len(held[0]):,} others certify how far that may go")
     write(folder, frame, recommendation)
     ready.save(policy)
     texts = {"verdict": describe(verdict, found, names, units)}
-    rival = max((single for single in singles if not single.corrected), key=lambda single: single.scored.accuracy)
     money = wanted.price_per_hour, wanted.images_per_month
     texts["give_up"] = give_up_markdown(cascades.goals[1:], rival, units, *money)
-    print(texts["verdict"])
     if ready.certificate:
-        print(ready.certificate.describe())
+        texts["verdict"] += f"\n{ready.certificate.describe()}"
+    print(texts["verdict"])
     print(f"\n{texts['give_up']}", flush=True)
     page = folder / "report.html"
-    figure = write_page(page, outputs, folds, cascades, verdict, units, singles, texts, *money, images)
+    shown = held or outputs
+    everyone = folds if kept is None else np.zeros(len(shown[0]), dtype=np.int64)
+    figure = write_page(
+        page, shown, everyone, cascades, verdict, units, singles, texts, *money, images, fitted_elsewhere=bool(kept)
+    )
     plots.save(figure, folder, "accuracy-cost")
     for reason in cascades.dropped.values():
         print(f"left out: {reason}")

@@ -49,6 +49,7 @@ def write_page(
     price_per_hour: float | None = None,
     images_per_month: float | None = None,
     images: ImageSet | None = None,
+    fitted_elsewhere: bool = False,
 ) -> Figure:
     """Write the page; returns its picture of accuracy and cost.
 
@@ -63,6 +64,7 @@ def write_page(
         texts: `verdict`, in words, and `give_up`, a Markdown table.
         price_per_hour, images_per_month: what turns time into money.
         images: where the images lie; without them there are no thumbnails.
+        fitted_elsewhere: whether the recommended one was fitted on other images than these.
     """
     found = cascades.goals[0]
     names = [single.name for single in singles if not single.corrected]
@@ -82,7 +84,7 @@ def write_page(
         )
         curve, places = _inline(figure), plots.places_of(figure, [_point(each)[:2] for each in shown])
         chain = [outputs[model] for model in found.choice.chain]
-        steps = cross_fitted(found.rule, chain, folds)
+        steps = steps_of(found.rule, chain) if fitted_elsewhere else cross_fitted(found.rule, chain, folds)
         last = found.choice.decide(steps.confidence)
         everyone = np.arange(len(folds))
         confidence, correct = steps.confidence[last, everyone], steps.correct[last, everyone]
