@@ -39,7 +39,7 @@ def check_output(path: Path | str, inputs: Iterable[Path | str | None] = ()) -> 
         )
     path = _target(path)
     if any(os.path.realpath(path) == os.path.realpath(source) for source in inputs if source is not None):
-        raise ValueError(f"output {path} is also an input; choose another output")
+        raise ValueError(f"output {given} is also an input; choose another output")
     if path.is_dir():
         raise IsADirectoryError(f"output {path} is a folder; name a file in it")
     if (path.exists() and not path.is_file()) or os.path.abspath(given).startswith(_OPEN_FILES):
