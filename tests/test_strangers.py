@@ -421,7 +421,8 @@ def test_nothing_that_is_printed_commands_the_screen(capsys: pytest.CaptureFixtu
 
 
 def test_an_unknown_flag_commands_nothing_either() -> None:
-    program = f"from clcnet import cli; import sys; sys.argv[1:] = ['--{EVIL}']; cli.run(dict, cli.ArgumentParser())"
+    words = [f"--{EVIL}"]
+    program = f"from clcnet import cli; import sys; sys.argv[1:] = {words!r}; cli.run(dict, cli.ArgumentParser())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 2 and is_harmless(done.stderr) and "unknown flag" in done.stderr
 
