@@ -104,14 +104,14 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             print(classifier.describe(), flush=True)
             print(f"{len(images)} images of {len(images.class_names)} classes in {args.data_path}", flush=True)
             for note in images.notes:
-                print(note, flush=True)
+                print(cli.one_line(note), flush=True)
         with kept_answers(args.store, classifier, images) as kept:
             num_before = kept.num_before if kept else 0
             seconds = classify_missing(kept, classifier, images, None, args.batch_size, args.workers)
             if kept is None:
                 return {}
             for note in filter(None, (kept.settle(readings), sum_up_remarks(kept.remarks.values()))):
-                print(note, flush=True)
+                print(cli.one_line(note), flush=True)
             num_rows, num_right = write_table(kept, output)
         num_unreadable, top1 = len(images) - num_rows, 100 * num_right / num_rows
         summary = f"{classifier.name}: top-1 {top1:.2f}% of {num_rows} images"

@@ -103,7 +103,7 @@ def soak(num_requests: int, seed: int = 0) -> dict[str, float]:
             found = cascade([*kinds[kind], bad])
             if list(found.errors) != [len(kinds[kind])] or bad.name not in found.errors[len(kinds[kind])]:
                 return "not named"
-            rest = Predictions(*(column[:-1] for column in found))
+            rest = Predictions(*(column[:-1] for column in found), errors={})
             return "told apart" if same(rest, expected[kind]) else "different"
 
         outcomes = list[str]()

@@ -124,8 +124,8 @@ def test_fused_answers_of_a_list_of_which_a_part_goes_on_are_those_of_its_images
     cascade = Cascade.of([(model, colour) for model in models], rule, [0.6])
     together, alone = cascade(PICTURES), [cascade([image]) for image in PICTURES]
     assert together.answered_by.tolist() == [0, 1, 0, 1]
-    for field in range(3):
-        np.testing.assert_allclose(together[field], np.concatenate([one[field] for one in alone]), rtol=1e-6)
+    for column, *single in zip(together, *alone, strict=True):
+        np.testing.assert_allclose(column, np.concatenate(single), rtol=1e-6)
 
 
 def test_the_deep_model_sees_the_deferred_images_and_no_other(models) -> None:

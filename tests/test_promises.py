@@ -35,8 +35,8 @@ def models() -> list[Outputs]:
     return [replace(out, record=replace(out.record, flops=cost)) for out, cost in zip(outputs, (1, 3, 10), strict=True)]
 
 
-def ask(models: list[Outputs], folder: Path, **promises: float) -> tuple[Policy, dict]:
-    wanted = Wanted(Goal("match"), promise=Promise(**promises))
+def ask(models: list[Outputs], folder: Path, stages: int = 2, **promises: float) -> tuple[Policy, dict]:
+    wanted = Wanted(Goal("match"), max_stages=stages, promise=Promise(**promises))
     found = search_and_report(models, FOLDS, wanted, folder, folder / "cascade.json")
     assert json.loads((folder / "recommendation.json").read_text()) == json.loads(json.dumps(found["recommendation"]))
     return Policy.load(folder / "cascade.json"), found["recommendation"]
@@ -57,7 +57,7 @@ def by_hand(policy: Policy, models: list[Outputs]) -> list[tuple[bool, int, floa
 
 def test_a_certificate_is_that_of_the_policy_image_by_image(models: list[Outputs], tmp_path: Path) -> None:
     promises = {"most_drop": 1.0, "most_flops": 9.0, "most_risk": 0.05}
-    policy, recommendation = ask(models, tmp_path, probability=0.9, **promises)
+    policy, recommendation = ask(models, tmp_path, stages=3, probability=0.9, **promises)
     certificate, expected = policy.certificate, policy.expected
     assert certificate is not None and expected is not None and policy.unsure_below is not None
     assert {name: getattr(certificate, name) for name in promises} == promises

@@ -395,7 +395,8 @@ class Fused(Rule):
         sizes = {pool.offsets.shape for pool in self.pools if pool.offsets is not None}
         weights = [pool.weights.shape for pool in self.pools]
         fitted = weights == [(count,) for count in range(1, num_models + 1)]
-        return judges and fitted and len(sizes) < 2 and all(len(size) == 1 for size in sizes)
+        finite = all(np.isfinite(pool.weights).all() for pool in self.pools)
+        return judges and fitted and finite and len(sizes) < 2 and all(len(size) == 1 for size in sizes)
 
     def step(self, outputs: Sequence[Outputs]) -> Step:
         """What stands once these models, the first ones of the chain, have spoken."""

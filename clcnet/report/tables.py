@@ -129,7 +129,8 @@ def read_results(path: Path) -> list[Row]:
 
 def _row_of(record: dict[Hashable, Any]) -> Row:
     for name, value in record.items():
-        good = is_line(value) if name in ("model", "reference", "same") else is_number(value, -math.inf, math.inf)
+        largest = math.inf if name == "threshold" else 1e15
+        good = is_line(value) if name in ("model", "reference", "same") else is_number(value, -largest, largest)
         if not good and not (value is None and name not in ("model", "accuracy", "FLOPs")):
             raise ValueError(f"{name} is {short(value)}")
 
