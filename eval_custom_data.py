@@ -25,6 +25,7 @@ from clcnet import cli
 from clcnet.memory import keep_freed_memory
 
 if __name__ == "__main__":
+    cli.take_names_as_utf8()
     cli.expect_interrupts()  # before the imports that take seconds
     cli.leave_cores_to_decoders()
     keep_freed_memory()
@@ -111,6 +112,7 @@ def get_args_parser() -> cli.ArgumentParser:
     group = parser.add_argument_group("output")
     add = group.add_argument
     add("--result", type=Path, default=cli.ROOT / "custom-data-result.csv", metavar="FILE", help="CSV to write")
+    add("--spreadsheet-safe", action="store_true", help="put a ' before names that a spreadsheet takes for formulas")
     cli.add_store_arguments(group)
     cli.add_preprocessing_arguments(parser)
     cli.add_device_arguments(parser)
@@ -157,16 +159,15 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         models, policy, flops = load_cascade(args, device)
         known = models[0].label_names or ()
         images = list_images(args.custom_data, args.class_map, args.labels, any_folder=True, model_classes=known)
-        names = (
-            STAGES[: len(models)] if len(models) <= len(STAGES) else distinct_names([model.name for model in models])
-        )
+        own_names = args.policy and len(models) != len(STAGES)
+        names = distinct_names([model.name for model in models]) if own_names else STAGES[: len(models)]
         readings, note = possible_readings(images, models[0])
         if distributed.is_main():
             for name, model in zip(names, models, strict=True):
                 print(f"{name} model: {model.describe()}" if name in STAGES else model.describe(), flush=True)
             print(f"{len(images)} images in {args.custom_data}", flush=True)
             for line in filter(None, (*images.notes, note)):
-                print(line, flush=True)
+                print(cli.one_line(line), flush=True)
         with output_lock(output) if distributed.is_main() else contextlib.nullcontext():
             found = run_folder(
                 models, policy.rule, policy.thresholds, images, readings, args.store, args.batch_size, args.workers
@@ -180,10 +181,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             # without a deep model its columns are there all the same, empty
             columns = STAGES if len(models) < len(STAGES) and not args.policy else names
             unsure = None if policy.unsure_below is None else policy.is_unsure(found.answers.confidence)
-            write_result(output, images, found.answers, columns, class_names, unsure)
-            write_errors(errors_file(output), images, found.unreadable)
+            write_result(output, images, found.answers, columns, class_names, unsure, args.spreadsheet_safe)
+            write_errors(errors_file(output), images, found.unreadable, args.spreadsheet_safe)
         for line in found.notes:
-            print(line)
+            print(cli.one_line(line))
         outcome = summarise(found, flops, names, class_names)
         outcome |= {"drift": drift, "num_unsure": 0 if unsure is None else int(unsure.sum())}
         print_promises(policy, outcome, found.answers, unsure)

@@ -23,6 +23,7 @@ from clcnet import cli
 from clcnet.memory import keep_freed_memory
 
 if __name__ == "__main__":
+    cli.take_names_as_utf8()
     cli.expect_interrupts()  # before the imports that take seconds
     keep_freed_memory()
 

@@ -25,6 +25,7 @@ from clcnet import cli
 from clcnet.memory import keep_freed_memory
 
 if __name__ == "__main__":
+    cli.take_names_as_utf8()
     cli.expect_interrupts()  # before the imports that take seconds
     cli.leave_cores_to_decoders()
     keep_freed_memory()
@@ -34,6 +35,7 @@ import torch
 from timm.models import safe_model_name
 
 from clcnet import distributed
+from clcnet.classifiers.checkpoint import doubt_top1
 from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import load_classifier, resolve_device
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
@@ -102,14 +104,14 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             print(classifier.describe(), flush=True)
             print(f"{len(images)} images of {len(images.class_names)} classes in {args.data_path}", flush=True)
             for note in images.notes:
-                print(note, flush=True)
+                print(cli.one_line(note), flush=True)
         with kept_answers(args.store, classifier, images) as kept:
             num_before = kept.num_before if kept else 0
             seconds = classify_missing(kept, classifier, images, None, args.batch_size, args.workers)
             if kept is None:
                 return {}
             for note in filter(None, (kept.settle(readings), sum_up_remarks(kept.remarks.values()))):
-                print(note, flush=True)
+                print(cli.one_line(note), flush=True)
             num_rows, num_right = write_table(kept, output)
         num_unreadable, top1 = len(images) - num_rows, 100 * num_right / num_rows
         summary = f"{classifier.name}: top-1 {top1:.2f}% of {num_rows} images"
@@ -119,8 +121,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if seconds:
             summary += f"; {speed:.1f} images/s"
         print(f"{summary}; table in {output}")
-        for doubt in doubts({classifier.name: top1}):
-            print(doubt)
+        doubt = doubt_top1(num_right, num_rows, classifier.num_classes, classifier.trained_top1)
+        for line in doubts({classifier.name: top1}) or ([f"warning: {doubt}"] if doubt else []):
+            print(line)
     return {
         "output": output,
         "model": classifier.name,

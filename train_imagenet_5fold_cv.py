@@ -17,6 +17,7 @@ from typing import Any
 from clcnet import cli
 
 if __name__ == "__main__":
+    cli.take_names_as_utf8()
     cli.expect_interrupts()  # before the imports that take seconds
 
 import numpy as np

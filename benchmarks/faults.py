@@ -26,7 +26,14 @@ from fuzz import fuzz  # noqa: E402
 from killing import kill_and_compare  # noqa: E402
 from scripts import SCRIPTS, build_workshop  # noqa: E402
 
-CASES = ("bad_tables", "bad_weights", "bad_images", "bad_machines", "numbers", "flags", "properties")
+CASES = ("bad_tables", "bad_weights", "strangers", "bad_images", "bad_machines", "numbers", "flags", "properties")
+KINDS = {
+    "tables": ("csv", "parquet"),
+    "weights files": ("zip",),
+    "configurations of models": ("config.json",),
+    "policies": ("policy.json",),
+    "stores": ("answers",),
+}
 RESULT = ROOT / "benchmarks" / "results" / "faults.md"
 
 
@@ -97,7 +104,7 @@ def damage_files(num_files: int) -> list[Line]:
     outcomes, failures = fuzz(num_files, 0, ROOT / "fuzz-failures")
     print("\n".join(failures), end="\n" if failures else "")
     lines = []
-    for what, suffixes in (("tables", ("csv", "parquet")), ("weights files", ("zip",))):
+    for what, suffixes in KINDS.items():
         read, refused, failed = (
             sum(outcomes[f"{suffix} {outcome}"] for suffix in suffixes) for outcome in ("read", "refused", "failed")
         )
@@ -109,9 +116,7 @@ def damage_files(num_files: int) -> list[Line]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10, help="kills of each stage (default: 10)")
-    parser.add_argument(
-        "--files", type=int, default=20_000, help="damaged files, half of them weights (default: 20000)"
-    )
+    parser.add_argument("--files", type=int, default=20_000, help="damaged files of all kinds (default: 20000)")
     args = parser.parse_args()
     start = time.perf_counter()
     lines = []

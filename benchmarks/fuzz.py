@@ -1,14 +1,16 @@
-"""Damage tables and weights files at random, and see that their readers refuse them as they should.
+"""Damage files at random, and see that their readers refuse them as they should.
 
     python benchmarks/fuzz.py --files 10000
 
-Half of the files are tables (CSV and Parquet), half weights files. Checksums would catch most damage to a zip, so half
-of the weights files are damaged inside and packed anew. A reader may read what it is given or raise ValueError or
-OSError; anything else, or more than `SLOW` seconds for a file, is a failure, and the file is kept in --keep.
+Tables (CSV and Parquet), weights files, configurations of models, policies and stores take turns. Checksums would catch
+most damage to a zip, so half of the weights files are damaged inside and packed anew. A reader may read what it is
+given or raise ValueError or OSError; anything else, or more than `SLOW` seconds for a file, is a failure, and the file
+is kept in --keep.
 """
 
 import argparse
 import io
+import json
 import random
 import sys
 import time
@@ -24,18 +26,41 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from clcnet import CLCNet  # noqa: E402
-from clcnet.data.outputs import Outputs  # noqa: E402
+from clcnet.cascade.fused import Fused, Pool  # noqa: E402
+from clcnet.cascade.policy import Policy  # noqa: E402
+from clcnet.cascade.rule import TEMPERED, Surest  # noqa: E402
+from clcnet.classifiers import model_config  # noqa: E402
+from clcnet.data.outputs import Outputs, Record  # noqa: E402
+from clcnet.data.store import READ, Store  # noqa: E402
 
 SLOW = 10.0
 Samples = dict[str, list[bytes]]
-READERS: dict[str, Callable[[Path], object]] = {"csv": Outputs.load, "parquet": Outputs.load, "zip": CLCNet.load}
+KEYS = np.array([bytes([65 + number]) * 16 for number in range(5)], "S16")
+
+
+def read_store(segment: Path) -> None:
+    """All that a store with this one file says; an error names the folder, which is to be deleted."""
+    store = Store(segment.parent.parent, segment.parent.name, 10)
+    places, _ = store.find(KEYS)
+    store.probs(places[places >= 0])
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "csv": Outputs.load,
+    "parquet": Outputs.load,
+    "zip": CLCNet.load,
+    "config.json": model_config.read,
+    "policy.json": Policy.load,
+    "answers": read_store,
+}
+TURNS = ("csv", "zip", "parquet", "zip", "config.json", "policy.json", "answers", "zip")
 TEXT = b"0123456789.,-+eEnaifNI\"'\r\n\t ;{}[]:\0\xff\xef\xbb\xbf"
 
 
 def make_samples(folder: Path) -> Samples:
     """Whole files of every kind to damage, by suffix."""
     generator = np.random.default_rng(0)
-    samples: Samples = {"csv": [], "parquet": [], "zip": []}
+    samples: Samples = {suffix: [] for suffix in READERS}
     for num_rows, num_classes in ((1, 2), (30, 10), (5, 1000)):
         logits = generator.standard_normal((num_rows, num_classes)) * 3
         probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -49,6 +74,22 @@ def make_samples(folder: Path) -> Samples:
         network = CLCNet(num_classes=num_classes, masked=masked)
         network.save(folder / "sample.zip", {"fold": 1, "validation": {"mse": 0.1}})
         samples["zip"].append((folder / "sample.zip").read_bytes())
+    facts = {"num_classes": 2, "input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9}
+    config = {"architecture": "test_resnet", "model_args": {"img_size": 32}, "label_names": ["ant", "bee"]}
+    samples["config.json"].append(json.dumps(config | {"pretrained_cfg": facts}, indent=1).encode())
+    pools = tuple(Pool(np.full(count, 0.7), np.linspace(-1, 1, 10)) for count in (1, 2))
+    models = [Record(name, flops=1.5, loaded_from={"name": name}) for name in ("small", "large")]
+    for rule in (Surest(TEMPERED, (1.2, 0.8)), Fused("max softmax", True, pools)):
+        Policy(models, rule, [0.7]).save(folder / "policy.json")
+        samples["policy.json"].append((folder / "policy.json").read_bytes())
+    store = Store(folder, "model", 10)
+    for start in range(0, 5, 2):
+        keys = KEYS[start : start + 2]
+        store.append(keys, np.full(len(keys), READ, np.uint8), np.full((len(keys), 10), 0.1, np.float32))
+    store.close()
+    (segment,) = store.folder.glob("*.answers")
+    samples["answers"].append(segment.read_bytes())
+    segment.unlink()
     return samples
 
 
@@ -115,11 +156,11 @@ def fuzz(num_files: int, seed: int, keep: Path) -> tuple[Counter[str], list[str]
         warnings.simplefilter("ignore")
         samples = make_samples(Path(name))
         for number in range(num_files):
-            suffix = ("csv", "zip", "parquet", "zip")[number % 4]
+            suffix = TURNS[number % len(TURNS)]
             sample = generator.choice(samples[suffix])
-            inside = suffix == "zip" and number % 8 > 4
+            inside = suffix == "zip" and generator.random() < 0.5
             content = (damage_inside if inside else damage)(sample, generator)
-            path = Path(name) / f"damaged.{suffix}"
+            path = Path(name) / "model" / f"damaged.{suffix}"
             path.write_bytes(content)
             outcome = _read(READERS[suffix], path)
             outcomes[f"{suffix} {outcome if outcome in ('read', 'refused') else 'failed'}"] += 1
@@ -136,7 +177,8 @@ def _read(reader: Callable[[Path], object], path: Path) -> str:
         reader(path)
         outcome = "read"
     except (ValueError, OSError) as error:
-        outcome = "refused" if str(path) in str(error) else f"the error does not name the file: {error}"
+        named = path.parent if path.suffix == ".answers" else path
+        outcome = "refused" if str(named) in str(error) else f"the error does not name the file: {error}"
     except Exception as error:
         outcome = f"{type(error).__name__}: {error}"
     seconds = time.perf_counter() - start

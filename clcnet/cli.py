@@ -1,6 +1,8 @@
 """What the five scripts share on the command line: default paths, flag groups, one-line errors, exit codes."""
 
 import argparse
+import atexit
+import codecs
 import difflib
 import io
 import json
@@ -12,9 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from clcnet.confidence import SIMPLE_CONFIDENCES
+from clcnet.strangers import ShownStream, shown
 
 _HOUSE = Path(__file__).resolve().parent.parent
 # where this is installed as a package there is no repository to write to
@@ -30,7 +33,8 @@ EXIT_INTERRUPTED = 130
 _MOST_THRESHOLDS = 1_000_000
 _INTERRUPTED = "no file is half-written; give the same command to start again"
 # RuntimeErrors that are not ours: torch has no types of its own for them, and raises the last one anywhere, by a signal
-_OF_THE_MACHINE = ("can't allocate memory", "not enough memory", "out of memory", "DataLoader worker")
+_OF_THE_MACHINE = ("can't allocate memory", "not enough memory", "out of memory", "DataLoader worker", "new thread")
+_found: dict[int, Any] = {}  # how signals were handled before, by their numbers
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -256,17 +260,26 @@ def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
         help="resampling filter (default: the model's)",
     )
+    for name in ("mean", "std"):
+        group.add_argument(
+            f"--{name}",
+            type=finite_float,
+            nargs="+",
+            metavar="SHARE",
+            help=f"{name} of each channel, or of all, in shares of 255 (default: the model's)",
+        )
 
 
 def classifier_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `load_classifier` takes from the flags that all scripts with classifiers share."""
-    names = ("num_classes", "img_size", "crop_pct", "crop_mode", "interpolation", "amp", "channels_last", "compile")
+    preprocessing = ("img_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+    names = ("num_classes", *preprocessing, "amp", "channels_last", "compile")
     return {name: getattr(args, name) for name in names}
 
 
 def one_line(message: object) -> str:
-    """The message on one line, whatever line breaks it held."""
-    return " ".join(str(message).split())
+    """The message on one line, whatever line breaks it held, and without effect on a screen."""
+    return shown(" ".join(str(message).split()))
 
 
 def _describe(error: BaseException) -> str:
@@ -285,13 +298,31 @@ def _interrupt(number: int, frame: object) -> NoReturn:
 
 
 def expect_interrupts() -> None:
-    """From now until `run` takes over, end on Ctrl-C or SIGTERM with one line: importing torch takes seconds."""
+    """From now until `run` takes over, end on Ctrl-C or SIGTERM with one line: importing torch takes seconds.
+
+    Not in a session that goes on, as after %run in IPython.
+    """
+    if hasattr(sys, "ps1"):
+        return
 
     def end(*_: object) -> None:
         print(f"\ninterrupted: {_INTERRUPTED}", file=sys.stderr, flush=True)
         os._exit(EXIT_INTERRUPTED)  # nothing is open yet, and an exception would get lost in an import
 
     _on_interrupt(end)
+
+
+def take_names_as_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale says otherwise: tables name files in UTF-8, byte by byte."""
+    if sys.getfilesystemencoding() != "utf-8" and not hasattr(sys, "ps1"):
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _as_bytes_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def leave_cores_to_decoders() -> None:
@@ -307,7 +338,7 @@ def leave_cores_to_decoders() -> None:
 def _on_interrupt(handler: Callable[..., Any] | signal.Handlers) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell sets it for jobs in the background
-            signal.signal(number, handler)
+            _found.setdefault(number, signal.signal(number, handler) or signal.SIG_DFL)
 
 
 def _is_the_users_to_mend(error: Exception) -> bool:
@@ -334,17 +365,35 @@ def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) 
     returned `num_unreadable` above 0), 130 interrupted by Ctrl-C or SIGTERM. Under torchrun a run that is done ends
     with 0 in any case: torchrun takes every other code for a crash, stops or restarts all processes and returns 1.
     """
+    streams = sys.stdout, sys.stderr
+    try:
+        code = _run(main, parser)
+    finally:
+        sys.stdout, sys.stderr = streams
+        while _found:  # a session may go on, such as IPython's
+            signal.signal(*_found.popitem())
+        # else Python unloads torch for a second, in which its own handlers are gone already
+        atexit.register(_on_interrupt, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def _run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) -> int:
+    codecs.register_error("as bytes or escaped", _as_bytes_or_escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="as bytes or escaped")  # a file name may hold what the terminal cannot show
+    # names of files, classes and models may hold commands to a terminal; a progress bar goes back to its line's start
+    sys.stdout, sys.stderr = cast(TextIO, ShownStream(sys.stdout)), cast(TextIO, ShownStream(sys.stderr, keep="\r"))
     args = parser.parse_args()
     if getattr(args, "max_image_pixels", None):
         from PIL import Image
 
         Image.MAX_IMAGE_PIXELS = args.max_image_pixels / 2  # PIL refuses more than twice as much
     _on_interrupt(_interrupt)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     try:
         outcome = main(args)
         sys.stdout.flush()
+        return EXIT_UNREADABLE_IMAGES if outcome.get("num_unreadable") and not _under_torchrun() else 0
     except Exception as error:
         if not _is_the_users_to_mend(error):
             raise
@@ -353,17 +402,12 @@ def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) 
         message = f"error: {one_line(_describe(error))}"
         print(message, file=sys.stderr)
         _tell_torchrun(message)
-        _leave(EXIT_BAD_INPUT)
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted: {str(interrupt) or _INTERRUPTED}", file=sys.stderr)
-        _leave(EXIT_INTERRUPTED)
-    _leave(EXIT_UNREADABLE_IMAGES if outcome.get("num_unreadable") and not _under_torchrun() else 0)
-
-
-def _leave(code: int) -> NoReturn:
-    """End with this exit code. A signal that comes now is too late: what there was to say and to write is done."""
-    _on_interrupt(signal.SIG_IGN)  # Python unloads torch for a second, in which its own handlers are gone already
-    sys.exit(code)
+        return EXIT_INTERRUPTED
+    finally:
+        _on_interrupt(signal.SIG_IGN)  # too late: what there was to say and to write is done
 
 
 def threshold_grid(words: Sequence[str]) -> list[float] | None:

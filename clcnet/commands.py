@@ -13,6 +13,7 @@ _EXTRAS = {"matplotlib": "plots", "jinja2": "report"}
 
 def _command(script: str) -> Callable[[], NoReturn]:
     def run() -> NoReturn:
+        cli.take_names_as_utf8()
         cli.expect_interrupts()  # before the imports that take seconds
         cli.leave_cores_to_decoders()
         keep_freed_memory()

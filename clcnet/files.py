@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +11,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 _LONGEST_NAME = 220  # bytes; file systems take 255
+_OPEN_FILES = ("/dev/std", "/dev/fd/", "/proc/")  # whatever they are today
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of network disks
 _DISK_TROUBLES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+_logger = logging.getLogger(__name__)
 
 
 def check_output(path: Path | str, inputs: Iterable[Path | str | None] = ()) -> Path:
@@ -24,18 +29,21 @@ def check_output(path: Path | str, inputs: Iterable[Path | str | None] = ()) -> 
         The path, its parent folder made if it was missing.
 
     Raises:
-        OSError: the path is a folder, or its folder cannot be made or written to.
+        OSError: the path is a folder or a device, or its folder cannot be made or written to.
         ValueError: it is one of the inputs.
     """
-    path = Path(path)
+    path = given = Path(path)
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
         raise OSError(
             f"output {path} has a name too long for its companions (.lock, .errors.csv); choose a shorter one"
         )
-    if any(path.resolve() == Path(source).resolve() for source in inputs if source is not None):
+    path = _target(path)
+    if any(os.path.realpath(path) == os.path.realpath(source) for source in inputs if source is not None):
         raise ValueError(f"output {path} is also an input; choose another output")
     if path.is_dir():
         raise IsADirectoryError(f"output {path} is a folder; name a file in it")
+    if (path.exists() and not path.is_file()) or os.path.abspath(given).startswith(_OPEN_FILES):
+        raise OSError(f"output {path} is a device or pipe, no regular file; choose another output")
     for parent in path.parents:
         if parent.exists() and not parent.is_dir():
             raise NotADirectoryError(f"output {path}: {parent} is a file, not a folder; choose another output")
@@ -47,7 +55,17 @@ def check_output(path: Path | str, inputs: Iterable[Path | str | None] = ()) -> 
         ) from error
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"output folder {path.parent} is not writable; choose another output")
-    return path
+    return given
+
+
+def _target(path: Path) -> Path:
+    """The file that is written: where a link leads."""
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(f"output {path} is a link in a circle; choose another output")
+    return target
 
 
 def _make_partial(path: Path) -> Path:
@@ -69,7 +87,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """Give a temporary path to write to; it takes the place of `path` only when the block ends without an error.
 
     Args:
-        path: the file to replace. Its folder is made if missing.
+        path: the file to replace; of a link, what it leads to. Its folder is made if missing.
 
     Yields:
         A path in the same folder, with the same suffix.
@@ -84,7 +102,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 @contextlib.contextmanager
 def atomic_paths(paths: Sequence[Path | str]) -> Iterator[list[Path]]:
     """As `atomic_path`, for files that belong together: they are replaced when all of them are written, or none is."""
-    targets = [check_output(path) for path in paths]
+    targets = [_target(check_output(path)) for path in paths]
     temporaries: list[Path] = []
     try:
         with naming_full_disks(*targets):
@@ -130,20 +148,24 @@ def output_lock(path: Path | str) -> Iterator[None]:
     """Hold `path` for this run, so that two runs never write the same output at once.
 
     Args:
-        path: the output file. The lock is a file beside it, `.NAME.lock`.
+        path: the output file. The lock is a file beside it, `.NAME.lock`. Disks that know no locks are written without.
 
     Raises:
         OSError: another run holds it, the lock is a link, or see `check_output`.
     """
-    path = check_output(path)
+    path = _target(check_output(path))
     file = path.with_name(f".{path.name}.lock")
     if file.is_symlink():
         raise FileExistsError(f"{file} is a symbolic link, not a lock; delete it or choose another output")
-    lock = FileLock(file)
+    lock = FileLock(file, fallback_to_soft=False)  # which a killed run would leave behind
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise BlockingIOError(f"another run is writing {path}; wait for it or choose another output") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _logger.warning("%s lies on a disk that knows no locks; let no other run write it meanwhile", path)
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """Outputs are replaced whole or not at all, and by one run at a time."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -91,13 +92,61 @@ def test_an_output_has_the_mode_that_the_umask_leaves(tmp_path: Path, umask: int
     assert (tmp_path / "t.csv").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
-def test_an_output_that_is_a_link_takes_its_place_and_leaves_the_target(tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    victim.write_text("precious")
-    (tmp_path / "t.csv").symlink_to(victim)
-    with atomic_path(tmp_path / "t.csv") as temporary:
+@pytest.mark.parametrize("exists", [True, False])
+def test_an_output_that_is_a_link_is_written_where_it_leads(tmp_path: Path, exists: bool) -> None:
+    target, link = tmp_path / "disk" / "t.csv", tmp_path / "t.csv"
+    target.parent.mkdir()
+    if exists:
+        target.write_text("old")
+    link.symlink_to(Path("disk", "t.csv"))
+    with output_lock(link), atomic_path(link) as temporary:
+        assert temporary.parent == target.parent  # the disk that the rename is to happen on
+        with pytest.raises(BlockingIOError, match="another run is writing"), output_lock(target):
+            pass
         temporary.write_text("rows")
-    assert victim.read_text() == "precious" and (tmp_path / "t.csv").read_text() == "rows"
+    assert link.is_symlink() and target.read_text() == "rows"
+    assert [entry.name for entry in target.parent.glob("[!.]*")] == ["t.csv"]
+
+
+def test_links_that_cannot_be_written_through_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "folder").symlink_to(tmp_path)
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name, message in {"circle": "in a circle", "folder": "is a folder", "null": "no regular file"}.items():
+        with pytest.raises(OSError, match=message):
+            check_output(tmp_path / name)
+    (tmp_path / "input").symlink_to("t.csv")
+    with pytest.raises(ValueError, match="is also an input"):
+        check_output(tmp_path / "input", inputs=[tmp_path / "t.csv"])
+
+
+def test_an_output_that_is_a_pipe_or_device_is_refused_and_stays(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null"), Path("/dev/stdout")):
+        with pytest.raises(OSError, match=r"is a device or pipe, no regular file; choose another output"):
+            check_output(path)
+        with pytest.raises(OSError, match="no regular file"), atomic_path(path):
+            pass
+    assert (tmp_path / "pipe").is_fifo() and not Path("/dev/null").is_file()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_disk_without_locks_is_written_all_the_same_and_that_is_said(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with output_lock(tmp_path / "t.csv"), atomic_path(tmp_path / "t.csv") as temporary:
+        temporary.write_text("rows")
+    assert (tmp_path / "t.csv").read_text() == "rows"
+    assert caplog.messages == [
+        f"{tmp_path / 't.csv'} lies on a disk that knows no locks; let no other run write it meanwhile"
+    ]
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output error"), output_lock(tmp_path / "u.csv"):
+        pass
 
 
 @pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])

@@ -128,9 +128,9 @@ class Cascade:
         return cascade
 
     def unsure(self, predictions: Predictions) -> NDArray[np.bool_]:
-        """(B,) where there is no answer, or none that keeps to the risk that the policy promises."""
+        """(B,) where the policy would rather not answer, at the risk that it promises; nowhere without a promise."""
         if self.policy is None:
-            return np.isnan(predictions.confidences)
+            return np.zeros(len(predictions.labels), dtype=bool)
         return self.policy.is_unsure(predictions.confidences)
 
     def _put_together(
@@ -190,9 +190,8 @@ class Cascade:
             going_on, outputs = going_on[deferred], [said.subset(deferred) for said in outputs]
         for index in errors:  # what an earlier model said of it does not stand: it was not sure
             labels[index], confidences[index], answered_by[index] = UNKNOWN, np.nan, UNKNOWN
-            asked[index] = np.nan
         if self.watch is not None:
-            self.watch.add(asked[~np.isnan(asked[:, 0])])
+            self.watch.add(np.delete(asked, list(errors), axis=0))
         return Predictions(labels, confidences, answered_by, dict(sorted(errors.items())), self.models[0].label_names)
 
     def _ask(self, stage: int, named: Sequence[tuple[str, Picture]]) -> tuple[NDArray[np.float32], dict[int, str]]:

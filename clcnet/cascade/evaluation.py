@@ -19,6 +19,10 @@ from clcnet.data.images import NUM_FOLDS, ImageSet, balanced_folds
 from clcnet.data.outputs import Outputs, Record, load_labelled, match_rows
 from clcnet.network.model import CLCNet
 from clcnet.network.weights import SPLIT_FILE, find_fold_weights
+from clcnet.strangers import check_file
+
+_FOLDS = [str(fold) for fold in range(1, NUM_FOLDS + 1)]
+_LONGEST_LINE = 2**17  # characters
 
 
 @dataclass
@@ -183,7 +187,7 @@ def images_of_outputs(path: Path, weights: Path) -> tuple[ImageSet, bool]:
     table = load_labelled(path)
     classes = known(table.correct, table).astype(np.int64) if table.targets is None else table.targets
     splits = weights / SPLIT_FILE
-    fold_of = _read_splits(splits)[0] if splits.exists() else {}  # the released weights come without
+    fold_of = _read_splits(splits, table.names)[0] if splits.exists() else {}  # the released weights come without
     folds = np.array([fold_of.get(name, -1) for name in table.names], dtype=np.int64)
     trained = bool((folds >= 0).all())
     if not trained:
@@ -223,7 +227,7 @@ def load_fold_networks(folder: Path, images: ImageSet, device: torch.device | st
 
 def _check_same_folds(path: Path, images: ImageSet) -> str | None:
     """Refuse folds other than those of the training, where its list of them has these very images; gives its run."""
-    fold_of, run = _read_splits(path)
+    fold_of, run = _read_splits(path, images.names)
     trained = np.array([fold_of.get(name, -1) for name in images.names])
     moved = np.flatnonzero((trained >= 0) & (trained != images.folds))
     if len(moved) and (trained >= 0).all():
@@ -236,16 +240,20 @@ def _check_same_folds(path: Path, images: ImageSet) -> str | None:
     return run
 
 
-def _read_splits(path: Path) -> tuple[dict[str, int], str | None]:
-    """The fold, from 0, that each image was in when the weights were trained, and that training's run."""
-    if not path.is_file():  # opening a pipe would wait for its other end
-        raise ValueError(f"{path} is not a file; run train_imagenet_5fold_cv.py again")
+def _read_splits(path: Path, names: Sequence[str]) -> tuple[dict[str, int], str | None]:
+    """The fold, from 0, that each of these images was in when the weights were trained, and that training's run."""
+    check_file(path)
+    known = set(names)
     fold_of, runs = {}, set()
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            for row in csv.DictReader(file):
-                fold_of[row["file"]] = int(row["fold"]) - 1
+            for row in csv.DictReader(iter(lambda: file.readline(_LONGEST_LINE), "")):
+                fold = _FOLDS.index(row["fold"])
+                if row["file"] in known:  # a stranger's list may be endless
+                    fold_of[row["file"]] = fold
                 runs.add(row.get("run"))
+                if len(runs) > 1:
+                    break
         (run,) = runs
     except (KeyError, TypeError, ValueError, csv.Error):
         raise ValueError(f"{path} is not a whole list of folds; run train_imagenet_5fold_cv.py again") from None

@@ -18,6 +18,7 @@ from clcnet.classifiers.classifier import Classifier
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
 from clcnet.classifiers.loading import sum_up_remarks
 from clcnet.classifiers.timing import describe_times, milliseconds_together
+from clcnet.cli import one_line
 from clcnet.data.images import ImageSet
 from clcnet.network.model import CLCNet
 
@@ -70,7 +71,7 @@ def evaluation_of_images(
             if kept:
                 assert asked is not None
                 for note in filter(None, (kept.settle(readings), sum_up_remarks(kept.remarks.values()))):
-                    print(f"{label}: {note}", flush=True)
+                    print(f"{label}: {one_line(note)}", flush=True)
                 found.append(_answers(kept, asked, given_flops[place], networks))
                 unreadable |= kept.reasons
                 asked = _deferred(found[-1], images, threshold)

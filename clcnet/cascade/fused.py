@@ -390,12 +390,25 @@ class Fused(Rule):
                     losses[row, column] += aurc(*standing(pool, fit.parts[fold], name))
         return names[simplest_of_best(losses)]
 
+    def is_fitted_for(self, num_models: int) -> bool:
+        judges = self.network is not None if self.confidence == CLCNET else self.confidence in SIMPLE_CONFIDENCES
+        sizes = {pool.offsets.shape for pool in self.pools if pool.offsets is not None}
+        weights = [pool.weights.shape for pool in self.pools]
+        fitted = weights == [(count,) for count in range(1, num_models + 1)]
+        finite = all(np.isfinite(pool.weights).all() for pool in self.pools)
+        return judges and fitted and finite and len(sizes) < 2 and all(len(size) == 1 for size in sizes)
+
     def step(self, outputs: Sequence[Outputs]) -> Step:
         """What stands once these models, the first ones of the chain, have spoken."""
         if not 1 <= len(outputs) <= len(self.pools):
             raise ValueError(f"the fused rule was fitted for 1 to {len(self.pools)} models, got {len(outputs)}")
         check_same(outputs)
-        sorted_probs, labels = self.pools[len(outputs) - 1].sorted(outputs)
+        pool = self.pools[len(outputs) - 1]
+        if pool.offsets is not None and len(pool.offsets) != outputs[0].num_classes:
+            raise ValueError(
+                f"the fused rule was fitted for {len(pool.offsets)} classes, got {outputs[0].num_classes}; fit it again"
+            )
+        sorted_probs, labels = pool.sorted(outputs)
         if self.confidence == CLCNET:
             if self.network is None:
                 raise ValueError("fused answers judged by CLCNet need its network, and it is not at hand")
@@ -417,7 +430,10 @@ class Fused(Rule):
     def from_json(cls, fields: dict[str, Any], network: Network | None = None) -> Self:
         """The rule that `to_json` wrote."""
         pools = tuple(
-            Pool(np.array(pool["weights"]), None if pool["offsets"] is None else np.array(pool["offsets"]))
+            Pool(
+                np.array(pool["weights"], np.float64),
+                None if pool["offsets"] is None else np.array(pool["offsets"], np.float64),
+            )
             for pool in fields["pools"]
         )
         return cls(fields["confidence"], fields["offsets"], pools, network)

@@ -57,6 +57,10 @@ class HeadStart(Surest):
             sure = np.maximum(sure, own)
         return dataclasses.replace(fitted, starts=tuple(starts))
 
+    def is_fitted_for(self, num_models: int) -> bool:
+        starts = len(self.starts) == num_models - 1 and all(isinstance(start, int | float) for start in self.starts)
+        return starts and super().is_fitted_for(num_models)
+
     def step(self, outputs: Sequence[Outputs]) -> Step:
         confidence = self.confidences(outputs)
         moved = [shifted(own, start) for own, start in zip(confidence[1:], self.starts, strict=False)]

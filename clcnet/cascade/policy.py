@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from clcnet.data.outputs import Record
 from clcnet.files import atomic_path
 from clcnet.intervals import Interval
 from clcnet.network.model import CLCNet
+from clcnet.strangers import LARGEST_JSON, is_number, parse_json, read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     from clcnet.classifiers.classifier import Classifier
 
 FORMAT, VERSION = "clcnet cascade", 1
+_LARGEST_NUMBER = 1e15  # sums of a dozen such stay finite in float32
+_LONGEST = 300  # characters of a message's reason
+_HUB = re.compile(r"\s*hf[-_]hub\s*:", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -173,24 +179,27 @@ class Policy:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"policy {path} does not exist; train_custom_data.py and step 4 write one")
+        content = read_bytes(path, LARGEST_JSON)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(content)
             if content["format"] != FORMAT or content["version"] != VERSION:
                 raise ValueError(f"it is version {content['version']} of {content['format']!r}")
             expected = content["expected"]
             policy = cls(
-                models=[Record(**model) for model in content["models"]],
+                models=[Record.checked(model, f"model {place}") for place, model in enumerate(content["models"], 1)],
                 rule=rule_from_json(content["rule"], _network(content["clcnet"], path.parent)),
-                thresholds=[float(threshold) for threshold in content["thresholds"]],
+                thresholds=[*map(_from_json, content["thresholds"])],
                 expected=expected
                 and Expected(**expected | {"accuracy_interval": tuple(expected["accuracy_interval"])}),
                 certificate=content.get("certificate") and Certificate(**content["certificate"]),
                 unsure_below=content.get("unsure_below"),
             )
-            if len(policy.thresholds) != len(policy.models) - 1 or any(map(math.isnan, policy.thresholds)):
-                raise ValueError(f"{len(policy.models)} models and thresholds {policy.thresholds}")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path} is not a cascade's policy ({error}); write it again") from None
+            if len(policy.thresholds) != len(policy.models) - 1:
+                raise ValueError(f"{len(policy.models)} models and {len(policy.thresholds)} thresholds")
+            if not policy.rule.is_fitted_for(len(policy.models)) or not _are_sound([content["rule"], expected]):
+                raise ValueError(f"the numbers of rule {policy.rule.name!r} do not fit {len(policy.models)} models")
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"{path} is not a cascade's policy ({str(error)[:_LONGEST]}); write it again") from None
         return policy
 
     def load_classifiers(
@@ -204,8 +213,10 @@ class Policy:
             options: of `load_classifier`, on how they run.
 
         Raises:
-            OSError, ValueError: a model cannot be had, or is not the one that the policy was measured with.
+            OSError, ValueError: a model cannot be had, or is not the one that the policy was measured with; or it would
+                be downloaded from where a stranger's policy says.
         """
+        from clcnet.classifiers import model_config
         from clcnet.classifiers.classifier import load_classifier
 
         if names is not None and len(names) != len(self.models):
@@ -217,6 +228,11 @@ class Policy:
                 raise ValueError(
                     f"the policy does not say where its model {model.model} lies; name all its models, in its order: "
                     f"{' '.join(record.model for record in self.models)}"
+                )
+            model_config.check_loading(f"model {model.model} of the policy", source)
+            if names is None and _HUB.match(source["name"]):
+                raise ValueError(
+                    f"the policy would download {source['name']}; if you trust it, name all its models, in its order"
                 )
             classifier = load_classifier(**source, device=device, **options)
             if model.weights and classifier.key != model.weights:
@@ -233,6 +249,19 @@ def _to_json(threshold: float) -> float | str:
     return threshold if math.isfinite(threshold) else str(threshold)
 
 
+def _from_json(threshold: Any) -> float:
+    if threshold in ("inf", "-inf") or is_number(threshold, -_LARGEST_NUMBER, _LARGEST_NUMBER):
+        return float(threshold)
+    raise ValueError(f"{short(threshold)} is no threshold")
+
+
+def _are_sound(value: Any) -> bool:
+    """Whether all numbers in it are finite and of a size that a fit gives."""
+    if isinstance(value, dict | list):
+        return all(map(_are_sound, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, int | float) or abs(value) < _LARGEST_NUMBER
+
+
 def _relative(path: Path, folder: Path) -> str:
     path, folder = path.resolve(), folder.resolve()
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
@@ -245,7 +274,7 @@ def _digest(path: Path) -> str:
 def _network(reference: dict[str, str] | None, folder: Path) -> CLCNet | None:
     if reference is None:
         return None
-    weights = folder / reference["file"]
+    weights = folder / reference["file"]  # anywhere, since it can do no more than be a CLCNet
     network = CLCNet.load(weights)
     if _digest(weights) != reference["digest"]:
         raise ValueError(f"the CLCNet weights {weights} are not those that it was measured with")

@@ -20,6 +20,7 @@ from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
 from clcnet.data.outputs import UNKNOWN, Outputs
 
 CLCNET, TEMPERED, CHANCE = "CLCNet", "temperature-scaled softmax", "chance"
+_WITHOUT_NETWORK = (TEMPERED, CHANCE, *SIMPLE_CONFIDENCES)
 
 
 class Network(Protocol):
@@ -68,6 +69,10 @@ class Rule(ABC):
     @abstractmethod
     def fit(self, outputs: Sequence[Outputs]) -> Self:
         """The same rule fitted to labelled images; itself where nothing is to be fitted."""
+
+    @abstractmethod
+    def is_fitted_for(self, num_models: int) -> bool:
+        """Whether its fields are whole and those of a rule over so many models: they may come from a stranger."""
 
     @abstractmethod
     def step(self, outputs: Sequence[Outputs]) -> Step:
@@ -132,6 +137,11 @@ class Surest(Rule):
 
     def learns(self, outputs: Sequence[Outputs]) -> bool:
         return self._tempers(outputs)
+
+    def is_fitted_for(self, num_models: int) -> bool:
+        judges = self.network is not None if self.confidence == CLCNET else self.confidence in _WITHOUT_NETWORK
+        temperatures = num_models if self.confidence == TEMPERED else 0
+        return judges and len(self.temperatures) == temperatures and all(each > 0 for each in self.temperatures)
 
     def _tempers(self, outputs: Sequence[Outputs]) -> bool:
         return self.confidence == TEMPERED and not all(TEMPERED in _scores(each) for each in outputs)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from reprlib import repr as short
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,7 +90,9 @@ def rule_from_json(fields: dict[str, Any], network: Network | None = None) -> Ru
     try:
         return RULES[fields["name"]].from_json(fields, network)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"no rule can be made of {fields} ({error}); the rules are {', '.join(RULES)}") from None
+        raise ValueError(
+            f"no rule can be made of {short(fields)} ({error}); the rules are {', '.join(RULES)}"
+        ) from None
 
 
 def steps_of(rule: Rule, outputs: Sequence[Outputs]) -> Steps:

@@ -25,6 +25,7 @@ from clcnet.classifiers.stream import Batch, Round, stream
 from clcnet.data.images import ImageSet
 from clcnet.data.outputs import UNKNOWN
 from clcnet.files import atomic_path
+from clcnet.strangers import for_spreadsheet
 
 _IMAGES_AT_ONCE = 1024  # of those that the store knows
 
@@ -304,6 +305,7 @@ def write_result(
     stage_names: Sequence[str],
     class_names: Sequence[str] | None,
     unsure: NDArray[np.bool_] | None = None,
+    spreadsheet_safe: bool = False,
 ) -> None:
     """Write the result file: a header, then one row an image in the order of the list.
 
@@ -314,7 +316,9 @@ def write_result(
         stage_names: of the models, in the columns; those of models that were not loaded leave theirs empty.
         class_names: of all classes, or None (an empty column).
         unsure: (M,) whether an answer is not to be relied on, a column of 0 and 1; None for no such column.
+        spreadsheet_safe: see to it that a spreadsheet takes no name for a formula.
     """
+    cell = for_spreadsheet if spreadsheet_safe else str
     columns = ["file", "predict", "GT", "class_name", "confidence", "answered_by"]
     columns += [] if unsure is None else ["unsure"]
     columns += [f"{name}_{what}" for name in stage_names for what in ("predict", "confidence")]
@@ -323,19 +327,19 @@ def write_result(
         open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
+        writer.writerow(map(cell, columns))
         for row, place in enumerate(answers.places):
             label, target = answers.labels[row], answers.targets[row]
             own = [*zip(answers.own_labels[:, row], answers.own_confidence[:, row], strict=True)]
             own += [(UNKNOWN, np.nan)] * (len(stage_names) - len(own))
             writer.writerow(
                 [
-                    images.files[place],
+                    cell(images.files[place]),
                     label,
                     target if target != UNKNOWN else "",
-                    class_names[label] if class_names else "",
+                    cell(class_names[label]) if class_names else "",
                     answers.confidence[row],
-                    stage_names[answers.answered_by[row]],
+                    cell(stage_names[answers.answered_by[row]]),
                     *(() if unsure is None else [int(unsure[row])]),
                     *(cell for pair in own for cell in (pair if pair[0] != UNKNOWN else ("", ""))),
                 ]

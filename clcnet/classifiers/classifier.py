@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from timm.data.transforms_factory import create_transform
 from torch import nn
 
+from clcnet.classifiers import checkpoint as checkpoints
 from clcnet.classifiers import models as timm_models
 from clcnet.classifiers.flops import count_flops
 
@@ -51,6 +52,7 @@ class Classifier:
         amp: type of the mixed precision, or None for float32 throughout.
         channels_last: whether images are laid out with channels last.
         compile: whether it runs through `torch.compile`.
+        trained_top1: percent, as the training that wrote its checkpoint measured it; None where it does not say.
         loaded_from: the arguments with which `load_classifier` loads the same model again, devices and speed apart.
     """
 
@@ -64,6 +66,7 @@ class Classifier:
     amp: torch.dtype | None = None
     channels_last: bool = False
     compile: bool = False
+    trained_top1: float | None = None
     loaded_from: dict[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
@@ -138,8 +141,17 @@ class Classifier:
         """
         batch = batch.to(self.device, memory_format=_memory_format(self.channels_last))
         precision = torch.autocast(self.device.type, self.amp) if self.amp else contextlib.nullcontext()
-        with precision:
-            logits = self._runner(batch)
+        try:
+            with precision:
+                logits = self._runner(batch)
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")) or is_out_of_memory(error):
+                raise
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ValueError(
+                f"{self.name} cannot be compiled here ({reason}); torch.compile needs a C++ compiler such as g++, on a "
+                "GPU Triton too: install it, or leave out --compile"
+            ) from error
         return logits.float().softmax(dim=-1)
 
     def describe(self) -> str:
@@ -203,20 +215,23 @@ def load_classifier(
     crop_pct: float | None = None,
     crop_mode: str | None = None,
     interpolation: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     amp: torch.dtype | str | None = None,
     channels_last: bool = False,
     compile: bool = False,
 ) -> Classifier:
     """Load a timm model with its weights and its preprocessing.
 
-    A bare name logs the weights' tag that timm chose for it and, for the paper's models, the tag that the paper used.
+    A bare name logs the weights' tag that timm chose for it and, for the paper's models, the tag that the paper used. A
+    checkpoint of timm's train.py knows the model's classes and preprocessing, which are taken from there and logged.
 
     Args:
         name: anything that `timm.create_model` takes, `local-dir:` and `hf-hub:` included.
         weight: a .pth, .pth.tar or .safetensors file in place of the pretrained weights.
-        num_classes: classes of that file; the model's own when left out.
+        num_classes: classes of that file; what it says itself, or the model's own, when left out.
         device: where to run; the best one here when left out.
-        img_size, crop_pct, crop_mode, interpolation: override the model's own preprocessing, as in timm.
+        img_size, crop_pct, crop_mode, interpolation, mean, std: override the model's own preprocessing, as in timm.
         amp: "bfloat16" or "float16" for mixed precision.
         channels_last: lay images and weights out with channels last.
         compile: run through `torch.compile`.
@@ -225,9 +240,17 @@ def load_classifier(
         ValueError, OSError: unknown name or device, or the weights cannot be had or do not fit.
     """
     device = device if isinstance(device, torch.device) else resolve_device(device)
-    model = timm_models.create(name, weight, num_classes, img_size)
-    overrides = {"img_size": img_size, "crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": interpolation}
+    overrides: dict[str, Any] = {"img_size": img_size, "crop_pct": crop_pct, "crop_mode": crop_mode}
+    overrides |= {"interpolation": interpolation, "mean": mean, "std": std}
     given = {"name": name, "weight": weight and str(weight), "num_classes": num_classes, **overrides}
+    checkpoint = checkpoints.read(weight) if weight is not None else None
+    settings = _settings_of_training(checkpoint, given) if checkpoint else {}
+    channels = settings.pop("in_chans", None)
+    num_classes = num_classes or settings.pop("num_classes", None)
+    overrides |= settings
+    model = timm_models.create(name, checkpoint, num_classes, overrides["img_size"], channels)
+    if channels and "input_size" not in overrides:
+        overrides["input_size"] = (channels, *resolve_model_data_config(model, overrides)["input_size"][1:])
     resolved = timm_models.resolved_name(name, model) if weight is None else name
     note = timm_models.tag_note(name, resolved)
     if note:
@@ -241,13 +264,47 @@ def load_classifier(
         num_classes=timm_models.num_classes_of(model),
         label_names=label_names,
         label_names_inferred=inferred,
-        data_config=resolve_model_data_config(model, overrides),
+        data_config=_data_config(model, overrides),
         device=device,
         amp=getattr(torch, amp) if isinstance(amp, str) else amp,
         channels_last=channels_last,
         compile=compile,
+        trained_top1=checkpoint.top1 if checkpoint else None,
         loaded_from={argument: value for argument, value in given.items() if value is not None},
     )
+
+
+def _settings_of_training(checkpoint: checkpoints.Checkpoint, given: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's training says and no flag does; tells the user."""
+    settings = {key: value for key, value in checkpoint.settings.items() if given.get(key) is None and key != "model"}
+    if "input_size" in settings or isinstance(settings.get("img_size"), list):
+        size = settings.pop("input_size", None) or [settings.get("in_chans", 3), *settings["img_size"]]
+        settings["in_chans"], settings["img_size"] = size[0], size[1]
+        if size[1] != size[2]:
+            raise ValueError(
+                f"weights file {checkpoint.path} was trained on images of {size[2]}x{size[1]}; give --img-size"
+            )
+    if given["img_size"] is not None:
+        settings.pop("img_size", None)
+    if settings:
+        taken = ", ".join(f"{key} {value}" for key, value in settings.items())
+        _logger.warning("taken from the training that wrote %s: %s", checkpoint.path, taken)
+    return settings
+
+
+def _data_config(model: nn.Module, overrides: dict[str, Any]) -> dict[str, Any]:
+    channels = resolve_model_data_config(model, overrides | {"mean": None, "std": None})["input_size"][0]
+    if channels not in (1, 3):
+        raise ValueError(
+            f"the model takes images of {channels} channels; only gray ones (1) and colour ones (3) can be read"
+        )
+    for name in ("mean", "std"):
+        if overrides[name] and len(overrides[name]) not in (1, channels):
+            raise ValueError(f"--{name} takes 1 number or {channels}, one for each channel, not {len(overrides[name])}")
+    if min(overrides["std"] or [1]) <= 0:
+        raise ValueError("--std takes numbers above 0")
+    config: dict[str, Any] = resolve_model_data_config(model, overrides)
+    return config
 
 
 def _memory_format(channels_last: bool) -> torch.memory_format:

@@ -19,6 +19,7 @@ from clcnet.classifiers.stream import Batch, stream
 from clcnet.data.images import ImageSet, image_keys
 from clcnet.data.outputs import UNKNOWN, Outputs, Record
 from clcnet.data.store import KEY_BYTES, READ, UNREADABLE, Store
+from clcnet.strangers import is_number
 
 
 class Kept:
@@ -103,7 +104,7 @@ class Kept:
     def record(self) -> Record:
         """Where the outputs come from; the multiply-adds are counted once in the life of the store."""
         classifier = self.classifier
-        if "flops" in self.store.about:
+        if is_number(self.store.about.get("flops"), 1e-9, 1e9):  # a stranger may have left the store
             classifier.flops = float(self.store.about["flops"])
         else:
             self.store.remember(model=classifier.name, flops=classifier.flops)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import multiprocessing.util
 import os
+import shutil
 import stat
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +24,9 @@ from clcnet.data.images import IMAGE_FORMATS, ImageSet
 from clcnet.memory import return_freed_memory
 
 MAX_WORKERS = 8  # enough decoders for one device; more only take memory
+_LONGEST_TEMPORARY = 70  # bytes of a folder; of a socket's path in it, Unix takes 107
+_LITTLE_SHARED_MEMORY = 2**30
+_SHARED = Path("/dev/shm")
 REMARK = "clcnet remark"  # in PIL's `info`
 
 
@@ -161,19 +169,54 @@ def _refuse_strip(size: tuple[int, int], input_size: tuple[int, int, int]) -> No
 
 
 def loaded_batches(loader: Any) -> Iterator[tuple[torch.Tensor, ReadImages]]:
-    """The loader's batches; a decoding process that died is an error of its own, with advice."""
+    """The loader's batches; a decoding process that died, or could not be started, is an error with advice."""
     return_freed_memory()
-    batches = iter(loader)
+    if loader.num_workers:
+        _shorten_temporary_folder()
+    batches = None
     while True:
         try:
+            batches = iter(loader) if batches is None else batches
             batch = next(batches, None)
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            # without the DataLoader's words where the process died while it handed a batch over
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            advice = _advice(error)
+            if not advice:
                 raise
-            raise ChildProcessError(
-                "a process that decodes images died, perhaps for want of memory; try again with fewer --workers"
-            ) from error
+            raise ChildProcessError(advice) from error
         if batch is None:
             return
         yield batch
+
+
+def _shorten_temporary_folder() -> None:
+    """Have processes meet in a folder of a short name: beyond Unix's limit they would wait for each other forever."""
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_TEMPORARY:
+        before, tempfile.tempdir = tempfile.tempdir, "/tmp"
+        try:
+            multiprocessing.util.get_temp_dir()  # which remembers it, and hands it on to children
+        except OSError as error:
+            raise OSError(
+                f"processes that decode images cannot meet: TMPDIR's name is too long for sockets, and /tmp cannot be "
+                f"written ({error.strerror}); set a shorter TMPDIR, or give --workers 0"
+            ) from error
+        finally:
+            tempfile.tempdir = before
+
+
+def _advice(error: Exception) -> str:
+    """What to do about decoding processes that the system did not allow; empty for other errors."""
+    text = str(error)
+    if "can't start new thread" in text or isinstance(error, BlockingIOError):
+        return "no more processes or threads may be started here (ulimit -u); give fewer --workers, or --workers 0"
+    if "Too many open files" in text or (isinstance(error, OSError) and error.errno == errno.EMFILE):
+        return "too many files are open for more processes (ulimit -n); give fewer --workers, or --workers 0"
+    # without the DataLoader's words where the process died while it handed a batch over
+    if not isinstance(error, ConnectionError | EOFError) and "DataLoader worker" not in text:
+        return ""
+    size = shutil.disk_usage(_SHARED).total if _SHARED.is_dir() else 0
+    if size < _LITTLE_SHARED_MEMORY or "Bus error" in text or "shared memory" in text:
+        return (
+            f"a process that decodes images died: {_SHARED}, where batches are handed over, holds {size >> 20} MiB; "
+            "give it more (docker run --shm-size=2g), or a smaller --batch-size, or --workers 0"
+        )
+    return "a process that decodes images died, perhaps for want of memory; try again with fewer --workers"

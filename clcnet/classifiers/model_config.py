@@ -4,7 +4,6 @@ timm hands what stands there to its own `create_model`, which may download, writ
 """
 
 import inspect
-import json
 import re
 import reprlib
 import sys
@@ -16,7 +15,8 @@ import timm
 from timm.models import build_model_with_cfg, is_model, model_entrypoint
 from torch import nn
 
-LARGEST = 16 * 2**20  # bytes; 21,843 label names take half a megabyte
+from clcnet.strangers import LARGEST_JSON, is_line, is_number, parse_json, read_bytes
+
 _MOST_CLASSES, _LARGEST_SIDE, _LARGEST_NUMBER, _DEEPEST, _LONGEST = 1_000_000, 4096, 10**9, 4, 64
 _WORD = re.compile(rf"[\w.+-]{{0,{_LONGEST}}}")  # no path and no address
 _EVERY_ARCHITECTURES = {"num_classes", "in_chans", "img_size", "global_pool", "bn_eps", "bn_momentum", "use_naflex"}
@@ -28,10 +28,6 @@ _OF_THE_MACHINE = {"device", "dtype"}
 
 def _is_whole(value: Any, low: int, high: int) -> bool:
     return type(value) is int and low <= value <= high
-
-
-def _is_number(value: Any, low: float, high: float) -> bool:
-    return type(value) in (int, float) and low <= value <= high
 
 
 def _is_side(value: Any) -> bool:
@@ -48,7 +44,7 @@ def _is_list(value: Any, lengths: tuple[int, ...], of: Callable[[Any], bool]) ->
 
 def _are_labels(value: Any) -> bool:
     labels = [*value, *value.values()] if isinstance(value, dict) else value
-    return isinstance(labels, list) and all(type(label) in (str, int) for label in labels)
+    return isinstance(labels, list) and all(type(label) is int or is_line(label) for label in labels)
 
 
 def _are_layers(value: Any) -> bool:
@@ -61,7 +57,7 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
         return depth < _DEEPEST and all(_is_plain(item, depth + 1) for item in items)
     if isinstance(value, str):
         return _WORD.fullmatch(value) is not None
-    return isinstance(value, bool) or value is None or _is_number(value, -_LARGEST_NUMBER, _LARGEST_NUMBER)
+    return isinstance(value, bool) or value is None or is_number(value, -_LARGEST_NUMBER, _LARGEST_NUMBER)
 
 
 _Check = tuple[Callable[[Any], bool], str]
@@ -80,14 +76,14 @@ _FACTS: dict[str, _Check] = {  # of timm's `pretrained_cfg`, all that a classifi
         lambda value: value in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
         "nearest, bilinear, bicubic, lanczos, box or hamming",
     ),
-    "crop_pct": (lambda value: _is_number(value, 0.05, 2), "a number from 0.05 to 2"),
+    "crop_pct": (lambda value: is_number(value, 0.05, 2), "a number from 0.05 to 2"),
     "crop_mode": (lambda value: value in ("center", "border", "squash"), "center, border or squash"),
     "mean": (
-        lambda value: _is_list(value, (1, 3), lambda number: _is_number(number, -255, 255)),
+        lambda value: _is_list(value, (1, 3), lambda number: is_number(number, -255, 255)),
         "1 or 3 numbers from -255 to 255",
     ),
     "std": (
-        lambda value: _is_list(value, (1, 3), lambda number: _is_number(number, 1e-6, 255)),
+        lambda value: _is_list(value, (1, 3), lambda number: is_number(number, 1e-6, 255)),
         "1 or 3 numbers from 0.000001 to 255",
     ),
     "label_names": (_are_labels, "a list of names, or names by class index"),
@@ -103,6 +99,9 @@ _ARGUMENTS: dict[str, _Check] = {
         f"a side, or [height, width], of up to {_LARGEST_SIDE} pixels",
     ),
 }
+_LOADING: dict[str, _Check] = {key: _FACTS[key] for key in ("num_classes", "crop_pct", "crop_mode", "interpolation")}
+_LOADING |= {"img_size": (_is_side, f"a side of up to {_LARGEST_SIDE} pixels")}
+_LOADING |= {key: (is_line, "one line of text") for key in ("name", "weight")}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -115,16 +114,15 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: what is wrong with it, and where.
     """
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path} is larger than {LARGEST:,} bytes, too large for a timm model's configuration")
+    content = read_bytes(path, LARGEST_JSON)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(content)
         architecture = config["architecture"]
         facts = dict(config.get("pretrained_cfg") or {"label_names": config.get("labels"), **config})
         facts |= {key: config[key] for key in ("num_classes", "label_names") if key in config}
         arguments = dict(config.get("model_args") or {})
         known = is_model(architecture)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a timm model's configuration ({error!r})") from None
     if not known:
         raise ValueError(f"timm {timm.__version__} knows no {architecture[:_LONGEST]}, the architecture in {path}")
@@ -140,6 +138,29 @@ def read(path: Path) -> dict[str, Any]:
         if value is not None:
             _check(f"{path}: model_args {key}", value, _ARGUMENTS.get(key, _PLAIN))
     return {"architecture": architecture, "model_args": arguments, "pretrained_cfg": facts}
+
+
+def of_training(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What evaluation needs of the arguments of timm's train.py, which its checkpoints keep, where they make sense."""
+    names = ("model", "num_classes", "in_chans", "input_size", "img_size", "mean", "std", "interpolation", "crop_pct")
+    values = {name: arguments.get(name) for name in names}
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    checks = _FACTS | _ARGUMENTS | {"model": _PLAIN}
+    return {name: value for name, value in values.items() if value is not None and checks[name][0](value)}
+
+
+def check_loading(place: str, arguments: dict[str, Any]) -> None:
+    """Refuse what are no arguments of `load_classifier`, as a policy or a table may name them.
+
+    Raises:
+        ValueError: what is wrong, and `place`.
+    """
+    for key, value in arguments.items():
+        if key not in _LOADING:
+            raise ValueError(
+                f"{place}: {reprlib.repr(key)} is no argument with which a model is loaded; delete it there"
+            )
+        _check(f"{place}: {key}", value, _LOADING[key])
 
 
 def _check(place: str, value: Any, check: _Check) -> None:

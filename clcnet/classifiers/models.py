@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -13,43 +14,50 @@ from timm.models._hub import _parse_model_cfg
 from torch import nn
 
 from clcnet.classifiers import model_config
+from clcnet.classifiers.checkpoint import Checkpoint, Tensors, fits, shapes
 
 # timm 0.5.4, the paper's version, loaded these for the bare names; timm 1.x loads Noisy Student weights (ns_jft_in1k)
 PAPER_TAGS = {f"tf_efficientnet_b{size}": "ra_in1k" if size in (5, 7) else "aa_in1k" for size in range(8)}
 _NAMES_SHOWN = 3
 
+_logger = logging.getLogger(__name__)
+
 
 def create(
-    name: str, weight: Path | str | None = None, num_classes: int | None = None, img_size: int | None = None
+    name: str,
+    weight: Checkpoint | None = None,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    in_chans: int | None = None,
 ) -> nn.Module:
     """Create a timm model with its pretrained weights, or with those of a checkpoint.
 
     Args:
         name: anything that `timm.create_model` takes, `local-dir:` and `hf-hub:` included.
-        weight: a .pth, .pth.tar or .safetensors file to load in place of the pretrained weights.
+        weight: to load in place of the pretrained weights.
         num_classes: classes of the checkpoint; the model's own when left out.
         img_size: side of the images, for models that are built for one size.
+        in_chans: channels of the images; the model's own when left out.
 
     Returns:
         The model in evaluation mode, on the CPU.
 
     Raises:
-        ValueError: timm does not know the name, has no weights for it, or the weights do not fit.
+        ValueError: timm does not know the name, has no weights for it, the weights do not fit, or it is no classifier.
         OSError: a file is missing, or a download failed.
     """
     source, model_id = parse_model_name(name)
     if source is None:
         _check_registered(model_id, pretrained=weight is None)
-    if weight is not None and not Path(weight).is_file():
-        raise FileNotFoundError(f"weights file {weight} does not exist; check the path")
     known = get_pretrained_cfg(model_id) if source is None else None
-    if weight is None and num_classes is not None and known is not None:
+    if weight is None and known is not None:
         _check_num_classes(name, known.num_classes, num_classes)  # before anything is downloaded
-    model = _create(name, weight is None, num_classes, img_size)
+    model = _create(name, weight is None, num_classes=num_classes, img_size=img_size, in_chans=in_chans)
     if weight is None:
         _check_num_classes(name, configuration(model)["num_classes"], num_classes_of(model))
     else:
-        _load_weights(model, Path(weight), name)
+        _load_weights(model, weight, name)
+    _check_num_classes(name, num_classes_of(model), None)
     return model.eval()
 
 
@@ -97,15 +105,20 @@ def _check_registered(name: str, pretrained: bool) -> None:
         raise ValueError(f"model {name}: timm has no pretrained weights for it; give a weights file")
 
 
-def _check_num_classes(name: str, trained: int, asked: int) -> None:
-    if trained != asked:
+def _check_num_classes(name: str, trained: int, asked: int | None) -> None:
+    if trained < 2:
+        raise ValueError(
+            f"model {name} has no classifier ({trained} class{'es' if trained != 1 else ''}), and what it says of an "
+            "image are no probabilities; give a model, or a weights file with --num_classes, that has one"
+        )
+    if asked is not None and trained != asked:
         raise ValueError(
             f"model {name} was trained on {trained} classes, not {asked}; leave out --num_classes, or give a weights "
             f"file with {asked} classes"
         )
 
 
-def _create(name: str, pretrained: bool, num_classes: int | None, img_size: int | None) -> nn.Module:
+def _create(name: str, pretrained: bool, **asked: int | None) -> nn.Module:
     source, model_id = parse_model_name(name)
     architecture, given = name, {}
     config = _read_config(name, source, model_id, pretrained) if source is not None else None
@@ -114,11 +127,12 @@ def _create(name: str, pretrained: bool, num_classes: int | None, img_size: int 
             place = {"source": source, "file" if source == "local-dir" else "hf_hub_id": model_id}
             facts, architecture, saved = _parse_model_cfg(config, place)
             given = saved | {"pretrained_cfg": facts, "pretrained_model_args": saved}
-            if img_size is not None and "img_size" in saved:
-                given["img_size"] = img_size
-        if num_classes is not None:
-            given["num_classes"] = num_classes
-        arguments = timm.models.resolve_model_input_args(architecture, {"img_size": img_size}, **given)
+            if asked["img_size"] is not None and "img_size" in saved:
+                given["img_size"] = asked["img_size"]
+        if asked["num_classes"] is not None:
+            given["num_classes"] = asked["num_classes"]
+        inputs = {"img_size": asked["img_size"], "in_chans": asked["in_chans"]}
+        arguments = timm.models.resolve_model_input_args(architecture, inputs, **given)
         return timm.create_model(pretrained=pretrained, **arguments)
 
 
@@ -154,33 +168,29 @@ def _explaining(name: str, source: str | None, pretrained: bool) -> Iterator[Non
         ) from error
 
 
-def _load_weights(model: nn.Module, path: Path, name: str) -> None:
-    try:
-        state = timm.models.load_state_dict(str(path))
-        found = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    except Exception as error:  # every format has errors of its own
-        if "unsupported global" in str(error.__cause__).lower():  # torch's words, in the error that timm wraps
-            raise ValueError(
-                f"weights file {path} cannot be read: it holds Python objects besides weights, which may run code; "
-                "save the model's state_dict() alone with torch.save"
-            ) from error
+def _load_weights(model: nn.Module, checkpoint: Checkpoint, name: str) -> None:
+    wanted = model.state_dict()
+    weights, note = checkpoint.weights(wanted)
+    if not fits(weights, wanted):
+        trained = checkpoint.settings.get("model", name)
         raise ValueError(
-            f"weights file {path} cannot be read ({_first_sentence(error)}); expected .pth, .pth.tar or .safetensors"
-        ) from error
-    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    if found != wanted:
-        raise ValueError(f"weights file {path} does not fit model {name}: {_describe_difference(model, found, wanted)}")
-    model.load_state_dict(state)
+            f"weights file {checkpoint.path} does not fit model {name}: {_describe_difference(model, weights)}"
+            + (f"; its training says that they are of {trained}" if trained != name else "")
+        )
+    if note:
+        _logger.warning(note)
+    model.load_state_dict({key: tensor for key, tensor in weights.items() if key in wanted}, strict=False)
 
 
-def _describe_difference(
-    model: nn.Module, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]
-) -> str:
-    heads = configuration(model).get("classifier") or ()
-    for head in (heads,) if isinstance(heads, str) else heads:
-        key = f"{head}.weight"
-        if key in found and key in wanted and found[key][0] != wanted[key][0]:
-            return f"it has {found[key][0]} classes, the model {wanted[key][0]}; give --num_classes {found[key][0]}"
+def _describe_difference(model: nn.Module, weights: Tensors) -> str:
+    found, wanted = shapes(weights), shapes(model.state_dict())
+    for layers, axis, what in (("classifier", 0, "classes"), ("first_conv", 1, "channels of an image")):
+        names = configuration(model).get(layers) or ("head", "fc", "classifier")[: 3 * (1 - axis)]
+        for name in (names,) if isinstance(names, str) else names:
+            shape, models = found.get(f"{name}.weight", ()), wanted.get(f"{name}.weight", (0, 0))
+            if len(shape) > axis and shape[axis] != models[axis]:
+                way_out = f"--num_classes {shape[0]}" if axis == 0 else "it as a local-dir:FOLDER of 1 or 3 channels"
+                return f"it has {shape[axis]} {what}, the model {models[axis]}; give {way_out}"
     missing = [key for key in wanted if key not in found]
     unexpected = [key for key in found if key not in wanted]
     reshaped = [

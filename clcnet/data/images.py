@@ -29,6 +29,7 @@ from clcnet.data.labels import (
     shown,
 )
 from clcnet.files import atomic_path
+from clcnet.strangers import for_spreadsheet
 
 NUM_FOLDS = 5
 PART_NAMES = tuple(f"split_part_{part}" for part in range(1, NUM_FOLDS + 1))
@@ -429,7 +430,7 @@ def errors_file(output: Path | str) -> Path:
     return Path(f"{output}.errors.csv")
 
 
-def write_errors(path: Path, images: ImageSet, reasons: Mapping[int, str]) -> None:
+def write_errors(path: Path, images: ImageSet, reasons: Mapping[int, str], spreadsheet_safe: bool = False) -> None:
     """Name the images that could not be read, by index, with their reasons, and what was passed over.
 
     Where there is neither, remove the file that an earlier run left.
@@ -437,8 +438,9 @@ def write_errors(path: Path, images: ImageSet, reasons: Mapping[int, str]) -> No
     if not reasons and not images.passed_over:
         path.unlink(missing_ok=True)
         return
-    rows = [(images.names[index], reason) for index, reason in reasons.items()]
-    rows += [(name, f"passed over: {why}") for name, why in images.passed_over.items()]
+    cell = for_spreadsheet if spreadsheet_safe else str
+    rows = [(cell(images.names[index]), reason) for index, reason in reasons.items()]
+    rows += [(cell(name), f"passed over: {why}") for name, why in images.passed_over.items()]
     with atomic_path(path) as temporary:
         with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("file", "reason"), *rows])

@@ -8,10 +8,13 @@ import csv
 import io
 import re
 import unicodedata
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from clcnet.strangers import read_bytes
 
 _DIGITS = re.compile(r"([0-9]+)")
 _WHOLE_NUMBER = re.compile(r"([0-9]+)(\.0+)?")  # pandas writes whole numbers as 3.0 where a cell of the column is empty
@@ -22,6 +25,9 @@ _HEADERS = {"file", "filename", "image", "imageid", "id", "img", "name", "path",
 _NO_LABEL = ("", "nan", "null", "n/a", "#n/a", "<na>")
 _NO_NUMBER = ("na", "none", "-", "?", "-1")  # may be names, but not among numbers
 _NAMES_SHOWN = 3
+_LARGEST, _MOST_LINES, _LONGEST_NAME = 2**27, 2**22, 1000  # bytes, of a file; lines; characters, of a class
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+_LARGEST_META = 2**23  # bytes unpacked, of meta.mat, which is 2 MB
 
 
 def natural_key(text: str) -> tuple[list[str | int], str]:
@@ -43,9 +49,19 @@ def shown(names: Sequence[str]) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        text = read_bytes(path, _LARGEST).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from None
+    num_lines = sum(map(text.count, _LINE_ENDS))
+    if num_lines > _MOST_LINES:
+        raise ValueError(f"{path} has {num_lines:,} lines, more than the {_MOST_LINES:,} that are read")
+    return text
+
+
+def _check_lengths(path: Path, names: Sequence[str]) -> None:
+    row = next((row for row, name in enumerate(names, start=1) if len(name) > _LONGEST_NAME), None)
+    if row:
+        raise ValueError(f"{path}: row {row} has a class of {len(names[row - 1]):,} characters; name it in fewer")
 
 
 # ---------------------------------------------------------------- folders
@@ -113,8 +129,9 @@ def class_map_readings(path: Path) -> list[list[str]]:
             f"class map {path}: only text files are read, one class folder a line; timm's pickles may run code"
         )
     lines = [plain(line.strip()) for line in _read_text(path).splitlines() if line.strip()]
+    _check_lengths(path, lines)
     heads = [re.split(r"[\s,;:]+", line, maxsplit=1) for line in lines]
-    tails = [re.split(r"[\s,;]+(?=[0-9]+$)", line) for line in lines]
+    tails = [re.split(r"(?<![\s,;])[\s,;]++(?=[0-9]+$)", line) for line in lines]
     numbered = _by_number(heads, 0) or _by_number(tails, 1)
     first_words = [head[0] for head in heads]
     if all(map(_WORDNET_LINE.match, lines)):
@@ -250,6 +267,7 @@ def read_labels(path: Path, root: Path, files: Sequence[str]) -> tuple[list[str]
         names, labels = labels, names
     if _has_header(names, labels, finder):
         names[0] = labels[0] = ""
+    _check_lengths(path, labels)
     labels = _clean(path, labels)
     by_key = finder.index(names)
     classes, moved = [], []
@@ -352,5 +370,23 @@ def _wordnet_ids(path: Path) -> dict[int, str]:
         )
     from scipy.io import loadmat  # here, because only this one format needs it
 
-    synsets = loadmat(meta, squeeze_me=True, struct_as_record=False)["synsets"]
-    return {int(synset.ILSVRC2012_ID): str(synset.WNID) for synset in synsets if int(synset.num_children) == 0}
+    content = read_bytes(meta, _LARGEST_META)
+    try:
+        _check_unpacked(content)
+        synsets = loadmat(io.BytesIO(content), squeeze_me=True, struct_as_record=False)["synsets"]
+        return {int(synset.ILSVRC2012_ID): str(synset.WNID) for synset in synsets if int(synset.num_children) == 0}
+    except Exception as error:  # on damaged bytes scipy raises nearly anything
+        reason = " ".join(str(error)[:200].split()) or type(error).__name__
+        raise ValueError(f"{meta} is not the development kit's ({reason}); copy it anew") from None
+
+
+def _check_unpacked(content: bytes) -> None:
+    """Refuse a MATLAB file (version 5: 128 bytes, then elements of kind, size and data) that unpacks to too much."""
+    start = 128
+    while start + 8 <= len(content):
+        kind, size = (int.from_bytes(content[start + place : start + place + 4], "little") for place in (0, 4))
+        if kind == 15:  # compressed
+            unpacked = zlib.decompressobj().decompress(content[start + 8 : start + 8 + size], _LARGEST_META + 1)
+            if len(unpacked) > _LARGEST_META:
+                raise ValueError(f"it unpacks to more than {_LARGEST_META:,} bytes")
+        start += 8 + size

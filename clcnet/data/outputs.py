@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,9 @@ from clcnet.data.checks import check_answers, check_sorted_probs, map_rows
 from clcnet.data.images import ImageSet, names_of
 from clcnet.data.tables import TableWriter, check_memory, check_table_output, read_rows
 from clcnet.files import atomic_path
+from clcnet.strangers import is_line, is_number, parse_json
 
+_MOST_COST = 1e12  # billions of multiply-adds, or milliseconds
 _ARRAYS = ("sorted_probs", "classes", "targets", "correct")
 
 
@@ -56,20 +57,29 @@ class Record:
         Raises:
             ValueError: it is no record; the message begins with `source`.
         """
-        kinds: dict[str, Any] = {
-            "preprocessing": dict,
-            "versions": dict,
-            "loaded_from": dict,
-            "class_names": list | None,
-        }
-        kinds |= {"flops": int | float | None, "milliseconds": int | float | None}
-        with contextlib.suppress(ValueError, RecursionError):
-            given = json.loads(text)
-            if isinstance(given, dict):
-                known = {key.name: given[key.name] for key in dataclasses.fields(cls) if key.name in given}
-                if all(isinstance(value, kinds.get(name, str)) for name, value in known.items()):
-                    return cls(**known)
+        given = None
+        with contextlib.suppress(ValueError):
+            given = parse_json(text.encode())
+        return cls.checked(given, source)
+
+    @classmethod
+    def checked(cls, given: Any, source: str) -> Record:
+        """The same from what JSON said."""
+        if isinstance(given, dict):
+            known = {key.name: given[key.name] for key in dataclasses.fields(cls) if key.name in given}
+            if all(_is_sound(name, value) for name, value in known.items()):
+                return cls(**known)
         raise ValueError(f"{source}: what it says of the model is damaged; make it again")
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    if name in ("preprocessing", "versions", "loaded_from"):
+        return isinstance(value, dict)
+    if name == "class_names":
+        return value is None or (isinstance(value, list) and all(map(is_line, value)))
+    if name in ("flops", "milliseconds"):
+        return value is None or is_number(value, 0, _MOST_COST)
+    return is_line(value)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from clcnet.confidence import SUM_TOLERANCE
 from clcnet.files import atomic_path, naming_full_disks
+from clcnet.strangers import check_file, parse_json, read_bytes
 
 KEY_BYTES = 16  # of an image
 UNREADABLE, READ = 0, 1
@@ -29,6 +30,8 @@ Keys = NDArray[np.bytes_]  # (N,) of KEY_BYTES
 
 _SUFFIX = ".answers"
 _RECORDS_A_READ = 1024
+_LONGEST_BATCH = 2**20  # records; in a file of zeros, which takes no room on a disk, none would ever end
+_LARGEST_ABOUT = 2**16  # bytes
 
 
 @dataclass
@@ -64,6 +67,7 @@ class Store:
 
     def _open(self, path: Path) -> _Segment:
         """The whole batches of a segment."""
+        check_file(path)
         keys, status, whole, count = [np.empty(0, f"S{KEY_BYTES}")], [np.empty(0, np.uint8)], 0, 0
         with open(path, "rb") as file:
             while len(records := np.fromfile(file, self.record, _RECORDS_A_READ)):
@@ -72,6 +76,8 @@ class Store:
                 ends = np.flatnonzero(records["ends_batch"])
                 whole = count + int(ends[-1]) + 1 if len(ends) else whole
                 count += len(records)
+                if count - whole > _LONGEST_BATCH:
+                    break
         return _Segment(path, np.concatenate(keys)[:whole], np.concatenate(status)[:whole])
 
     @property
@@ -167,7 +173,7 @@ class Store:
 
     def _read_about(self) -> dict[str, Any]:
         try:
-            about = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
+            about = parse_json(read_bytes(self.folder / "about.json", _LARGEST_ABOUT))
         except (OSError, ValueError):  # none yet, or broken: what it held is measured again
             return {}
         return about if isinstance(about, dict) else {}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.runner import Answers, FolderRun
+from clcnet.cli import one_line
 from clcnet.data.images import errors_file
 from clcnet.report.tables import format_flops
 
@@ -91,9 +92,14 @@ def print_summary(outcome: dict[str, Any], stage_names: Sequence[str], output: P
         print(f"on the deferred ones {first} has {on_last[0]:.2f}%, {later[-1]} {on_last[-1]:.2f}%")
     if outcome["most_deferred"]:
         by = "" if "accuracy" in outcome else f", by the answers of {first}"
-        shares = (f"{name}: {part / total:.0%} ({part} of {total})" for name, part, total in outcome["most_deferred"])
+        shares = (
+            f"{one_line(name)}: {part / total:.0%} ({part} of {total})"
+            for name, part, total in outcome["most_deferred"]
+        )
         print(f"classes that defer most{by}: {', '.join(shares)}")
-    last = later[-1] if later else "the deep model"
+    last = (
+        later[-1] if later else "the deep model" if stage_names[0] == "shallow" else ""
+    )  # a policy may hold one alone
     print(_describe_flops(outcome, last))
     print(_describe_time(outcome, last))
     left_out = (
@@ -106,6 +112,8 @@ def print_summary(outcome: dict[str, Any], stage_names: Sequence[str], output: P
 
 def _describe_flops(outcome: dict[str, Any], last: str) -> str:
     text = f"FLOPs: {format_flops(outcome['flops'])} an image"
+    if not last:
+        return text
     if math.isnan(outcome["flops_saving"]):  # it was not loaded
         return f"{text}; those of {last} are not known"
     alone = format_flops(outcome["last_flops"])
@@ -116,6 +124,8 @@ def _describe_time(outcome: dict[str, Any], last: str) -> str:
     if outcome["num_from_store"]:
         return f"time: not compared; {outcome['num_from_store']} answers were in the store"
     text = f"time: {outcome['seconds']:.1f} s, {outcome['images_per_second']:.1f} images/s"
+    if not last:
+        return text
     if math.isnan(outcome["time_saving"]):
         return f"{text}; that of {last} is not known"
     alone = f"about {outcome['last_seconds']:.1f} s by its time on the deferred ones"

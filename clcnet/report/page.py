@@ -34,8 +34,7 @@ MOST_CASCADES = 500  # on the slider
 MOST_CLASSES = 40
 MOST_THUMBNAILS = 24  # half of them of each kind
 _SIDE = 96  # pixels of a thumbnail
-# text stays text
-_SVG: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "clcnet", "font.size": 11}
+_SVG = plots.STYLE | {"svg.fonttype": "none", "font.size": 11}  # text stays text
 
 
 def write_page(

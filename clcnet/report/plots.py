@@ -20,6 +20,12 @@ from clcnet.files import atomic_path
 from clcnet.intervals import exact_interval
 from clcnet.report.tables import format_flops
 
+# whatever the user's matplotlibrc or session says; and the same figures give the same SVG
+STYLE: dict[Any, Any] = {
+    name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")
+} | {"svg.hashsalt": "clcnet"}
+_own_style = matplotlib.rc_context(STYLE)
+
 BLACK, BLUE, ORANGE, GREEN, PINK, GREY = "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676"
 SKY = "#56B4E9"
 _STYLES = {  # name of a rule or confidence -> colour, dashes, width; those of `_FREE` go round for all others
@@ -41,19 +47,19 @@ _FREE = (
     (SKY, (0, (7, 1, 1, 1)), 1.6),
 )
 _MARKERS = "os^Dv<>ph*"
-_HASH_SALT = "clcnet"  # the same figures give the same SVG
 
 
+@_own_style
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write NAME.png and NAME.svg; existing files are replaced only by finished ones."""
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    with matplotlib.rc_context({"svg.hashsalt": _HASH_SALT}):
-        for path in paths:
-            with atomic_path(path) as temporary:
-                figure.savefig(temporary, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+    for path in paths:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
     return paths
 
 
+@_own_style
 def plot_accuracy_and_cost(
     contenders: Sequence[Contender],
     models: Sequence[str],
@@ -161,6 +167,7 @@ def _set_scale(axes: Axes, costs: Sequence[float]) -> None:
         axes.set_xscale("log")
 
 
+@_own_style
 def plot_risk_coverage(scores: Mapping[str, Floats], correct: Bools, model: str) -> Figure:
     """Share of wrong answers against share of images answered, the surest first."""
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
@@ -177,6 +184,7 @@ def plot_risk_coverage(scores: Mapping[str, Floats], correct: Bools, model: str)
     return figure
 
 
+@_own_style
 def plot_reliability(scores: Mapping[str, Floats], correct: Bools, model: str) -> Figure:
     """Accuracy against confidence in bins of equal width; on the diagonal a confidence means what it says."""
     figure = Figure(figsize=(5.6, 5.2), layout="constrained")
@@ -214,6 +222,7 @@ def plot_reliability(scores: Mapping[str, Floats], correct: Bools, model: str) -
     return figure
 
 
+@_own_style
 def plot_histogram(confidence: Floats, name: str, correct: Bools, model: str) -> Figure:
     """How the confidences of right and of wrong answers are spread, each as shares of its own number."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")

@@ -3,9 +3,11 @@
 FLOPs are billions of multiply-adds an image; Markdown prints small ones in millions (M).
 """
 
+import io
 import math
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import pandas as pd
@@ -14,10 +16,13 @@ from clcnet import metrics
 from clcnet.cascade.comparison import DEFERRAL_SHARES, Contender, resample
 from clcnet.cascade.curve import Curve
 from clcnet.cascade.rule import Judged, known
+from clcnet.cli import one_line
 from clcnet.files import atomic_path
 from clcnet.intervals import Interval, exact_interval, percentile_interval
 from clcnet.report.paper_table import CrossFitted, Row
+from clcnet.strangers import is_line, is_number, read_bytes
 
+_LARGEST_RESULTS = 2**20  # bytes; a dozen lines take 4,000
 _SHARES = [f"accuracy_at_{share:.0%}" for share in DEFERRAL_SHARES]
 
 
@@ -106,16 +111,29 @@ def _results_record(row: Row) -> dict[str, object]:
 
 
 def read_results(path: Path) -> list[Row]:
-    """Read back what `results_frame` holds."""
+    """Read back what `results_frame` holds.
+
+    Raises:
+        OSError: it is missing or no file.
+        ValueError: it is no such table.
+    """
+    content = read_bytes(path, _LARGEST_RESULTS)
     try:
-        frame = pd.read_csv(path)
+        texts = {name: str for name in ("model", "reference", "same")}
+        frame = pd.read_csv(io.BytesIO(content), dtype=texts)
         records = frame.astype(object).where(frame.notna(), None).to_dict("records")
         return [_row_of(record) for record in records]
-    except (KeyError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a results-table.csv of another evaluation ({error})") from None
+    except (KeyError, ValueError, pd.errors.ParserError) as error:
+        raise ValueError(f"{path} is not a results-table.csv of another evaluation ({one_line(error)})") from None
 
 
 def _row_of(record: dict[Hashable, Any]) -> Row:
+    for name, value in record.items():
+        largest = math.inf if name == "threshold" else 1e15
+        good = is_line(value) if name in ("model", "reference", "same") else is_number(value, -largest, largest)
+        if not good and not (value is None and name not in ("model", "accuracy", "FLOPs")):
+            raise ValueError(f"{name} is {short(value)}")
+
     def interval(name: str) -> Interval | None:
         low, high = record[f"{name}_low"], record[f"{name}_high"]
         return None if low is None else (low, high)
