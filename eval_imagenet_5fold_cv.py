@@ -36,7 +36,7 @@ from clcnet.cascade.evaluation import (
     images_of_outputs,
     load_fold_networks,
 )
-from clcnet.cascade.rule import CHANCE, CLCNET, Surest, know_classes
+from clcnet.cascade.rule import CLCNET, Surest, know_classes
 from clcnet.cascade.rules import cross_fitted
 from clcnet.cascade.selection import recommend
 from clcnet.data.checks import doubts
@@ -143,7 +143,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             outcome["recommendation"] = recommendation
             print(evaluation_report.describe_recommendation(recommendation, found, steps))
         else:
-            rule = Surest(CHANCE if outcome["confidence"] is None else CLCNET)
+            rule = Surest("max softmax" if outcome["confidence"] is None else CLCNET)
             curve = at_threshold(rule, found.outputs, args.threshold)
             tables.write_csv(tables.performance_frame(curve), args.performance_result)
             print(evaluation_report.describe_threshold(curve, found))

@@ -13,7 +13,6 @@ test (80/10/10). In --results-folder: cascades.csv and recommendation.json.
 """
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from clcnet.classifiers.classifier import resolve_device
 from clcnet.classifiers.timing import milliseconds_of_records
 from clcnet.data.checks import doubts
 from clcnet.data.outputs import Outputs, load_tables
-from clcnet.files import atomic_paths, check_output, output_lock
+from clcnet.files import atomic_paths, check_output, csv_writer, output_lock
 from clcnet.network.training import Split, split_rows, train_clcnet
 from clcnet.network.training_cli import (
     add_training_arguments,
@@ -171,7 +170,7 @@ def _save_split(path: Path, names: list[str], source: NDArray[np.int64], split: 
     for name in ("train", "validation", "test"):
         part[getattr(split, name)] = name
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv_writer(file)
         writer.writerow(["file", "table", "part"])
         writer.writerows(zip(names, source + 1, part, strict=True))
 

@@ -10,7 +10,6 @@ digest that the six files of one training share.
 """
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from clcnet.classifiers.classifier import resolve_device
 from clcnet.data.images import NUM_FOLDS, list_images
 from clcnet.data.outputs import load_tables, match_rows
-from clcnet.files import atomic_paths, check_output, output_lock
+from clcnet.files import atomic_paths, check_output, csv_writer, output_lock
 from clcnet.network.training import Split, fold_splits, train_many
 from clcnet.network.training_cli import (
     add_training_arguments,
@@ -93,7 +92,7 @@ def _save_splits(
         for row in split.validation:
             validates[row].append(str(network))
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv_writer(file)
         writer.writerow(["file", "table", "fold", "validates", "run"])
         for name, table, fold, networks in zip(names, source, folds, validates, strict=True):
             writer.writerow([name, table + 1, fold + 1, " ".join(networks), run])

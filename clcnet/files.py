@@ -1,12 +1,15 @@
 """Writing files so that an interrupted run leaves the old file or the new one, never half of one."""
 
 import contextlib
+import csv
 import errno
 import logging
 import os
 import secrets
+import types
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
 
@@ -128,6 +131,11 @@ def naming_full_disks(*paths: Path, advice: str = "make room or choose another p
             raise
         reason = os.strerror(error.errno)
         raise OSError(f"{' and '.join(map(str, paths))} cannot be written ({reason}); {advice}") from error
+
+
+def csv_writer(file: TextIO) -> Any:
+    """As `csv.writer` with `\\n` between rows; it quotes a carriage return too, at which readers would end a row."""
+    return csv.writer(types.SimpleNamespace(write=lambda row: file.write(row[:-2] + "\n")), lineterminator="\r\n")
 
 
 def sync(path: Path) -> None:

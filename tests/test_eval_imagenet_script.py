@@ -276,10 +276,14 @@ def test_folds_other_than_those_of_the_training_are_refused(run, table_flags, im
 
 
 def test_each_fold_is_judged_by_its_own_network_alone(run, table_flags, images, weights, tmp_path):
+    split = ["--imagenet-split", images]
+
     def confidence():
         run(*table_flags)
-        args = script.get_args_parser().parse_args([str(word) for word in [*table_flags, "--weight-save", weights]])
-        return script.load_tables(args, list_images(images)).outputs[0].scores["CLCNet"]
+        args = script.get_args_parser().parse_args(
+            [str(word) for word in [*table_flags, "--weight-save", weights, *split]]
+        )
+        return script.load_tables(args).outputs[0].scores["CLCNet"]
 
     before = confidence()
     torch.manual_seed(99)

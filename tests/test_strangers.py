@@ -130,6 +130,9 @@ def policy_file(folder: Path, rule: Rule, change: Callable[[dict[str, Any]], obj
 def test_a_policy_is_read_back_as_it_was_saved(tmp_path: Path, rule: Rule) -> None:
     policy = Policy.load(policy_file(tmp_path, rule))
     assert policy.rule.to_json() == rule.to_json() and policy.thresholds == [0.7]
+    more = {"expected": EXPECTED | {"quantiles": [[0.1, 0.2], []]}, "certificate": CERTIFICATE, "unsure_below": 0.5}
+    policy = Policy.load(policy_file(tmp_path, rule, lambda content: content.update(more)))
+    assert policy.expected and policy.certificate and policy.unsure_below == 0.5
 
 
 def put(*way: Any) -> Callable[[dict[str, Any]], None]:
@@ -145,6 +148,8 @@ def put(*way: Any) -> Callable[[dict[str, Any]], None]:
 
 
 NUMBERS = (float("nan"), float("inf"), 1e308, -1e308, HUGE, "1", None, [1.0], {})
+EXPECTED = {"num_images": 9, "accuracy": 80.0, "accuracy_interval": [70, 90], "shares": [1.0, 0.5], "flops": 1.0}
+CERTIFICATE = {"probability": 0.9, "num_images": 9, "against": "large", "drop": 0.1, "most_drop": 1.0}
 SPOILT = {
     **{f"threshold {number!r:.9}": ("fused", put("thresholds", [number])) for number in (*NUMBERS, "nan", True)},
     **{f"thresholds {value!r}": ("fused", put("thresholds", value)) for value in ([], "7", [0.1, 0.2], None, 7)},
@@ -182,6 +187,18 @@ SPOILT = {
     "weights that never end": ("fused", put("clcnet", {"file": "/dev/zero", "digest": ""})),
     "weights under no name": ("fused", put("clcnet", {"file": "a\0b", "digest": ""})),
     "expectations of another shape": ("fused", put("expected", [1])),
+    **{
+        f"unsure below {number!r:.9}": ("fused", put("unsure_below", number))
+        for number in NUMBERS
+        if number is not None
+    },
+    "shares of other models": ("fused", put("expected", EXPECTED | {"shares": [1.0]})),
+    "a share above 1": ("fused", put("expected", EXPECTED | {"shares": [1.0, 1.5]})),
+    "quantiles of other models": ("fused", put("expected", EXPECTED | {"quantiles": [[0.1]]})),
+    "quantiles that fall": ("fused", put("expected", EXPECTED | {"quantiles": [[0.2, 0.1], []]})),
+    "quantiles that are text": ("fused", put("expected", EXPECTED | {"quantiles": ["ab", []]})),
+    "a certificate in words": ("fused", put("certificate", CERTIFICATE | {"drop": "none"})),
+    "a forged certificate": ("fused", put("certificate", CERTIFICATE | {"against": "large\nCertificate: none"})),
 }
 
 
@@ -421,7 +438,8 @@ def test_nothing_that_is_printed_commands_the_screen(capsys: pytest.CaptureFixtu
 
 
 def test_an_unknown_flag_commands_nothing_either() -> None:
-    program = f"from clcnet import cli; import sys; sys.argv[1:] = ['--{EVIL}']; cli.run(dict, cli.ArgumentParser())"
+    words = [f"--{EVIL}"]
+    program = f"from clcnet import cli; import sys; sys.argv[1:] = {words!r}; cli.run(dict, cli.ArgumentParser())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 2 and is_harmless(done.stderr) and "unknown flag" in done.stderr
 

@@ -23,7 +23,7 @@ from clcnet.data.outputs import Record
 from clcnet.files import atomic_path
 from clcnet.intervals import Interval
 from clcnet.network.model import CLCNet
-from clcnet.strangers import LARGEST_JSON, is_number, parse_json, read_bytes
+from clcnet.strangers import LARGEST_JSON, is_line, is_number, parse_json, read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -192,11 +192,16 @@ class Policy:
                 expected=expected
                 and Expected(**expected | {"accuracy_interval": tuple(expected["accuracy_interval"])}),
                 certificate=content.get("certificate") and Certificate(**content["certificate"]),
-                unsure_below=content.get("unsure_below"),
+                unsure_below=None if content.get("unsure_below") is None else _from_json(content["unsure_below"]),
             )
             if len(policy.thresholds) != len(policy.models) - 1:
                 raise ValueError(f"{len(policy.models)} models and {len(policy.thresholds)} thresholds")
-            if not policy.rule.is_fitted_for(len(policy.models)) or not _are_sound([content["rule"], expected]):
+            sound = _are_sound([content["rule"], expected, content.get("certificate")])
+            if policy.certificate and not (policy.certificate.describe() and is_line(policy.certificate.against)):
+                raise ValueError("its certificate is against no model")
+            if policy.expected and not _can_be_compared(policy.expected, len(policy.models)):
+                raise ValueError(f"its shares and quantiles do not fit {len(policy.models)} models")
+            if not policy.rule.is_fitted_for(len(policy.models)) or not sound:
                 raise ValueError(f"the numbers of rule {policy.rule.name!r} do not fit {len(policy.models)} models")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path} is not a cascade's policy ({str(error)[:_LONGEST]}); write it again") from None
@@ -260,6 +265,19 @@ def _are_sound(value: Any) -> bool:
     if isinstance(value, dict | list):
         return all(map(_are_sound, value.values() if isinstance(value, dict) else value))
     return not isinstance(value, int | float) or abs(value) < _LARGEST_NUMBER
+
+
+def _can_be_compared(expected: Expected, num_models: int) -> bool:
+    """Whether a run can be held against it: counts of images, and shares and rising quantiles of every model."""
+    quantiles = [[0.0]] * num_models if expected.quantiles is None else expected.quantiles
+    numbers = [number for each in quantiles for number in each]
+    return (
+        len(expected.shares) == len(quantiles) == num_models
+        and all(is_number(share, 0, 1) for share in expected.shares)
+        and all(is_number(number, -_LARGEST_NUMBER, _LARGEST_NUMBER) for number in numbers)
+        and all(each == sorted(each) for each in quantiles)
+        and is_number(expected.num_images, 0, _LARGEST_NUMBER)
+    )
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from clcnet.classifiers.schedule import NOTHING, Entering, Indices
 from clcnet.classifiers.stream import Batch, Round, stream
 from clcnet.data.images import ImageSet
 from clcnet.data.outputs import UNKNOWN
-from clcnet.files import atomic_path
+from clcnet.files import atomic_path, csv_writer
 from clcnet.strangers import for_spreadsheet
 
 _IMAGES_AT_ONCE = 1024  # of those that the store knows
@@ -326,7 +325,7 @@ def write_result(
         atomic_path(path) as temporary,
         open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv_writer(file)
         writer.writerow(map(cell, columns))
         for row, place in enumerate(answers.places):
             label, target = answers.labels[row], answers.targets[row]

@@ -246,7 +246,7 @@ class Found:
     costs: Floats
     reached: bool
     cross_fitted: Scored
-    quantiles: list[list[float]]
+    quantiles: list[list[float]] | None = None
 
 
 @dataclass(frozen=True)

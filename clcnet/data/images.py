@@ -5,7 +5,6 @@ with or without a file of labels. Nothing here opens an image; those that a run 
 beside its output.
 """
 
-import csv
 import dataclasses
 import hashlib
 import os
@@ -28,7 +27,7 @@ from clcnet.data.labels import (
     read_labels,
     shown,
 )
-from clcnet.files import atomic_path
+from clcnet.files import atomic_path, csv_writer
 from clcnet.strangers import for_spreadsheet
 
 NUM_FOLDS = 5
@@ -443,4 +442,4 @@ def write_errors(path: Path, images: ImageSet, reasons: Mapping[int, str], sprea
     rows += [(cell(name), f"passed over: {why}") for name, why in images.passed_over.items()]
     with atomic_path(path) as temporary:
         with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([("file", "reason"), *rows])
+            csv_writer(file).writerows([("file", "reason"), *rows])

@@ -21,7 +21,6 @@ from clcnet.cascade.curve import Floats, Ints, oracle, sweep
 from clcnet.cascade.rule import CLCNET, Surest, known
 from clcnet.cascade.rules import cross_fitted, steps_of
 from clcnet.cascade.search import Cascades, Found
-from clcnet.classifiers.loading import read_image
 from clcnet.data.images import ImageSet
 from clcnet.data.outputs import Outputs
 from clcnet.files import atomic_path
@@ -216,6 +215,8 @@ def _classes(
 
 def _thumbnails(outputs: Outputs, images: ImageSet, wanted: NDArray[np.bool_]) -> list[tuple[str, str]]:
     """Name and data address of some of these images, evenly spread over the list; those that cannot be read are not."""
+    from clcnet.classifiers.loading import read_image  # timm takes seconds, and tables need none of it
+
     place_of = {name: place for place, name in enumerate(images.names)}
     rows = np.flatnonzero(wanted)
     found = []
