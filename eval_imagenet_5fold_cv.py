@@ -73,7 +73,9 @@ def get_args_parser() -> cli.ArgumentParser:
     cli.add_store_arguments(images_group)
     group = parser.add_argument_group("thresholds")
     add = group.add_argument
-    add("--threshold", type=cli.threshold, default=0.5, metavar="T", help="less confident images go to the deep model")
+    add(
+        "--threshold", type=cli.threshold, metavar="T", help="less confident images go to the deep model (default: 0.5)"
+    )
     search: dict[str, Any] = {"nargs": "?", "const": True, "default": False, "type": cli.true_or_false}
     every = "evaluate all thresholds instead of one (default: False)"
     add("--threshold-searching", metavar="True|False", help=every, **search)
@@ -144,7 +146,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             print(evaluation_report.describe_recommendation(recommendation, found, steps))
         else:
             rule = Surest("max softmax" if outcome["confidence"] is None else CLCNET)
-            curve = at_threshold(rule, found.outputs, args.threshold)
+            curve = at_threshold(rule, found.outputs, threshold_of(args))
             tables.write_csv(tables.performance_frame(curve), args.performance_result)
             print(evaluation_report.describe_threshold(curve, found))
         if found.unreadable:
@@ -152,6 +154,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         files = f"{len(curve)} threshold{'s' * (len(curve) > 1)} in {args.performance_result}"
         print(files + (f"; tables and plots in {folder}" if is_searching(args) else ""))
     return outcome | {"curve": curve}
+
+
+def threshold_of(args: argparse.Namespace) -> float:
+    """The one threshold that is asked for."""
+    return 0.5 if args.threshold is None else float(args.threshold)
 
 
 def load_tables(args: argparse.Namespace) -> Evaluation:
@@ -195,7 +202,7 @@ def run_models(args: argparse.Namespace) -> Evaluation | None:
             **cli.classifier_options(args),
         )
 
-    threshold = None if is_searching(args) else args.threshold
+    threshold = None if is_searching(args) else threshold_of(args)
     needs_networks = threshold is None or threshold > SHALLOW_ALONE
     networks = load_fold_networks(args.weight_save, images, device) if needs_networks else []
 

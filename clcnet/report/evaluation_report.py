@@ -37,7 +37,7 @@ def write_report(
     contenders, left_out = compare(outputs, evaluation.folds)
     comparison = tables.comparison_frame(contenders, seed)
     confidences = tables.confidence_frame(names, outputs)
-    rows = merge_rows([*joined, results_rows(steps, models, evaluation.folds, references, seed)])
+    rows = merge_rows([*joined, results_rows(steps, models, evaluation.folds, references, seed, contenders[0].name)])
     texts = {
         "confidences": (confidences, tables.confidence_markdown(confidences)),
         "comparison": (comparison, tables.comparison_markdown(comparison)),

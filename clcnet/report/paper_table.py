@@ -94,10 +94,10 @@ def distinct_names(models: Sequence[str]) -> list[str]:
     return [name if number == 1 else f"{name} ({number})" for name, number in zip(names, numbers, strict=True)]
 
 
-def cascade_name(models: Sequence[str]) -> str:
+def cascade_name(models: Sequence[str], confidence: str = "CLCNet") -> str:
     """`CLCNet (S:B0+D:B4)`, as in the paper's table; `CLCNet (B0+B4+B7)` of more models."""
     names = [name.removeprefix("EfficientNet-") for name in distinct_names(models)]
-    return f"CLCNet (S:{names[0]}+D:{names[1]})" if len(names) == 2 else f"CLCNet ({'+'.join(names)})"
+    return f"{confidence} (S:{names[0]}+D:{names[1]})" if len(names) == 2 else f"{confidence} ({'+'.join(names)})"
 
 
 def parse_references(text: str) -> list[Reference]:
@@ -120,6 +120,7 @@ def results_rows(
     folds: Ints,
     references: Sequence[Reference] = (),
     seed: int = 42,
+    confidence: str = "CLCNet",
 ) -> list[Row]:
     """Build the table. The cascade's own models, as measured, take the place of references of the same name.
 
@@ -129,6 +130,7 @@ def results_rows(
         folds: (N,) for cross-fitting.
         references: further single models.
         seed: of the bootstrap.
+        confidence: which decides, for the cascade's name.
     """
     own = [
         Reference(name, float(steps.own_accuracy[k]), float(steps.flops[k]), k)
@@ -144,7 +146,7 @@ def results_rows(
         for same, choose_point in _comparisons(curve, reference, steps):
             row = _cascade_row(curve, steps, folds, reference, choose_point, seed)
             interval = percentile_interval(savings[reference.name]) if "accuracy" in same else None
-            rows.append(replace(row, model=cascade_name(models), same=same, saving_interval=interval))
+            rows.append(replace(row, model=cascade_name(models, confidence), same=same, saving_interval=interval))
     return rows
 
 
