@@ -100,7 +100,8 @@ def get_args_parser() -> cli.ArgumentParser:
 def is_searching(args: argparse.Namespace) -> bool:
     """Whether more than one threshold is asked for, so that the deep model must see every image."""
     goals = (args.match, args.target_accuracy, args.target_FLOPs, args.most_drop, args.most_FLOPs, args.most_risk)
-    return args.threshold_searching or any((args.outputs, args.thresholds, *goals))
+    no_threshold = bool(args.outputs) and args.threshold is None
+    return args.threshold_searching or no_threshold or any((args.thresholds, *goals))
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -128,9 +129,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         }
         for doubt in doubts({each.record.model: each.accuracy for each in found.outputs}):
             print(doubt)
+        rule = Surest("max softmax" if outcome["confidence"] is None else CLCNET)
         if is_searching(args):
             goal = wanted.goal_of(args)
-            rule = Surest("max softmax" if outcome["confidence"] is None else CLCNET)
             steps = cross_fitted(rule, found.outputs, found.folds)
             curve = sweep(steps, grid)
             recommendation = recommend(steps, found.folds, goal, args.seed)
@@ -145,7 +146,6 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             outcome["recommendation"] = recommendation
             print(evaluation_report.describe_recommendation(recommendation, found, steps))
         else:
-            rule = Surest("max softmax" if outcome["confidence"] is None else CLCNET)
             curve = at_threshold(rule, found.outputs, threshold_of(args))
             tables.write_csv(tables.performance_frame(curve), args.performance_result)
             print(evaluation_report.describe_threshold(curve, found))

@@ -12,8 +12,8 @@ first frame of an animation, orientation tags unheeded, 16-bit values above 255 
 Several GPUs or machines: torchrun --nproc-per-node N generate_data_for_CLCNet.py ... gives the rows of one process,
 byte for byte on GPUs of one kind; on CPUs with the same OMP_NUM_THREADS, which may sway the last digit.
 
-Exit codes: 0 done, 2 bad input, 3 done but some images were left out, 130 interrupted (go on with --resume). torchrun
-makes 1 of them all but 0, so under it a run that left images out ends with 0; the last line still counts them.
+Exit codes: 0 done, 2 bad input, 3 done but some images were left out, 130 interrupted (the same command goes on).
+torchrun makes 1 of them all but 0, so under it a run that left images out ends with 0; the last line still counts them.
 """
 
 import argparse

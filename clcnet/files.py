@@ -144,13 +144,6 @@ def sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def reserve(path: Path) -> None:
-    """Have the disk set aside the room that a file's size promises: an array mapped to it cannot report a full disk."""
-    if hasattr(os, "posix_fallocate"):  # not on Windows and macOS
-        with open(path, "rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
 @contextlib.contextmanager
 def output_lock(path: Path | str) -> Iterator[None]:
     """Hold `path` for this run, so that two runs never write the same output at once.

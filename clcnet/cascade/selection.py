@@ -55,7 +55,7 @@ class Reference:
     model: int | None = None
 
     def accuracy_on(self, steps: Steps) -> float:
-        """Accuracy on the images of `alone`, where it can be measured; else the published one."""
+        """Accuracy on the images of these steps, where it can be measured; else the published one."""
         return self.accuracy if self.model is None else float(steps.own_accuracy[self.model])
 
 

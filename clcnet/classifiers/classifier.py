@@ -1,7 +1,7 @@
-"""A timm model and a set of images -> class probabilities, prepared, loaded and batched by timm's own functions.
+"""A timm model with all that determines its answers: weights, preprocessing, precision, device.
 
-Nothing of timm's preprocessing is copied: the model's configuration comes from `resolve_model_data_config`, transform
-and loader from `create_transform` and `create_loader`, so probabilities are those of timm's own validation.
+Nothing of timm's preprocessing is copied: the model's configuration comes from `resolve_model_data_config`, the
+transform from `create_transform`, so probabilities are those of timm's own validation.
 """
 
 import contextlib
