@@ -215,7 +215,7 @@ def test_three_tables_in_any_order_stand_by_what_they_record_of_their_models(run
     assert (single.calls[0] == outcome["curve"].calls[point]).all()
     assert single.accuracy[0] == outcome["curve"].accuracy[point]
     printed = capsys.readouterr().out
-    assert "max softmax (a+b+c)" in printed and "best possible choice between the models (oracle)" in printed
+    assert "CLCNet (a+b+c)" in printed and "best possible choice between the models (oracle)" in printed
     assert "Left out" not in printed and "GEM" in printed
 
 
