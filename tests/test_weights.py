@@ -31,7 +31,7 @@ def test_the_weights_are_those_of_the_demo_and_have_the_figures_that_it_printed(
     clcnet = CLCNet.load(path)
     assert clcnet.num_classes == 10 and clcnet.calibration is not None
     assert clcnet.metadata["training_arguments"]["seed"] == 42
-    assert clcnet.metadata["tables"] == (["shallow.csv"] if fold else ["shallow.csv", "deep.csv"])
+    assert clcnet.metadata["tables"] == (["shallow.parquet"] if fold else ["shallow.parquet", "deep.parquet"])
     if fold:
         assert clcnet.metadata["training_folds"] == [other for other in range(1, 6) if other != fold]
     names = ("auroc", "aurc", "mse", "calibration_error")
