@@ -2,7 +2,6 @@
 
 import argparse
 import atexit
-import codecs
 import difflib
 import io
 import json
@@ -318,13 +317,6 @@ def take_names_as_utf8() -> None:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
-def _as_bytes_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
-    try:
-        return codecs.lookup_error("surrogateescape")(error)
-    except UnicodeError:
-        return codecs.lookup_error("backslashreplace")(error)
-
-
 def leave_cores_to_decoders() -> None:
     """Have torch's threads sleep while they wait for work on a CPU, unless the user's environment says otherwise.
 
@@ -378,10 +370,9 @@ def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) 
 
 
 def _run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) -> int:
-    codecs.register_error("as bytes or escaped", _as_bytes_or_escaped)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="as bytes or escaped")  # a file name may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     # names of files, classes and models may hold commands to a terminal; a progress bar goes back to its line's start
     sys.stdout, sys.stderr = cast(TextIO, ShownStream(sys.stdout)), cast(TextIO, ShownStream(sys.stderr, keep="\r"))
     args = parser.parse_args()
