@@ -286,6 +286,8 @@ def _describe(error: BaseException) -> str:
         return "what is printed could not be passed on: the program that read it has ended"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if "DataLoader worker" in str(error):
+        return f"a process that decodes images died ({error}); try again with fewer --workers"
     return str(error) or type(error).__name__
 
 
@@ -374,7 +376,8 @@ def _run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     # names of files, classes and models may hold commands to a terminal; a progress bar goes back to its line's start
-    sys.stdout, sys.stderr = cast(TextIO, ShownStream(sys.stdout)), cast(TextIO, ShownStream(sys.stderr, keep="\r"))
+    errors = ShownStream(sys.stderr, keep="\r")
+    sys.stdout, sys.stderr = cast(TextIO, ShownStream(sys.stdout)), cast(TextIO, errors)
     args = parser.parse_args()
     if getattr(args, "max_image_pixels", None):
         from PIL import Image
@@ -391,7 +394,8 @@ def _run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser)
         if isinstance(error, BrokenPipeError):  # Python would complain again when it flushes at the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         message = f"error: {one_line(_describe(error))}"
-        print(message, file=sys.stderr)
+        # torch's signal may have come before a progress bar ended its line
+        print("\n" * errors.in_line + message, file=sys.stderr)
         _tell_torchrun(message)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt as interrupt:

@@ -87,8 +87,10 @@ class ShownStream:
 
     def __init__(self, stream: TextIO, keep: str = "") -> None:
         self._stream, self._keep = stream, f"\n\t{keep}"
+        self.in_line = False  # whether what was written last has not ended its line, as a progress bar
 
     def write(self, text: str) -> int:
+        self.in_line = not text.endswith("\n") if text else self.in_line
         return self._stream.write(shown(text, self._keep))
 
     def __getattr__(self, name: str) -> Any:

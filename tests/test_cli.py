@@ -142,6 +142,21 @@ def test_torchrun_is_told_why_a_run_failed_and_nothing_else(tmp_path: Path, monk
     assert json.loads(file.read_text())["message"] == "error: no such folder"
 
 
+def test_an_error_amid_a_progress_bar_stands_on_a_line_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(args: argparse.Namespace) -> dict[str, int]:
+        sys.stderr.write("\rshallow: 10%")
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit):
+        cli.run(main, argparse.ArgumentParser())
+    bar, line, _ = capsys.readouterr().err.split("\n")
+    assert bar == "\rshallow: 10%"
+    assert line.startswith("error: a process that decodes images died") and "--workers" in line
+
+
 def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["eval.py"])
 
