@@ -170,6 +170,16 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--compile", action="store_true", help="compile the models with torch.compile (default: off)")
     group.add_argument(
+        "--tf32",
+        action="store_true",
+        help="TF32 and the quickest algorithms on a GPU, as timm (default: off)",
+    )
+    group.add_argument(
+        "--fast",
+        action="store_true",
+        help="take what is quickest here of the above, tried on some images, if top-1 agrees on 99.9%% (default: off)",
+    )
+    group.add_argument(
         "-b", "--batch-size", type=batch_size, metavar="N", help="images a batch (default: 256 on a GPU, 64 on a CPU)"
     )
     group.add_argument(
@@ -269,10 +279,13 @@ def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
 
+SPEED = ("amp", "channels_last", "compile", "tf32")  # of the flags, how models run
+
+
 def classifier_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `load_classifier` takes from the flags that all scripts with classifiers share."""
     preprocessing = ("img_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
-    names = ("num_classes", *preprocessing, "amp", "channels_last", "compile")
+    names = ("num_classes", *preprocessing, *SPEED)
     return {name: getattr(args, name) for name in names}
 
 

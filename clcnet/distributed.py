@@ -7,9 +7,8 @@ on. Started without torchrun, a script is the one and only process and nothing i
 import contextlib
 import datetime
 import os
-import socket
 import sys
-import time
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,7 +25,8 @@ def processes() -> Iterator[None]:
     Raises:
         ValueError: the environment speaks of several processes, as clusters set it, and does not say which one this is.
     """
-    if _number("WORLD_SIZE", 1) == 1 or dist.is_initialized():
+    world = _number("WORLD_SIZE", 1)
+    if world == 1 or dist.is_initialized():
         yield
         return
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
@@ -35,9 +35,11 @@ def processes() -> Iterator[None]:
             f"WORLD_SIZE is set in the environment but {missing[0]} is not, so torchrun did not start this; unset "
             "WORLD_SIZE to run alone"
         )
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        _wait_for_others()
-    dist.init_process_group("gloo", timeout=_PATIENCE)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # the variables may be left over, and nobody else may come
+        count, place = world - 1, f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        others = f"{count} other process{'es' if count > 1 else ''} at {place}"
+        print(f"waiting for {others}, since WORLD_SIZE is {world}; unset it to run alone", file=sys.stderr, flush=True)
+    _meet_others()
     try:
         yield
         barrier()  # torchrun ends all processes as soon as one has ended with an error
@@ -53,41 +55,23 @@ def _number(name: str, default: int) -> int:
     return int(text)
 
 
-def _wait_for_others() -> None:
-    """Wait until all processes are there, and say so: the variables may be left over, and nobody else may come.
+def _meet_others() -> None:
+    """In a thread, beside which Python acts on signals: torch waits for hours in one call."""
+    errors: list[Exception] = []
 
-    In steps, between which Python acts on a signal: torch's own rendezvous waits for hours in one call.
-    """
-    number, count = _number("RANK", 0), _number("WORLD_SIZE", 1)
-    place = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0)
-    others = f"{count - 1} other process{'es' if count > 2 else ''} at {place[0]}:{place[1]}"
-    print(f"waiting for {others}, since WORLD_SIZE is {count}; unset it to run alone", file=sys.stderr, flush=True)
-    if number == 0:
-        _meet_others(place, count)
-        return
-    while True:
+    def meet() -> None:
         try:
-            with socket.create_connection(place, timeout=1) as meeting:
-                meeting.settimeout(None)
-                if meeting.recv(1):
-                    return
-        except OSError:  # the main process is not there yet
-            time.sleep(0.2)
+            dist.init_process_group("gloo", timeout=_PATIENCE)
+        except Exception as error:
+            errors.append(error)
 
-
-def _meet_others(place: tuple[str, int], count: int) -> None:
-    """Take a call from each of the other processes, then tell all of them that they are complete."""
-    try:
-        server = socket.create_server(place)
-    except OSError as error:
-        raise ValueError(
-            f"MASTER_ADDR {place[0]} and MASTER_PORT {place[1]} cannot be used ({error.strerror})"
-        ) from None
-    with server:
-        calls = [server.accept()[0] for _ in range(count - 1)]
-    for call in calls:
-        call.sendall(b"!")
-        call.close()
+    thread = threading.Thread(target=meet, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if errors:
+        reason = str(errors[0]).split("\n")[0]
+        raise ValueError(f"the processes of this run cannot meet at MASTER_ADDR and MASTER_PORT ({reason})")
 
 
 def rank() -> int:

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import pickle
+import shutil
 import signal
 import types
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ from PIL import Image
 from timm.data import ImageDataset, create_loader, resolve_model_data_config
 
 from clcnet.classifiers import classifier as classifiers
-from clcnet.classifiers import loading, stream, timing
+from clcnet.classifiers import fast, loading, stream, timing
 from clcnet.classifiers.classifier import Classifier, is_out_of_memory, load_classifier, resolve_device
 from clcnet.classifiers.stream import Batch, Round, classify
 from clcnet.data.images import list_images
@@ -410,43 +411,54 @@ def test_the_answers_of_a_second_gpu_are_waited_for_on_its_own_stream(monkeypatc
 # ---------------------------------------------------------------- names and tags
 
 
-def test_an_unknown_model_names_the_closest_ones() -> None:
-    with pytest.raises(ValueError, match="knows no tf_efficientnet_b44; did you mean tf_efficientnet_b4 or"):
-        load_classifier("tf_efficientnet_b44")
-    with pytest.raises(ValueError, match=r"knows no qqqqqqqq; timm.list_models\(\)"):
-        load_classifier("qqqqqqqq")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tf_efficientnet_b44", "knows no tf_efficientnet_b44; did you mean tf_efficientnet_b4 or"),
+        ("qqqqqqqq", r"knows no qqqqqqqq; timm.list_models\(\)"),
+        ("tf_efficientnet_b4.aa", "no such weights of tf_efficientnet_b4; it has tf_efficientnet_b4.aa_in1k,"),
+        ("vit_base_patch16_gap_224", "no pretrained weights.*give a weights file"),
+        ("some/folder", "local-dir:some/folder"),
+    ],
+)
+def test_a_name_that_timm_does_not_know_is_one_line_with_a_way_out(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_classifier(name)
 
 
-def test_an_unknown_tag_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="no such weights of tf_efficientnet_b4; it has tf_efficientnet_b4.aa_in1k,"):
-        load_classifier("tf_efficientnet_b4.aa")
-
-
-def test_an_architecture_without_weights_asks_for_a_file() -> None:
-    with pytest.raises(ValueError, match="no pretrained weights.*give a weights file"):
-        load_classifier("vit_base_patch16_gap_224")
-
-
-def test_a_path_without_local_dir_is_explained() -> None:
-    with pytest.raises(ValueError, match="local-dir:some/folder"):
-        load_classifier("some/folder")
-
-
-def test_a_local_folder_is_checked_before_timm_sees_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="config.json does not exist"):
-        load_classifier(f"local-dir:{tmp_path}")
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="not a timm model's configuration"):
-        load_classifier(f"local-dir:{tmp_path}")
-    (tmp_path / "config.json").write_text('{"architecture": "nonesuch"}')
-    with pytest.raises(ValueError, match="knows no nonesuch"):
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "config.json does not exist"),
+        ("{", "not a timm model's configuration"),
+        ('{"architecture": "nonesuch"}', "knows no nonesuch"),
+        ('{"architecture": "test_resnet", "num_classes": 3}', "local-dir.*cannot be loaded"),  # there are no weights
+    ],
+)
+def test_a_local_folder_is_checked_before_timm_sees_it(tmp_path: Path, config: str | None, message: str) -> None:
+    if config:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         load_classifier(f"local-dir:{tmp_path}")
 
 
-def test_a_local_folder_without_weights_says_so(other_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_bytes((other_folder / "config.json").read_bytes())
-    with pytest.raises(ValueError, match="local-dir.*cannot be loaded"):
-        load_classifier(f"local-dir:{tmp_path}")
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("timm.models._builder.load_state_dict_from_hf", "test_resnet"),
+        ("clcnet.classifiers.models.hf_hub_download", "hf-hub:timm/resnet18.a1_in1k"),
+    ],
+)
+def test_weights_that_cannot_be_downloaded_are_one_line_with_a_way_out(
+    monkeypatch: pytest.MonkeyPatch, place: str, name: str
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise LocalEntryNotFoundError("An error happened while trying to locate the file\non the Hub. Please check.")
+
+    monkeypatch.setattr(place, offline)
+    with pytest.raises(OSError, match=rf"{name}.*cannot be had \(An error.*on the Hub\).*weights file") as caught:
+        load_classifier(name, device="cpu")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture
@@ -496,27 +508,6 @@ def test_a_name_with_its_tag_needs_no_note(no_download: list[str], caplog: pytes
         assert part in description
 
 
-def test_weights_that_cannot_be_downloaded_are_one_line_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: object, **__: object) -> None:
-        raise LocalEntryNotFoundError("An error happened while trying to locate the file on the Hub. Please check.")
-
-    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", offline)
-    with pytest.raises(
-        OSError, match=r"test_resnet.*cannot be had \(An error happened.*on the Hub\).*weights file"
-    ) as caught:
-        load_classifier("test_resnet", device="cpu")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_hub_that_cannot_be_reached_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: object, **__: object) -> None:
-        raise ConnectionError("[Errno -2] Name or service not known")
-
-    monkeypatch.setattr("clcnet.classifiers.models.hf_hub_download", offline)
-    with pytest.raises(OSError, match=r"model hf-hub:timm/resnet18.a1_in1k.*cannot be had .*not known"):
-        load_classifier("hf-hub:timm/resnet18.a1_in1k", device="cpu")
-
-
 def test_another_number_of_classes_than_the_pretrained_weights_have_is_refused(model: str) -> None:
     with pytest.raises(ValueError, match="test_resnet was trained on 1000 classes, not 10"):
         load_classifier("test_resnet", num_classes=10)
@@ -542,33 +533,6 @@ def assert_same_weights(classifier: Classifier, state: dict[str, torch.Tensor]) 
     assert all(torch.equal(tensor, state[name]) for name, tensor in classifier.model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["weights.pth", "weights.pth.tar", "weights.pt"])
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "state_dict_ema", "model_ema"])
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_checkpoints_of_all_shapes_load(
-    tmp_path: Path, model: str, state: dict[str, torch.Tensor], name: str, wrapper: str | None, prefix: str
-) -> None:
-    content: object = {prefix + key: tensor for key, tensor in state.items()}
-    if wrapper:
-        content = {"epoch": 3, "arch": "test_resnet", wrapper: content}
-    torch.save(content, tmp_path / name)
-    assert_same_weights(load_classifier(model, weight=tmp_path / name, device="cpu"), state)
-
-
-def test_averaged_weights_are_preferred_to_plain_ones(
-    tmp_path: Path, model: str, state: dict[str, torch.Tensor]
-) -> None:
-    plain = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
-    torch.save({"state_dict": plain, "state_dict_ema": state}, tmp_path / "both.pth")
-    assert_same_weights(load_classifier(model, weight=tmp_path / "both.pth", device="cpu"), state)
-
-
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_safetensors_load(tmp_path: Path, model: str, state: dict[str, torch.Tensor], prefix: str) -> None:
-    safetensors.torch.save_file({prefix + key: tensor for key, tensor in state.items()}, tmp_path / "w.safetensors")
-    assert_same_weights(load_classifier(model, weight=tmp_path / "w.safetensors", device="cpu"), state)
-
-
 def test_a_registered_architecture_takes_a_checkpoint_and_its_number_of_classes(
     tmp_path: Path, state: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -578,24 +542,21 @@ def test_a_registered_architecture_takes_a_checkpoint_and_its_number_of_classes(
     assert classifier.name == "test_resnet" and not caplog.messages  # the pretrained weights' tag does not matter
 
 
-def test_a_checkpoint_for_another_number_of_classes_is_one_line(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+@pytest.mark.parametrize(
+    ("model", "num_classes", "message"),
+    [
+        ("test_resnet", None, "it has 3 classes, the model 1000; give --num_classes 3"),
+        ("test_vit", 3, r"does not fit model test_vit: \d+ missing, such as cls_token"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_one_line(
+    tmp_path: Path, state: dict[str, torch.Tensor], model: str, num_classes: int | None, message: str
+) -> None:
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="it has 3 classes, the model 1000; give --num_classes 3"):
-        load_classifier("test_resnet", weight=tmp_path / "w.pth")
-
-
-def test_a_checkpoint_of_another_architecture_is_one_line(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
-    torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"does not fit model test_vit: \d+ missing, such as cls_token"):
-        load_classifier("test_vit", weight=tmp_path / "w.pth", num_classes=3)
-
-
-@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 not really a zip"])
-@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-def test_a_file_that_is_no_checkpoint_is_one_line(tmp_path: Path, model: str, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match="cannot be read.*expected .pth, .pth.tar or .safetensors"):
-        load_classifier(model, weight=tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        load_classifier(model, weight=tmp_path / "w.pth", num_classes=num_classes)
+    with pytest.raises(FileNotFoundError, match="nowhere.pth does not exist"):
+        load_classifier(model, weight="nowhere.pth")
 
 
 def test_a_checkpoint_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path, model: str) -> None:
@@ -610,11 +571,6 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_does_not_run(tmp_path: 
         with pytest.raises(ValueError, match=f"cannot be read{message}"):
             load_classifier(model, weight=tmp_path / name)
     assert not (tmp_path / "ran").exists()
-
-
-def test_a_missing_weights_file_is_one_line(model: str) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere.pth does not exist"):
-        load_classifier(model, weight="nowhere.pth")
 
 
 # ---------------------------------------------------------------- keys, devices, speed
@@ -635,6 +591,8 @@ def test_the_key_says_what_the_model_is_and_the_run_key_also_how_it_runs(
     assert same_weights.key == others[0].key  # wherever the file lies
     half = load_classifier(model, device="cpu", amp="bfloat16")
     assert half.key == classifier.key and half.run_key != classifier.run_key
+    on_gpu = dataclasses.replace(classifier, device=torch.device("cuda"))
+    assert dataclasses.replace(on_gpu, tf32=True).run_key != on_gpu.run_key
 
 
 def test_another_activation_is_another_model_though_the_weights_are_the_same(classifier: Classifier) -> None:
@@ -701,6 +659,43 @@ def test_compile_runs_the_model_through_torchs_compiler(
     assert compiled == [classifier.model] and "compiled" in classifier.describe()
 
 
+def test_fast_takes_what_gains_and_leaves_the_answers_as_they_are(
+    image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(tried: Classifier, images: object, size: int, batches: list[torch.Tensor]) -> tuple[np.ndarray, float]:
+        assert [len(batch) for batch in batches] == [7, 7, 1]
+        if tried.compile:
+            raise ValueError("no compiler")
+        top1 = np.zeros(15, int)
+        top1[0] = tried.amp is not None  # one of 15 is more than a thousandth
+        return top1, 3.0 - tried.channels_last - (tried.amp is not None)
+
+    monkeypatch.setattr(fast, "_run", run)
+    chosen = fast.fastest(classifier, list_images(image_folder()), batch_size=7)
+    assert (chosen.channels_last, chosen.amp, chosen.compile) == (True, None, False)
+    assert capsys.readouterr().out == (
+        "--fast: channels last; 1.50 times as fast on 15 images, 100.00% of them with the same top-1\n"
+    )
+
+
+def test_fast_measures_the_model_itself(image_folder: Factory, classifier: Classifier) -> None:
+    images = list_images(image_folder())
+    chosen = fast.fastest(classifier, images, batch_size=5)
+    top1 = [
+        np.concatenate([batch.probs.argmax(axis=1) for batch in classify(each, images, workers=0)])
+        for each in (classifier, chosen)
+    ]
+    assert (top1[0] == top1[1]).all() and chosen.key == classifier.key
+
+
+@pytest.mark.parametrize(
+    ("seconds", "waited", "words"),
+    [(100, 45, ", 45% of the time waiting for images to be decoded"), (100, 15, ""), (5, 5, ""), (0, 0, "")],
+)
+def test_what_waits_for_decoding_is_said_where_it_is_much(seconds: float, waited: float, words: str) -> None:
+    assert stream.describe_waiting(seconds, waited) == words
+
+
 def test_models_are_timed_in_turns_and_by_the_batches_after_the_first(
     image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -720,12 +715,16 @@ def test_models_are_timed_in_turns_and_by_the_batches_after_the_first(
 
 
 def test_defaults_suit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert classifiers.default_batch_size(torch.device("cpu")) == 64
-    assert classifiers.default_batch_size(torch.device("cuda")) == 256
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
-    assert loading.default_workers() == 8
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert loading.default_workers() == 3
+    assert [classifiers.default_batch_size(torch.device(name)) for name in ("cpu", "cuda")] == [64, 256]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)), raising=False)
+    monkeypatch.setattr(loading, "free_bytes", lambda: 2**40)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=2**32))
+    assert loading.default_workers(2**20) == 95  # one core is left to the process that runs the model
+    assert loading.default_workers(2**26) == 64  # whose batches fill 4 GiB of shared memory
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert [loading.default_workers(2**20), loading.default_workers(2**26)] == [11, 8]
+    monkeypatch.setattr(loading, "free_bytes", lambda: 2**32)
+    assert loading.default_workers(2**20) == 1  # 512 MiB a process
 
 
 def test_labels_given_by_index_in_the_models_configuration_are_understood(classifier: Classifier) -> None:

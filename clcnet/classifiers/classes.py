@@ -7,7 +7,7 @@ hundred images say which one fits.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,11 +154,6 @@ def class_readings(images: ImageSet, classifier: Classifier) -> list[Reading]:
     return readings_of_classes(images.class_names, classifier.num_classes, known, images.classes_by, classifier.name)
 
 
-def class_indices(images: ImageSet, classifier: Classifier) -> NDArray[np.int64]:
-    """The images' classes as the classifier numbers them, by the likeliest reading: (N,), UNKNOWN without a label."""
-    return class_readings(images, classifier)[0].of(images.targets)
-
-
 def possible_readings(images: ImageSet, classifier: Classifier) -> tuple[list[Reading], str]:
     """As `class_readings`, for folders that may be no classes: then there are none, and the line says why.
 
@@ -206,21 +201,11 @@ def name_classes(images: ImageSet, targets: NDArray[np.int64], classifier: Class
     return names if any(names) else None
 
 
-class HasClasses(Protocol):
-    """What `match_classes` asks of a model."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def num_classes(self) -> int | None: ...
-    @property
-    def label_names(self) -> list[str] | None: ...
-    @property
-    def label_names_inferred(self) -> bool: ...
-
-
-def match_classes(models: Sequence[HasClasses]) -> list[NDArray[np.int64] | None]:
+def match_classes(models: Sequence[Any]) -> list[NDArray[np.int64] | None]:
     """For each model the place of the first model's classes among its own; None where both number them alike.
+
+    Args:
+        models: with the name, num_classes, label_names and label_names_inferred of a `Classifier`, or None for these.
 
     Raises:
         ValueError: the models have different classes.
@@ -228,7 +213,7 @@ def match_classes(models: Sequence[HasClasses]) -> list[NDArray[np.int64] | None
     return [_match(models[0], model) for model in models]
 
 
-def _match(first: HasClasses, other: HasClasses) -> NDArray[np.int64] | None:
+def _match(first: Any, other: Any) -> NDArray[np.int64] | None:
     if None not in (first.num_classes, other.num_classes) and first.num_classes != other.num_classes:
         raise ValueError(
             f"{first.name} has {first.num_classes} classes and {other.name} has {other.num_classes}; a cascade needs "

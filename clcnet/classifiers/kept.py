@@ -50,8 +50,7 @@ class Kept:
 
     def known(self, indices: Indices) -> NDArray[np.bool_]:
         """Whether the store has answers to these images."""
-        known: NDArray[np.bool_] = self.places[indices] >= 0
-        return known
+        return self.places[indices] >= 0
 
     def missing(self, wanted: Indices, batch_size: int) -> list[Indices]:
         """Those of the images that have no answer yet, cut into batches.
@@ -151,7 +150,7 @@ def classify_missing(
     wanted: Indices | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
-) -> float:
+) -> tuple[float, float]:
     """Classify what the store lacks; every process of a torchrun calls this.
 
     Args:
@@ -162,7 +161,7 @@ def classify_missing(
         batch_size, workers: as in `stream`.
 
     Returns:
-        Seconds that it took; 0 where nothing was missing.
+        Seconds that it took, and those of them that the model waited for images; 0 where nothing was missing.
 
     Raises:
         ValueError: of the wanted images none can be read; see `stream` for more.
@@ -174,15 +173,15 @@ def classify_missing(
     if kept and num_missing < len(wanted):
         print(f"{len(wanted) - num_missing} of {len(wanted)} images were classified before; see {kept.store.folder}")
     if not num_missing:
-        return 0.0
-    seconds = 0.0
+        return 0.0, 0.0
+    spent = np.zeros(2)
     with tqdm(total=num_missing, unit="img", desc=Path(classifier.name).name, smoothing=0.1, disable=not kept) as bar:
         for found in stream([classifier], images, batches, batch_size=batch_size, workers=workers):
             assert kept is not None, "rounds are handed out in the main process"
             for batch in found.batches:
                 kept.add(batch)
-            seconds += found.seconds
+            spent += found.seconds, found.waited
             bar.update(found.num_images)
     if kept:
         kept.refuse_nothing_read()
-    return seconds
+    return float(spent[0]), float(spent[1])

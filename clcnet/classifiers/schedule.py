@@ -109,6 +109,11 @@ class Schedule:
         return [np.array([queue.popleft() for _ in range(count)], np.int64) for count in counts]
 
 
+def later_batch_size(batch_size: int) -> int:
+    """Images a batch of later models: few, so that the last round, in which processes may lack work, is short."""
+    return min(batch_size, 64)
+
+
 def cut(indices: Indices, batch_size: int) -> list[Indices]:
     """Cut a list of images into batches."""
     return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.runner import Answers, FolderRun
+from clcnet.classifiers.stream import describe_waiting
 from clcnet.cli import one_line
 from clcnet.data.images import errors_file
 from clcnet.report.tables import format_flops
@@ -49,6 +50,7 @@ def summarise(
         "last_seconds": stopwatch.wall * time_saving,
         "time_saving": time_saving,
         "images_per_second": stopwatch.images_per_second,
+        "waiting": describe_waiting(stopwatch.wall, stopwatch.waited),
         "most_deferred": [
             (class_names and class_names[label] or str(label), part, total)
             for label, part, total in answers.most_deferred()
@@ -123,7 +125,7 @@ def _describe_flops(outcome: dict[str, Any], last: str) -> str:
 def _describe_time(outcome: dict[str, Any], last: str) -> str:
     if outcome["num_from_store"]:
         return f"time: not compared; {outcome['num_from_store']} answers were in the store"
-    text = f"time: {outcome['seconds']:.1f} s, {outcome['images_per_second']:.1f} images/s"
+    text = f"time: {outcome['seconds']:.1f} s, {outcome['images_per_second']:.1f} images/s{outcome['waiting']}"
     if not last:
         return text
     if math.isnan(outcome["time_saving"]):
