@@ -59,25 +59,15 @@ _NEAR_CHANCE, _POINTS_BELOW, _POINTS_ABOVE = 0.15, 10, 5
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file of weights holds.
-
-    Attributes:
-        path: the file.
-        content: as `torch.load` or safetensors gives it.
-        settings: what its training's arguments say of the model and its preprocessing, as far as it makes sense.
-        top1: percent, as the training measured it; None where it does not say.
-    """
+    """What a file of weights holds."""
 
     path: Path
-    content: Any
-    settings: dict[str, Any]
-    top1: float | None
+    content: Any  # as `torch.load` or safetensors gives it
+    settings: dict[str, Any]  # what its training says of the model and its preprocessing, as far as it makes sense
+    top1: float | None  # percent, as the training measured it, where it says so
 
     def weights(self, wanted: Mapping[str, torch.Tensor]) -> tuple[Tensors, str]:
-        """The tensors that fit best, by the model's own names, and what to say of the choice.
-
-        Args:
-            wanted: the model's own.
+        """The tensors that fit the wanted ones best, by the model's own names, and what to say of the choice.
 
         Raises:
             ValueError: no tensors, tensors without plain values, or several that fit alike.
@@ -243,16 +233,9 @@ def _preference(candidate: tuple[str, str, Tensors]) -> tuple[bool, int, int]:
 
 
 def doubt_top1(num_right: int, num_images: int, num_classes: int, trained: float | None = None) -> str:
-    """What to say of a measured top-1 that guessing would reach, or that is not what the training measured.
+    """What to say of a measured top-1 that guessing would reach, or that is not what the training measured, if at all.
 
-    Args:
-        num_right: right answers.
-        num_images: of so many images, at least 1.
-        num_classes: C.
-        trained: percent, as the training measured it, where it says so.
-
-    Returns:
-        A line, empty where there is nothing to doubt; chance alone seldom brings one about (95% intervals).
+    `trained` is percent, as the training measured it. Chance alone seldom brings a line about (95% intervals).
     """
     low, high = exact_interval(num_right, num_images)
     top1, chance = 100 * num_right / num_images, 100 / num_classes

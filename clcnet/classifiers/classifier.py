@@ -215,7 +215,7 @@ def load_classifier(
     compile: bool = False,
     tf32: bool = False,
 ) -> Classifier:
-    """Load a timm model with its weights and its preprocessing.
+    """Load a timm model with its weights and its preprocessing, in the precision and layout of a `Classifier`.
 
     A bare name logs the weights' tag that timm chose for it and, for the paper's models, the tag that the paper used. A
     checkpoint of timm's train.py knows the model's classes and preprocessing, which are taken from there and logged.
@@ -226,10 +226,6 @@ def load_classifier(
         num_classes: classes of that file; what it says itself, or the model's own, when left out.
         device: where to run; the best one here when left out.
         img_size, crop_pct, crop_mode, interpolation, mean, std: override the model's own preprocessing, as in timm.
-        amp: "bfloat16" or "float16" for mixed precision.
-        channels_last: lay images and weights out with channels last.
-        compile: run through `torch.compile`.
-        tf32: as timm's scripts set GPUs up; see `Classifier`.
 
     Raises:
         ValueError, OSError: unknown name or device, or the weights cannot be had or do not fit.
@@ -274,9 +270,7 @@ def _settings_of_training(checkpoint: checkpoints.Checkpoint, given: dict[str, A
         size = settings.pop("input_size", None) or [settings.get("in_chans", 3), *settings["img_size"]]
         settings["in_chans"], settings["img_size"] = size[0], size[1]
         if size[1] != size[2]:
-            raise ValueError(
-                f"weights file {checkpoint.path} was trained on images of {size[2]}x{size[1]}; give --img-size"
-            )
+            raise ValueError(f"weights file {checkpoint.path} is of images of {size[2]}x{size[1]}; give --img-size")
     if given["img_size"] is not None:
         settings.pop("img_size", None)
     if settings:
@@ -288,12 +282,11 @@ def _settings_of_training(checkpoint: checkpoints.Checkpoint, given: dict[str, A
 def _data_config(model: nn.Module, overrides: dict[str, Any]) -> dict[str, Any]:
     channels = resolve_model_data_config(model, overrides | {"mean": None, "std": None})["input_size"][0]
     if channels not in (1, 3):
-        raise ValueError(
-            f"the model takes images of {channels} channels; only gray ones (1) and colour ones (3) can be read"
-        )
+        raise ValueError(f"the model takes images of {channels} channels; only gray (1) and colour (3) can be read")
     for name in ("mean", "std"):
-        if overrides[name] and len(overrides[name]) not in (1, channels):
-            raise ValueError(f"--{name} takes 1 number or {channels}, one for each channel, not {len(overrides[name])}")
+        count = len(overrides[name] or [0])
+        if count not in (1, channels):
+            raise ValueError(f"--{name} takes 1 number or {channels}, one for each channel, not {count}")
     if min(overrides["std"] or [1]) <= 0:
         raise ValueError("--std takes numbers above 0")
     return resolve_model_data_config(model, overrides)
@@ -320,10 +313,7 @@ def default_batch_size(device: torch.device) -> int:
 
 
 class HalvingForward:
-    """Runs batches through a classifier, or what has its name, device and `probabilities`; threads may share one.
-
-    In ever smaller pieces when memory runs out.
-    """
+    """Runs batches through a classifier in ever smaller pieces when memory runs out; threads may share one."""
 
     def __init__(self, classifier: Any, size: int) -> None:
         self.classifier, self.size = classifier, size

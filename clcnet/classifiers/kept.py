@@ -23,12 +23,7 @@ from clcnet.strangers import is_number
 
 
 class Kept:
-    """What the store knows of one classifier's answers to an image set; to be closed. Of the main process alone.
-
-    Args:
-        folder: of the store.
-        classifier: the model.
-        images: the images.
+    """What the store in a folder knows of one classifier's answers to an image set. Of the main process alone.
 
     Attributes:
         targets: (N,) their classes as the classifier numbers them, once they are settled; UNKNOWN until then.
@@ -44,8 +39,7 @@ class Kept:
         self.store = Store(folder, classifier.run_key, classifier.num_classes)
         self._keys = image_keys(images).view(f"S{KEY_BYTES}").ravel()
         self.places, self._failed = self.store.find(self._keys)
-        self.reasons: dict[int, str] = {}
-        self.remarks: dict[int, str] = {}
+        self.reasons, self.remarks = dict[int, str](), dict[int, str]()
         self.num_before = int((self.places >= 0).sum())
 
     def known(self, indices: Indices) -> NDArray[np.bool_]:
@@ -151,14 +145,10 @@ def classify_missing(
     batch_size: int | None = None,
     workers: int | None = None,
 ) -> tuple[float, float]:
-    """Classify what the store lacks; every process of a torchrun calls this.
+    """Classify what the store lacks; every process of a torchrun calls this, the main one with `kept`.
 
     Args:
-        kept: in the main process.
-        classifier: the model.
-        images: the images.
-        wanted: places of those that are wanted; all of them when left out. Read in the main process.
-        batch_size, workers: as in `stream`.
+        wanted: places of the images that are wanted, in the main process; all of them when left out.
 
     Returns:
         Seconds that it took, and those of them that the model waited for images; 0 where nothing was missing.

@@ -110,16 +110,8 @@ class ImageDataset(torch.utils.data.Dataset[Example]):
 def read_image(image: Image.Image | str | os.PathLike[str], mode: str, input_size: tuple[int, int, int]) -> Image.Image:
     """Decode an image as timm's dataset does: first frame, orientation tag unheeded, in the model's mode.
 
-    Args:
-        image: a file, or an image that PIL has opened.
-        mode: of PIL, for what is returned.
-        input_size: channels, height and width of what the model sees.
-
-    Returns:
-        The image; `info[REMARK]` says what of it the model does not see, where there is something.
-
-    Raises:
-        Exception: it is not a readable image. PIL's decoders raise nearly everything.
+    Its `info[REMARK]` says what of it the model does not see, where there is something. What is no readable image
+    raises nearly everything, as PIL's decoders do.
     """
     if isinstance(image, Image.Image):
         if image.format not in (None, "MPO", *IMAGE_FORMATS):  # MPO: a JPEG of several pictures, opened as JPEG

@@ -29,17 +29,11 @@ def create(
     img_size: int | None = None,
     in_chans: int | None = None,
 ) -> nn.Module:
-    """Create a timm model with its pretrained weights, or with those of a checkpoint.
+    """Create a timm model with its pretrained weights or a checkpoint's, in evaluation mode, on the CPU.
 
     Args:
         name: anything that `timm.create_model` takes, `local-dir:` and `hf-hub:` included.
-        weight: to load in place of the pretrained weights.
-        num_classes: classes of the checkpoint; the model's own when left out.
-        img_size: side of the images, for models that are built for one size.
-        in_chans: channels of the images; the model's own when left out.
-
-    Returns:
-        The model in evaluation mode, on the CPU.
+        num_classes, img_size, in_chans: of the checkpoint; the model's own when left out.
 
     Raises:
         ValueError: timm does not know the name, has no weights for it, the weights do not fit, or it is no classifier.
@@ -115,7 +109,7 @@ def _check_num_classes(name: str, trained: int, asked: int | None) -> None:
 
 def _create(name: str, pretrained: bool, num_classes: int | None, inputs: dict[str, int | None]) -> nn.Module:
     source, model_id = parse_model_name(name)
-    architecture, given = name, {"num_classes": num_classes}
+    architecture, given = name, dict[str, Any](num_classes=num_classes)
     config = _read_config(name, source, model_id) if source else None
     with _explaining(name, source, pretrained):
         if config is not None:

@@ -37,8 +37,8 @@ class Batch:
     Attributes:
         stage: the model's number.
         indices: (B,) places of the images in the list.
-        readable: (B,) whether an image could be read.
-        probs: (A, C) float32, one row a readable image, in the model's own order of classes.
+        readable: (B,) whether an image could be read, as A of them could.
+        probs: (A, C) float32, in the model's own order of classes.
         reasons: place of an image that could not be read -> why.
         remarks: place of one of which the model sees less than there is -> what.
     """
@@ -87,8 +87,8 @@ def stream(
     """Run images through models; every process of a torchrun calls this and runs through it.
 
     Args:
-        classifiers: the models, in the order in which an image sees them.
-        images: the images.
+        classifiers: in the order in which an image sees them.
+        images: those of which places are given.
         first: batches of the first model.
         decide: called in the main process for every batch, in order; says which images are to see which model next.
         waiting: images that are to see a later model from the start.
@@ -176,18 +176,14 @@ def _rounds(
 
 
 def classify(
-    classifier: Classifier,
-    images: ImageSet,
-    indices: Sequence[int] | Indices | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
+    classifier: Classifier, images: ImageSet, batch_size: int | None = None, workers: int | None = None
 ) -> Iterator[Batch]:
-    """Classify images, all of them or some, batch by batch and in order; nothing is kept.
+    """Classify images, batch by batch and in order; nothing is kept.
 
     A batch that does not fit into memory is halved, as are those after it, and the user is told.
     """
-    wanted = np.arange(len(images)) if indices is None else np.asarray(indices, dtype=np.int64)
-    batches = cut(wanted, batch_size or default_batch_size(classifier.device))
+    batch_size = batch_size or default_batch_size(classifier.device)
+    batches = cut(np.arange(len(images)), batch_size)
     for found in stream([classifier], images, batches, batch_size=batch_size, workers=workers):
         yield from found.batches
 
@@ -220,13 +216,7 @@ class Stage:
     def launch(
         self, task: Task, pixels: torch.Tensor, reasons: dict[int, str], remarks: dict[int, str]
     ) -> Callable[[], Batch]:
-        """Start to classify a batch; what is returned waits for it.
-
-        Args:
-            task: which images they are, maybe none.
-            pixels: (B, height, width, channels) uint8.
-            reasons, remarks: as `Batch` has them.
-        """
+        """Start to classify a batch, maybe of nothing, from pixels as `Loaded`; what is returned waits for it."""
         readable = np.array([place not in reasons for place in task.indices.tolist()], np.bool_)
         if not len(readable):
             return lambda: Batch(task.stage, task.indices, readable, np.zeros((0, 0), np.float32), {})
@@ -257,8 +247,7 @@ def describe_waiting(seconds: float, waited: float) -> str:
 
 
 def _computes_apart(device: torch.device) -> bool:
-    """Whether a device goes on computing while this process does something else."""
-    return device.type == "cuda"
+    return device.type == "cuda"  # and this process may do something else meanwhile
 
 
 def _fetch(probs: torch.Tensor) -> Callable[[], NDArray[np.float32]]:
