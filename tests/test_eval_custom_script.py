@@ -500,6 +500,7 @@ FIGURES: dict[str, Any] = {
     "last_seconds": 18.0,
     "time_saving": 1.8,
     "images_per_second": 20.0,
+    "waiting": "",
     "most_deferred": [("cat", 30, 60), ("8", 20, 80)],
 }
 ACCURACIES = {"accuracy": 91.0, "first_accuracy": 85.5, "accuracies_on_last_seen": [50.0, 74.0]}

@@ -18,6 +18,8 @@ from clcnet import distributed
 from clcnet.memory import free_bytes
 
 SHARED = Path("/dev/shm")
+REMARK = "clcnet remark"  # in PIL's `info`
+_HEADER = struct.Struct("<III")  # width, height, bytes of the remark
 _PREFIX = "clcnet-"
 
 
@@ -47,9 +49,10 @@ class DecodedImages:
     def put(self, place: int, image: Image.Image) -> None:
         """Keep an image, if there is room."""
         path, size = self._path(place, image.mode), image.width * image.height * len(image.getbands())
+        remark = image.info.get(REMARK, "").encode()
         try:
             if shutil.disk_usage(self._folder).free - size > self._least_free:
-                path.write_bytes(struct.pack("<II", *image.size) + image.tobytes())
+                path.write_bytes(_HEADER.pack(*image.size, len(remark)) + remark + image.tobytes())
         except OSError:  # full by now, or no such folder
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -60,7 +63,11 @@ class DecodedImages:
             content = self._path(place, mode).read_bytes()
         except OSError:
             return None
-        return Image.frombytes(mode, struct.unpack_from("<II", content), content[8:])
+        width, height, length = _HEADER.unpack_from(content)
+        pixels = _HEADER.size + length
+        image = Image.frombytes(mode, (width, height), memoryview(content)[pixels:])
+        image.info |= {REMARK: content[_HEADER.size : pixels].decode()} if length else {}
+        return image
 
     def drop(self, places: Iterable[int]) -> None:
         """Keep these no longer."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -96,7 +97,7 @@ class Kept:
     @functools.cached_property
     def record(self) -> Record:
         """Where the outputs come from; the multiply-adds are counted once in the life of the store."""
-        classifier = self.classifier
+        classifier, device = self.classifier, self.classifier.device
         if is_number(self.store.about.get("flops"), 1e-9, 1e9):  # a stranger may have left the store
             classifier.flops = float(self.store.about["flops"])
         else:
@@ -107,7 +108,7 @@ class Kept:
             flops=classifier.flops,
             class_names=classifier.label_names,
             preprocessing=classifier.data_config,
-            device=str(classifier.device),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
             versions=versions(),
             loaded_from=classifier.loaded_from,
         )

@@ -19,14 +19,13 @@ from PIL import ExifTags, Image
 from timm.data import create_transform
 
 from clcnet.classifiers.classifier import Classifier
-from clcnet.classifiers.decoded import SHARED, DecodedImages
+from clcnet.classifiers.decoded import REMARK, SHARED, DecodedImages
 from clcnet.data.images import IMAGE_FORMATS, ImageSet
 from clcnet.memory import free_bytes, return_freed_memory
 
 _WORKER_BYTES = 300 * 2**20  # what a decoding process may take of the memory, roughly
 _LONGEST_TEMPORARY = 70  # bytes of a folder; of a socket's path in it, Unix takes 107
 _LITTLE_SHARED_MEMORY = 2**30
-REMARK = "clcnet remark"  # in PIL's `info`
 
 
 def default_workers(prefetched_bytes: int) -> int:
@@ -84,6 +83,7 @@ class ImageDataset(torch.utils.data.Dataset[Example]):
         return os.path.join(self._root, os.fsdecode(self._files[position]))
 
     def _kept_or_read(self, position: int) -> Image.Image:
+        Image.MAX_IMAGE_PIXELS = self._most_pixels
         image = self._decoded.take(position, self.mode) if self._decoded else None
         if image is not None:
             _refuse_strip(image.size, self.input_size)
@@ -95,7 +95,6 @@ class ImageDataset(torch.utils.data.Dataset[Example]):
 
     def read(self, position: int) -> Image.Image:
         """Decode an image in the model's mode."""
-        Image.MAX_IMAGE_PIXELS = self._most_pixels
         return read_image(self.path(position), self.mode, self.input_size)
 
     def _reason(self, position: int, error: Exception) -> str:
@@ -139,12 +138,8 @@ def remark_on(image: Image.Image) -> str:
     with contextlib.suppress(Exception):  # a broken tag is no broken image
         if image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # PIL turns a TIFF itself
             return "an orientation tag, which is not heeded"
-    if (
-        image.has_transparency_data
-        and cast(tuple[int, int], image.convert("RGBA").getchannel("A").getextrema())[0] < 255
-    ):
-        return "transparency, which is dropped"
-    return ""
+    alpha = image.convert("RGBA").getchannel("A").getextrema() if image.has_transparency_data else (255, 255)
+    return "transparency, which is dropped" if cast(tuple[int, int], alpha)[0] < 255 else ""
 
 
 def sum_up_remarks(remarks: Iterable[str]) -> str:
