@@ -25,7 +25,10 @@ def processes() -> Iterator[None]:
     Raises:
         ValueError: the environment speaks of several processes, as clusters set it, and does not say which one this is.
     """
-    world = _number("WORLD_SIZE", 1)
+    text = os.environ.get("WORLD_SIZE") or "1"  # an empty one counts as not set
+    if not text.isdigit():
+        raise ValueError(f"WORLD_SIZE is {text!r} in the environment, and should be a number; unset it to run alone")
+    world = int(text)
     if world == 1 or dist.is_initialized():
         yield
         return
@@ -45,14 +48,6 @@ def processes() -> Iterator[None]:
         barrier()  # torchrun ends all processes as soon as one has ended with an error
     finally:
         dist.destroy_process_group()
-
-
-def _number(name: str, default: int) -> int:
-    """A whole number of the environment; an empty one counts as not set."""
-    text = os.environ.get(name) or str(default)
-    if not text.isdigit():
-        raise ValueError(f"{name} is {text!r} in the environment, and should be a number; unset it to run alone")
-    return int(text)
 
 
 def _meet_others() -> None:
@@ -114,11 +109,7 @@ def broadcast(value: Any) -> Any:
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
-    """Refuse to share work among processes that were given different work.
-
-    Raises:
-        ValueError: in the main process, naming the first fact that differs.
-    """
+    """Refuse, in the main process, to share work among processes that were given different work."""
     for number, theirs in enumerate(gather(dict(facts)) or []):
         for name, value in facts.items():
             if theirs[name] != value:

@@ -55,10 +55,12 @@ def collate(batch: Sequence[Example]) -> Loaded:
 
 
 class ImageDataset(torch.utils.data.Dataset[Example]):
-    """Images as a model sees them, in bytes; for a file that cannot be read a black one, and the reason."""
+    """Images as a model sees them, in bytes; for a file that cannot be read a black one, and the reason.
+
+    They are taken from `decoded` where an earlier model's are kept there, and kept there for later ones.
+    """
 
     def __init__(self, images: ImageSet, classifier: Classifier, decoded: DecodedImages | None = None) -> None:
-        """`decoded`: what earlier models' images are taken from, and where this one's are kept for later ones."""
         self._decoded = decoded
         self._root = os.fspath(images.root)
         self._files = np.array([os.fsencode(file) for file in images.files])  # one block, shared with forked workers

@@ -97,8 +97,8 @@ def _registered(name: str, pretrained: bool) -> int | None:
 def _check_num_classes(name: str, trained: int, asked: int | None) -> None:
     if trained < 2:
         raise ValueError(
-            f"model {name} has no classifier ({trained} class{'es' if trained != 1 else ''}), and what it says of an "
-            "image are no probabilities; give a model, or a weights file with --num_classes, that has one"
+            f"model {name} has no classifier ({trained} class{'es' if trained != 1 else ''}); give a model, or weights "
+            "and --num_classes, that have one"
         )
     if asked is not None and trained != asked:
         raise ValueError(
@@ -175,10 +175,9 @@ def _describe_difference(model: nn.Module, weights: Tensors) -> str:
             if len(shape) > axis and shape[axis] != models[axis]:
                 way_out = f"--num_classes {shape[0]}" if axis == 0 else "it as a local-dir:FOLDER of 1 or 3 channels"
                 return f"it has {shape[axis]} {what}, the model {models[axis]}; give {way_out}"
-    missing = [key for key in wanted if key not in found]
-    unexpected = [key for key in found if key not in wanted]
-    reshaped = [
-        f"{key} {found[key]} instead of {wanted[key]}" for key in wanted if key in found and found[key] != wanted[key]
-    ]
-    parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)]
-    return "; ".join(f"{len(keys)} {what}, such as {keys[0]}" for what, keys in parts if keys)
+    parts = {
+        "missing": [key for key in wanted if key not in found],
+        "unexpected": [key for key in found if key not in wanted],
+        "of another shape": [key for key in wanted if found.get(key, wanted[key]) != wanted[key]],
+    }
+    return "; ".join(f"{len(keys)} {what}, such as {keys[0]}" for what, keys in parts.items() if keys)

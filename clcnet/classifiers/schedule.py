@@ -33,15 +33,13 @@ class Task:
 
 
 class Schedule:
-    """The tasks of one process, made as the outcomes come in; iterate over it once.
+    """The tasks of process `rank`, made as the outcomes come in; iterate over it once.
 
     All processes hold the same schedule and are told all outcomes in the same order.
 
     Args:
-        first: the batches of the first model.
-        num_stages: how many models there are.
+        first: the batches of the first model, of `num_stages`.
         batch_size: images a batch of the later ones.
-        rank: number of this process, of `num_ranks`.
         ahead: how many rounds a loader may ask for before it has handed out the outcome of the first of them.
         waiting: images that wait for later models from the start.
     """
