@@ -617,14 +617,16 @@ def test_precision_and_layout_change_little_and_are_said(
     assert weight.is_contiguous(memory_format=torch.channels_last) == other.channels_last
 
 
-def test_compile_runs_the_model_through_torchs_compiler(
+def test_a_compiled_model_sees_batches_of_one_size_alone(
     image_folder: Factory, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled: list[torch.nn.Module] = []
-    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
-    classifier = load_classifier(model, device="cpu", compile=True)
-    probabilities_of_ours(classifier, image_folder(), batch_size=4)
-    assert compiled == [classifier.model] and "compiled" in classifier.describe()
+    seen: list[int] = []
+    monkeypatch.setattr(torch, "compile", lambda module: lambda batch: seen.append(len(batch)) or module(batch))
+    classifier, folder = load_classifier(model, device="cpu", compile=True), image_folder()
+    probs = probabilities_of_ours(classifier, folder, batch_size=4)
+    assert seen == [4, 4, 4, 4] and "compiled" in classifier.describe()  # of 15 images; another size compiles anew
+    plain = probabilities_of_ours(load_classifier(model, device="cpu"), folder, batch_size=4)
+    np.testing.assert_allclose(probs, plain, atol=1e-6)
 
 
 def test_fast_takes_what_gains_and_leaves_the_answers_as_they_are(
