@@ -6,7 +6,6 @@ import logging
 import os
 import pickle
 import shutil
-import signal
 import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -247,15 +246,6 @@ def test_what_the_model_sees_otherwise_than_a_viewer_is_remarked_on(
     assert loading.sum_up_remarks([]) == ""
 
 
-def test_a_decompression_bomb_is_left_out(
-    tmp_path: Path, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    picture(size=(100, 100)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)  # PIL refuses twice that
-    reasons = reasons_of(classify(classifier, list_images(tmp_path), workers=0))
-    assert "bomb" in reasons[0]
-
-
 def test_an_image_that_fails_once_is_reported_with_the_reason_of_that_once(
     image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,14 +260,6 @@ def test_an_image_that_fails_once_is_reported_with_the_reason_of_that_once(
     monkeypatch.setattr(loading.ImageDataset, "read", fail_once)
     reasons = reasons_of(classify(classifier, list_images(image_folder()), workers=0))
     assert reasons == {0: "stale file handle"}
-
-
-def test_a_decoding_process_that_dies_is_said_in_one_line(
-    image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loading.ImageDataset, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(ChildProcessError, match="fewer --workers"):
-        list(classify(classifier, list_images(image_folder()), workers=1))
 
 
 # ---------------------------------------------------------------- memory
