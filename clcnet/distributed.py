@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 # the main process may be writing a large table meanwhile; a process that died is noticed by torchrun, not by this
 _PATIENCE = datetime.timedelta(hours=12)
+_FAILED = "another process of this run failed and said why; see its message"
 
 
 @contextlib.contextmanager
@@ -64,6 +65,8 @@ def _meet_others() -> None:
     thread.start()
     while thread.is_alive():
         thread.join(0.2)
+    if errors and "TORCHELASTIC_RUN_ID" in os.environ:  # it found a place, so another one failed meanwhile
+        raise ConnectionAbortedError(_FAILED) from errors[0]
     if errors:
         reason = str(errors[0]).split("\n")[0]
         raise ValueError(f"the processes of this run cannot meet at MASTER_ADDR and MASTER_PORT ({reason})")
@@ -123,4 +126,4 @@ def _together(operation: Any, *arguments: Any) -> None:
     try:
         operation(*arguments)
     except RuntimeError as error:
-        raise ConnectionAbortedError("another process of this run failed and said why; see its message") from error
+        raise ConnectionAbortedError(_FAILED) from error
