@@ -672,9 +672,9 @@ def test_defaults_suit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "free_bytes", lambda: 2**40)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=2**32))
     assert loading.default_workers(2**20) == 95  # one core is left to the process that runs the model
-    assert loading.default_workers(2**26) == 64  # whose batches fill 4 GiB of shared memory
+    assert loading.default_workers(2**26) == 32  # whose batches fill half of 4 GiB of shared memory
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert [loading.default_workers(2**20), loading.default_workers(2**26)] == [11, 8]
+    assert [loading.default_workers(2**20), loading.default_workers(2**26)] == [11, 4]
     monkeypatch.setattr(loading, "free_bytes", lambda: 2**32)
     assert loading.default_workers(2**20) == 1  # 512 MiB a process
 

@@ -24,7 +24,7 @@ _PREFIX = "clcnet-"
 
 
 class DecodedImages:
-    """Images by their place, in half of the shared memory that is free at first, and of the machine's at most."""
+    """Images by their place, in a quarter of the free memory, and of the shared one, which batches need too."""
 
     def __init__(self) -> None:
         name = distributed.broadcast(f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
@@ -32,7 +32,7 @@ class DecodedImages:
         with contextlib.suppress(OSError):  # there is none, and nothing is kept
             self._remove_left_behind()
             free, of_memory = shutil.disk_usage(SHARED).free, free_bytes()
-            self._least_free = free - min(free, free if of_memory is None else of_memory) // 2
+            self._least_free = free - min(free, free if of_memory is None else of_memory) // 4
             self._folder.mkdir(mode=0o700, exist_ok=True)
 
     def _remove_left_behind(self) -> None:

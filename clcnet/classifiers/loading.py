@@ -31,13 +31,13 @@ _LITTLE_SHARED_MEMORY = 2**30
 def default_workers(prefetched_bytes: int) -> int:
     """Decoding processes when the user names no number: one a core but one, among the processes of one torchrun.
 
-    No more than fit into the memory, and no more than may hand over batches of so many bytes in shared memory.
+    No more than fit into the memory, and than hand over batches of so many bytes each in half of the shared memory.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     room = [cores // processes - 1, (free_bytes() or 2**40) // processes // _WORKER_BYTES]
     if SHARED.is_dir():
-        room.append(shutil.disk_usage(SHARED).free // processes // prefetched_bytes)
+        room.append(shutil.disk_usage(SHARED).free // 2 // processes // prefetched_bytes)
     return max(1, min(room))
 
 
