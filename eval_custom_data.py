@@ -146,7 +146,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             drift = find_drift(found.answers.confidences, policy.expected) if policy.expected else []
             if drift and args.on_drift == "stop":
                 raise DriftError(f"{'; '.join(drift)}; nothing is written, as it would be with --on-drift warn")
-            class_names = name_classes(images, found.targets, models[0])
+            class_names = name_classes(images, found.targets, models[0]) or policy.class_names(models[0].num_classes)
             # without a deep model its columns are there all the same, empty
             columns = STAGES if len(models) < len(STAGES) and not args.policy else names
             unsure = None if policy.unsure_below is None else policy.is_unsure(found.answers.confidence)
@@ -158,7 +158,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         outcome |= {"drift": drift, "num_unsure": 0 if unsure is None else int(unsure.sum())}
         promises = promise_lines(policy, drift, found.answers, unsure)
         lines = [*summary_lines(outcome, names), *promises]
-        write_page(output, found.answers, images, outcome, flops, names, lines)
+        called = distinct_names([model.name for model in models])
+        write_page(output, found.answers, images, outcome, flops, names, called, lines)
         for line in promises:
             print(line)
         print_summary(outcome, names, output)

@@ -15,9 +15,9 @@ import pytest
 import scripts
 import torch
 from PIL import Image
-from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, TRAIN_CUSTOM, refusal
+from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, GENERATE, TRAIN_CUSTOM, refusal
 
-from clcnet import CLCNet, Outputs, cli
+from clcnet import Cascade, CLCNet, Outputs, cli
 from clcnet.cascade.fused import Fused
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.rule import Surest
@@ -129,6 +129,31 @@ def test_a_policy_finds_its_models_from_any_folder_and_moves_with_them(
             work.rename(tmp_path / "moved")
     policy.save("here.json")
     assert Policy.load("here.json").models == policy.models
+
+
+def test_classes_of_a_model_without_names_are_called_by_the_folders_of_its_table(
+    tmp_path: Path, classifier_dir: Factory, image_folder: Factory
+) -> None:
+    """As checkpoints of timm's training are; the photographs to come lie in no class folders."""
+    folder, tables = image_folder(images_per_class=40), []
+    for seed in (1, 2):
+        tables.append(tmp_path / f"{seed}.parquet")
+        model = f"local-dir:{classifier_dir(seed=seed, label_names=None)}"
+        words = ("--data-path", folder, "--model", model, "--store", tmp_path / "store", "--device", "cpu", "-j", 0)
+        assert scripts.run(GENERATE, *words, "--output", tables[-1]).code == 0
+    assert Outputs.load(tables[0]).record.class_names == ["ant", "bee", "cat"]
+    assert train(tmp_path, "--cls-output", *tables, "--images", folder).code == 0
+    page = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
+    assert "<td>bee</td>" in page and "data:image/jpeg;base64," in page
+    flat = [shutil.copy(path, tmp_path) for path in sorted((folder / "bee").iterdir())[:3]]
+    cascade = Cascade.from_policy(tmp_path / "cascade.json", device="cpu")
+    assert set(cascade(flat).names) <= {"ant", "bee", "cat"}
+    (inbox := tmp_path / "inbox").mkdir()
+    shutil.copy(flat[0], inbox)
+    words = ("--custom-data", inbox, "--policy", tmp_path / "cascade.json", "--result", tmp_path / "out.csv")
+    assert scripts.run(EVALUATE_CUSTOM, *words, "--store", tmp_path / "store", "--device", "cpu", "-j", 0).code == 0
+    (row,) = csv.DictReader((tmp_path / "out.csv").read_text().splitlines())
+    assert row["class_name"] == cascade(flat[:1]).names[0]
 
 
 # ---------------------------------------------------------------- a folder that grows

@@ -90,9 +90,6 @@ def run_cascade(rule: Rule, thresholds: Sequence[float], num_images: int, ask: A
     """Run a cascade, each model answering the images that go on to it.
 
     Args:
-        rule: fitted.
-        thresholds: one between two models.
-        num_images: in all.
         ask: from the number of a model and (M,) images to what it says of those that it can read, and which, (M,).
     """
     answers = Answers(rule, thresholds, num_images)

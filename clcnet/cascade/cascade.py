@@ -69,9 +69,7 @@ class Predictions:
     def names(self) -> list[str]:
         """The names of the answered classes, their numbers where none are known; "" for images without an answer."""
         known = self.class_names
-        return [
-            "" if label == UNKNOWN else str(label) if known is None else known[label] for label in self.labels.tolist()
-        ]
+        return ["" if label == UNKNOWN else known and known[label] or str(label) for label in self.labels.tolist()]
 
 
 class Cascade:
@@ -127,6 +125,7 @@ class Cascade:
         policy = Policy.load(path)
         cascade = cls.of(policy.load_classifiers(device=device), policy.rule, policy.thresholds, batch_size)
         cascade.policy = policy
+        cascade._class_names = cascade._class_names or policy.class_names(cascade.models[0].num_classes)
         cascade.watch = Watch(policy.expected, on_drift=on_drift) if policy.expected else None
         return cascade
 
@@ -152,6 +151,7 @@ class Cascade:
         self.batch_size = batch_size or default_batch_size(self.models[0].device)
         self._forwards = [HalvingForward(model, self.batch_size) for model in self.models]
         self._orders = match_classes(self.models)
+        self._class_names = self.models[0].label_names
 
     def __call__(self, images: Sequence[Picture]) -> Predictions:
         """Classify images; one that is missing, cannot be read or gets no answer is told apart and harms no other.
@@ -175,11 +175,10 @@ class Cascade:
         if self.watch is not None:
             self.watch.add(answers.read().own_confidence.T)
         # what an earlier model said of an image that failed does not stand: it was not sure
-        labels, answered_by = (
-            np.where(answers.failed, UNKNOWN, told) for told in (answers.labels, answers.answered_by)
-        )
-        confidences = np.where(answers.failed, np.float32(np.nan), answers.confidence)
-        return Predictions(labels, confidences, answered_by, dict(sorted(errors.items())), self.models[0].label_names)
+        stands, nothing = ~answers.failed, (UNKNOWN, np.float32(np.nan), UNKNOWN)
+        said = answers.labels, answers.confidence, answers.answered_by
+        columns = [np.where(stands, one, none) for one, none in zip(said, nothing, strict=True)]
+        return Predictions(*columns, dict(sorted(errors.items())), self._class_names)
 
     def _ask(
         self, named: Sequence[tuple[str, Picture]], errors: dict[int, str], stage: int, images: Ints

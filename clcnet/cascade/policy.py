@@ -108,6 +108,11 @@ class Policy:
     certificate: Certificate | None = None
     unsure_below: float | None = None
 
+    def class_names(self, num_classes: int | None) -> list[str] | None:
+        """Of the first model's classes, as they were known when it was measured; None if they are not so many."""
+        names = self.models[0].class_names if self.models else None
+        return names if names and len(names) == num_classes else None
+
     def is_unsure(self, confidence: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
         """Where the final answer is "unsure": both numbers are taken in float32, as result files keep them."""
         limit = -np.inf if self.unsure_below is None else self.unsure_below
@@ -119,15 +124,16 @@ class Policy:
 
         Args:
             path: of the policy.
-            weights: of the CLCNet that the rule asks, if it asks one; named likewise where it lies below.
+            weights: of the CLCNet that the rule asks, if it asks one.
         """
         path = Path(path)
+        seen = _seen_from(path.parent)
         content = {
             "format": FORMAT,
             "version": VERSION,
-            "models": [dataclasses.asdict(_moved(model, _seen_from(path.parent))) for model in self.models],
+            "models": [dataclasses.asdict(_moved(model, seen)) for model in self.models],
             "rule": self.rule.to_json(),
-            "clcnet": weights and {"file": _relative(weights, path.parent), "digest": _digest(weights)},
+            "clcnet": weights and {"file": seen(str(weights)), "digest": _digest(weights)},
             "thresholds": [_to_json(threshold) for threshold in self.thresholds],
             "expected": self.expected and dataclasses.asdict(self.expected),
             "certificate": self.certificate and dataclasses.asdict(self.certificate),
@@ -236,11 +242,6 @@ def _are_sound(value: Any) -> bool:
     return not isinstance(value, int | float) or abs(value) < MOST
 
 
-def _relative(path: Path, folder: Path) -> str:
-    path, folder = path.resolve(), folder.resolve()
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
-
-
 def _moved(model: Record, move: Callable[[str], str]) -> Record:
     """The record of a model whose own files are named otherwise."""
     source = dict(model.loaded_from)
@@ -253,9 +254,14 @@ def _moved(model: Record, move: Callable[[str], str]) -> Record:
 
 
 def _seen_from(folder: Path) -> Callable[[str], str]:
-    """From a path as this run knows it to how a policy in `folder` names it; what is absolute, or not here, stays."""
+    """From a path as this run knows it to how a policy in `folder` names it; what does not lie here stays."""
     there = os.path.realpath(folder)
-    return lambda path: path if os.path.isabs(path) or not os.path.exists(path) else os.path.relpath(path, there)
+
+    def seen(path: str) -> str:
+        near = not os.path.isabs(path) or os.path.abspath(path).startswith(f"{there}{os.sep}")
+        return os.path.relpath(os.path.abspath(path), there) if near and os.path.exists(path) else path
+
+    return seen
 
 
 def _lying_beside(folder: Path) -> Callable[[str], str]:

@@ -107,6 +107,17 @@ class _OnImages:
         return confidence[places].astype(np.float32), correct[places]
 
 
+def on_others(cascades: Sequence[Found], outputs: Sequence[Outputs], costs: Floats) -> list[Found]:
+    """The same cascades with their figures on other images than those that they were chosen and fitted on."""
+    images, found = _OnImages(outputs, costs), []
+    for each in cascades:
+        scored, sure = score(each.choice, images.steps(each), costs)
+        shares = np.array([len(step) for step in sure]) / len(outputs[0])
+        figures = {"shares": shares, "costs": scored.costs, "cross_fitted": scored, "quantiles": quantiles(sure)}
+        found.append(replace(each, **figures))
+    return found
+
+
 def promised_by(
     path: Sequence[Found],
     chosen_on: Sequence[Outputs],
@@ -144,9 +155,8 @@ def promised_by(
     if not holding:
         return Promised(reason=_why_not(promise, deep_right, at(0)[0].correct, accurate, cheap))
     place = holding[-1 if promise.most_drop is not None else 0]
-    scored, sure = at(place)
-    shares = np.array([len(each) for each in sure]) / len(deep_right)
-    found = replace(path[place], shares=shares, costs=scored.costs, cross_fitted=scored, quantiles=quantiles(sure))
+    (found,) = on_others([path[place]], outputs, costs)
+    scored = found.cross_fitted
     stops = images.last(found) < len(found.choice.chain) - 1
     losses = deep_right.astype(np.int8) - scored.correct
     certificate = Certificate(

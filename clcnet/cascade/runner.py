@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,9 +152,8 @@ def run_folder(
         run = _Run(mine, orders, Answers(rule, thresholds, len(images))) if mine else None
         first, waiting = distributed.broadcast(_begin(run, batch_size) if run else None)
         stopwatch = Stopwatch(len(classifiers))
-        rounds = stream(
-            classifiers, images, first, run.take if run else _nowhere, waiting, batch_size=batch_size, workers=workers
-        )
+        decide: Callable[[Batch], Entering] = run.take if run else lambda batch: []
+        rounds = stream(classifiers, images, first, decide, waiting, batch_size, workers)
         for found in _with_progress(rounds, len(images), sum(map(len, first)), stopwatch, quiet=run is None):
             stopwatch.add(found)
         if run is None:
@@ -170,10 +169,6 @@ def run_folder(
         return FolderRun(
             run.answers.read(), dict(sorted(unreadable.items())), stopwatch, before, mine[0].targets, notes
         )
-
-
-def _nowhere(batch: Batch) -> Entering:
-    raise AssertionError("only the main process decides")
 
 
 def _begin(run: _Run, batch_size: int) -> tuple[list[Indices], Entering]:

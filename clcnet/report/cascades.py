@@ -16,7 +16,7 @@ import pandas as pd
 from clcnet.cascade.drift import Expected, quantiles
 from clcnet.cascade.fused import Fused, spread_folds
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.promises import Promised, alone_on, choosing_images, promised_by
+from clcnet.cascade.promises import Promised, alone_on, choosing_images, on_others, promised_by
 from clcnet.cascade.rule import Surest
 from clcnet.cascade.search import Cascades, Found, Scored, find_cascades
 from clcnet.cascade.selection import Goal
@@ -397,7 +397,8 @@ def search_and_report(
         promised = promised_by(path, outputs, held, costs, deep, wanted.promise)
         raw, corrected = alone_on(held, outputs, costs, wanted.confidence)
         found = promised.found or found
-        cascades = dataclasses.replace(cascades, goals=[found, *cascades.goals[1:]], raw=raw, corrected=corrected)
+        front, others = (on_others(group, held, costs) for group in (cascades.front, cascades.goals[1:]))
+        cascades = Cascades([found, *others], front, raw, corrected, cascades.dropped)
         singles = singles_of(cascades, names)
         verdict = judge_promised(promised, singles[deep], units, wanted.least_saving)
     else:

@@ -156,6 +156,7 @@ def write_page(
     outcome: dict[str, Any],
     flops: Sequence[float | None],
     stage_names: Sequence[str],
+    model_names: Sequence[str],
     lines: Sequence[str],
 ) -> None:
     """Write the page of a result file: the lines, models, classes, and thumbnails of deferred images.
@@ -163,8 +164,8 @@ def write_page(
     What a run took in time is left out: the page of a run that was interrupted is that of one that was not.
     """
     models = [
-        (name(cost) if cost else "", outcome["num_seen"][name], outcome["num_answered_by"][name])
-        for name, cost in zip(stage_names, flops, strict=False)
+        (model, format_flops(cost) if cost else "", outcome["num_seen"][name], outcome["num_answered_by"][name])
+        for name, model, cost in zip(stage_names, model_names, flops, strict=False)
     ]
     labelled = answers.has_labels
     classes = [
@@ -172,10 +173,8 @@ def write_page(
         for row in outcome["classes"]
     ]
     changed = answers.deferred & (answers.labels != answers.own_labels[0])
-    kinds = {
-        f"Deferred, and answered otherwise than {stage_names[0]} would have": changed,
-        f"Deferred, and answered as {stage_names[0]} would have": answers.deferred & ~changed,
-    }
+    kinds = {"Deferred, and answered otherwise than at first": changed}
+    kinds |= {"Deferred, and answered as at first": answers.deferred & ~changed}
     html.write_page(
         page_file(output),
         "run.html",

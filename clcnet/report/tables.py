@@ -56,7 +56,7 @@ def results_markdown(rows: Sequence[Row]) -> str:
 
 
 def _results_line(row: Row) -> list[str]:
-    accuracy, flops = f"{row.accuracy:.2f}%"(row.flops)
+    accuracy, flops = f"{row.accuracy:.2f}%", format_flops(row.flops)
     if "accuracy" in row.same:
         accuracy = f"**{accuracy}**"
     if "flops" in row.same:
