@@ -175,10 +175,10 @@ class Cascade:
         if self.watch is not None:
             self.watch.add(answers.read().own_confidence.T)
         # what an earlier model said of an image that failed does not stand: it was not sure
-        stands, nothing = ~answers.failed, (UNKNOWN, np.float32(np.nan), UNKNOWN)
-        said = answers.labels, answers.confidence, answers.answered_by
-        columns = [np.where(stands, one, none) for one, none in zip(said, nothing, strict=True)]
-        return Predictions(*columns, dict(sorted(errors.items())), self._class_names)
+        none = answers.failed
+        labels, answered_by = (np.where(none, UNKNOWN, said) for said in (answers.labels, answers.answered_by))
+        confidences = np.where(none, np.float32(np.nan), answers.confidence)
+        return Predictions(labels, confidences, answered_by, dict(sorted(errors.items())), self._class_names)
 
     def _ask(
         self, named: Sequence[tuple[str, Picture]], errors: dict[int, str], stage: int, images: Ints

@@ -113,8 +113,8 @@ def on_others(cascades: Sequence[Found], outputs: Sequence[Outputs], costs: Floa
     for each in cascades:
         scored, sure = score(each.choice, images.steps(each), costs)
         shares = np.array([len(step) for step in sure]) / len(outputs[0])
-        figures = {"shares": shares, "costs": scored.costs, "cross_fitted": scored, "quantiles": quantiles(sure)}
-        found.append(replace(each, **figures))
+        same = replace(each, shares=shares, costs=scored.costs, cross_fitted=scored, quantiles=quantiles(sure))
+        found.append(same)
     return found
 
 
