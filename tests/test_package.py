@@ -31,14 +31,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def environment(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh environment with the package, whose dependencies are this one's."""
-    folder = tmp_path_factory.mktemp("fresh")
-    venv.create(folder, with_pip=False, symlinks=True)
-    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet"]
-    pip += ["--no-deps", "--no-build-isolation", "--no-index", source]
-    made = subprocess.run(pip, capture_output=True, text=True)
+    folder, alone = tmp_path_factory.mktemp("fresh"), ["--quiet", "--no-deps", "--no-index"]
+    pip = [sys.executable, "-m", "pip"]
+    build = [*pip, "wheel", *alone, "--no-build-isolation", "--wheel-dir", folder, source]
+    made = subprocess.run(build, capture_output=True, text=True)
     if made.returncode and "setuptools" in made.stderr:
         pytest.skip("needs a setuptools that pyproject.toml accepts")
     assert made.returncode == 0, made.stderr
+    venv.create(folder, with_pip=False, symlinks=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "--python", folder / "bin" / "python", "install", *alone, wheel], check=True)
     (site_of(folder) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     return folder
 
