@@ -28,6 +28,8 @@ ALL = slice(None)
 
 def descending(x: Tensor) -> Tensor:
     """The last dimension sorted from largest to smallest; no gradient. NumPy's sort is ten times torch's on a CPU."""
+    if torch.compiler.is_compiling():
+        return x.topk(x.shape[-1]).values  # ONNX has no other sort
     if x.device.type != "cpu":
         return x.sort(dim=-1, descending=True).values
     return torch.from_numpy(np.sort(x.detach().numpy(), axis=-1)).flip(-1)
@@ -35,6 +37,8 @@ def descending(x: Tensor) -> Tensor:
 
 def _descending_order(x: Tensor) -> Tensor:
     """Indices that sort the last dimension from largest to smallest."""
+    if torch.compiler.is_compiling():
+        return x.topk(x.shape[-1]).indices
     if x.device.type != "cpu":
         return x.argsort(dim=-1, descending=True)
     return torch.from_numpy(np.argsort(x.detach().numpy(), axis=-1)).flip(-1)
