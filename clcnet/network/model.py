@@ -32,6 +32,7 @@ from clcnet.network.layers import (
 )
 from clcnet.network.weights import (
     CONFIG_FILE,
+    PARAMS_MEMBER,
     STATE_MEMBER,
     TENSORS_FILE,
     check_state,
@@ -259,7 +260,8 @@ class CLCNet(nn.Module, ModelHubMixin):
         try:
             return cls._made_of(*read_pretrained(*files)).to(device)
         except ValueError as problem:
-            raise ValueError(f"{model_id}: {problem}") from None
+            text = str(problem).replace(PARAMS_MEMBER, CONFIG_FILE).replace(STATE_MEMBER, TENSORS_FILE)
+            raise ValueError(f"{model_id}: {text}") from None
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """What it was trained on and how well it judged there, by its metadata."""

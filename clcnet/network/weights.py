@@ -113,14 +113,13 @@ def read_pretrained(config: Path, tensors: Path) -> tuple[dict[str, Any], dict[s
         OSError: a file is missing.
         ValueError: what is wrong with them.
     """
+    params = _read_params(read_bytes(config, LARGEST_PARAMS))
+    arguments = _constructor_arguments(params)
+    content = read_bytes(tensors, 2 * _largest_state(arguments))  # a shared layer is there for each of its names
     try:
-        params = _read_params(read_bytes(config, LARGEST_PARAMS))
-        arguments = _constructor_arguments(params)
-        content = read_bytes(tensors, 2 * _largest_state(arguments))  # a shared layer is there for each of its names
         return params, arguments, safetensors.torch.load(content)
-    except (ValueError, safetensors.SafetensorError) as problem:
-        text = str(problem).replace(PARAMS_MEMBER, CONFIG_FILE).replace(STATE_MEMBER, TENSORS_FILE)
-        raise ValueError(text) from None
+    except safetensors.SafetensorError as problem:
+        raise ValueError(f"{STATE_MEMBER} cannot be read ({problem}); download it again") from None
 
 
 def _check_size(name: str, num_bytes: int, limit: int) -> None:
