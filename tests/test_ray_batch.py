@@ -1,8 +1,9 @@
 """examples/ray_batch.py on a local Ray of two workers: the answers of step 5, from a folder and from Parquet."""
 
 import argparse
-import importlib.util
+import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,15 @@ ROOT = Path(__file__).resolve().parent.parent
 def example() -> Iterator[Any]:
     ray = pytest.importorskip("ray", reason="needs ray[data]")
     pytest.importorskip("ray.data", reason="needs ray[data]")
-    spec = importlib.util.spec_from_file_location("ray_batch", ROOT / "examples" / "ray_batch.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    # workers import the package, and the class travels by value, as from a script
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ray.cloudpickle.register_pickle_by_value(module)
+    examples = str(ROOT / "examples")
+    sys.path.insert(0, examples)
+    module = importlib.import_module("ray_batch")
+    # the workers import it and the package
+    environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{examples}", "OMP_NUM_THREADS": "1"}
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": environment})
     yield module
     ray.shutdown()
+    sys.path.remove(examples)
 
 
 def test_two_workers_answer_as_step_5_does(

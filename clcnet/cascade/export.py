@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 with contextlib.suppress(ModuleNotFoundError):  # `check_extras` says what is missing
     import onnx
+    import onnx.parser
     from onnx import TensorProto, compose, helper, numpy_helper
 
 from clcnet import cli
@@ -72,6 +73,8 @@ class _Judge(nn.Module):
 
 class _Step(nn.Module):
     """A rule once k models have spoken: probabilities, k of (M, C), to labels, confidence and answered_by, (M,)."""
+
+    offsets: Tensor | None
 
     def __init__(self, rule: Rule, count: int) -> None:
         super().__init__()
@@ -193,83 +196,77 @@ def _to_onnx(module: nn.Module, arguments: Any, inputs: list[str], outputs: list
 
 
 def _joined(stages: list[onnx.ModelProto], thresholds: Sequence[float]) -> onnx.ModelProto:
-    """All stages as one graph, each later one in a branch of its own."""
-    inputs = [_renamed(stage.graph.input[0], f"images_{place}") for place, stage in enumerate(stages)]
+    """All stages as one graph, each later one in a branch of its own, with the rows that go on."""
+    inputs = [stage.graph.input[0].type for stage in stages]
     stages = [compose.add_prefix(stage, f"stage_{place}_") for place, stage in enumerate(stages)]
-    initializers = [tensor for stage in stages for tensor in stage.graph.initializer]
-
-    def constant(name: str, value: Any) -> str:
-        initializers.append(numpy_helper.from_array(np.array(value), name))
-        return name
-
-    zero, row = constant("zero", np.int64(0)), constant("row", np.array([-1], np.int64))
+    constants = {"zero": np.int64(0), "flat": np.array([-1], np.int64)}
+    constants |= {f"stage_{place}_threshold": np.float64(threshold) for place, threshold in enumerate(thresholds)}
 
     def nodes_from(place: int) -> list[onnx.NodeProto]:
-        """A stage, whose inputs are there, and all that follows: ends in `from_{place}_` labels and so on."""
-        nodes, own, final = list(stages[place].graph.node), f"stage_{place}_", f"from_{place}_"
-        keep = [helper.make_node("Identity", [own + name], [f"kept_{place}_{name}"]) for name in _ANSWER]
+        """A stage and all that follow: from its inputs to `from_{place}_labels` and so on, of the rows that it sees."""
+        own, here, after = f"stage_{place}_", f"going_{place}_", f"stage_{place + 1}_"
+        nodes = list(stages[place].graph.node)
         if place == len(thresholds):
-            return nodes + [helper.make_node("Identity", [own + name], [final + name]) for name in _ANSWER]
-        here, following = f"going_{place}_", f"stage_{place + 1}_"
-        limit = constant(f"{own}threshold", np.float64(thresholds[place]))
-        nodes += [
-            helper.make_node("Less", [f"{own}confidences", limit], [f"{here}below"]),
-            helper.make_node("NonZero", [f"{here}below"], [f"{here}places"]),  # (1, M)
-            helper.make_node("Reshape", [f"{here}places", row], [f"{here}rows"]),
-            helper.make_node("Transpose", [f"{here}places"], [f"{here}column"]),
-            helper.make_node("Size", [f"{here}rows"], [f"{here}size"]),
-            helper.make_node("Greater", [f"{here}size", zero], [f"{here}any"]),
-        ]
-        before = [f"stage_{place}_said_{number}" for number in range(place)] + [f"{own}probs"]
-        # rows of the batch that this stage saw, and of those the ones that go on
-        images = (
-            [helper.make_node("Gather", [f"going_{place - 1}_images", f"{here}rows"], [f"{here}images"])]
-            if place
-            else [helper.make_node("Identity", [f"{here}rows"], [f"{here}images"])]
+            return nodes + _nodes(*(f"from_{place}_{name} = Identity({own}{name})" for name in _ANSWER))
+        nodes += _nodes(
+            f"{here}below = Less({own}confidences, {own}threshold)",
+            f"{here}places = NonZero({here}below)",  # (1, M)
+            f"{here}column = Transpose({here}places)",
+            f"{here}rows = Reshape({here}places, flat)",
+            f"{here}size = Size({here}rows)",
+            f"{here}any = Greater({here}size, zero)",
         )
-        deeper = [
-            *images,
-            helper.make_node("Gather", [f"images_{place + 1}", f"{here}images"], [f"{following}images"]),
-            *(
-                helper.make_node("Gather", [probs, f"{here}rows"], [f"{following}said_{number}"])
-                for number, probs in enumerate(before)
+        said = [*(f"{own}said_{number}" for number in range(place)), f"{own}probs"]
+        ask = [
+            *_nodes(
+                f"{here}of_batch = "
+                + (f"Gather(going_{place - 1}_of_batch, {here}rows)" if place else f"Identity({here}rows)"),
+                f"{after}images = Gather(images_{place + 1}, {here}of_batch)",
+                *(f"{after}said_{number} = Gather({probs}, {here}rows)" for number, probs in enumerate(said)),
             ),
             *nodes_from(place + 1),
-            *(
-                helper.make_node(
-                    "ScatterND", [own + name, f"{here}column", f"from_{place + 1}_{name}"], [f"asked_{place}_{name}"]
+            *_nodes(
+                *(
+                    f"asked_{place}_{name} = ScatterND({own}{name}, {here}column, from_{place + 1}_{name})"
+                    for name in _ANSWER
                 )
-                for name in _ANSWER
             ),
         ]
+        keep = _nodes(*(f"kept_{place}_{name} = Identity({own}{name})" for name in _ANSWER))
         branches = {
-            "then_branch": helper.make_graph(deeper, f"asks_{place + 1}", [], _answers(f"asked_{place}_")),
-            "else_branch": helper.make_graph(keep, f"keeps_{place}", [], _answers(f"kept_{place}_")),
+            "then_branch": helper.make_graph(ask, f"ask_{place + 1}", [], _answers(f"asked_{place}_")),
+            "else_branch": helper.make_graph(keep, f"keep_{place}", [], _answers(f"kept_{place}_")),
         }
-        return [*nodes, helper.make_node("If", [f"{here}any"], [final + name for name in _ANSWER], **branches)]
+        outputs = [f"from_{place}_{name}" for name in _ANSWER]
+        return [*nodes, helper.make_node("If", [f"{here}any"], outputs, **branches)]
 
     nodes = [
-        helper.make_node("Identity", ["images_0"], ["stage_0_images"]),
+        *_nodes("stage_0_images = Identity(images_0)"),
         *nodes_from(0),
-        helper.make_node("Cast", ["from_0_confidences"], ["confidences"], to=TensorProto.FLOAT),
-        *(helper.make_node("Identity", [f"from_0_{name}"], [name]) for name in ("labels", "answered_by")),
+        *_nodes(
+            "labels = Identity(from_0_labels)",
+            f"confidences = Cast<to = {TensorProto.FLOAT}>(from_0_confidences)",
+            "answered_by = Identity(from_0_answered_by)",
+        ),
     ]
-    outputs = _answers("", confidences=TensorProto.FLOAT)
-    graph = helper.make_graph(nodes, "cascade", inputs, outputs, initializers)
-    versions = {each.domain: each.version for stage in stages for each in stage.opset_import}
+    graph = helper.make_graph(
+        nodes,
+        "cascade",
+        [helper.make_value_info(f"images_{place}", kind) for place, kind in enumerate(inputs)],
+        _answers("", TensorProto.FLOAT),
+        [tensor for stage in stages for tensor in stage.graph.initializer]
+        + [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    opsets = {each.domain: each for stage in stages for each in stage.opset_import}
     functions = [function for stage in stages for function in stage.functions]
-    opsets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
-    return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=stages[0].ir_version)
+    return helper.make_model(graph, opset_imports=opsets.values(), functions=functions, ir_version=stages[0].ir_version)
 
 
-def _renamed(value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
-    copy = onnx.ValueInfoProto()
-    copy.CopyFrom(value)
-    copy.name = name
-    return copy
+def _nodes(*lines: str) -> list[onnx.NodeProto]:
+    return list(onnx.parser.parse_graph("part () => () {" + "\n".join(lines) + "}").node)
 
 
-def _answers(prefix: str, confidences: int | None = None) -> list[onnx.ValueInfoProto]:
+def _answers(prefix: str, confidences: int = 0) -> list[onnx.ValueInfoProto]:
     types = (TensorProto.INT64, confidences or TensorProto.DOUBLE, TensorProto.INT64)
     values = zip(_ANSWER, types, strict=True)
     return [helper.make_tensor_value_info(prefix + name, kind, ["rows"]) for name, kind in values]

@@ -206,7 +206,7 @@ def _bands(
 def times_gaussian(x: Tensor, mapping_dim: int) -> Tensor:
     """`x @ gaussian_basis(n, mapping_dim)` for x (..., n), leaving out what the kernel does not reach."""
     num_positions, like = x.shape[-1], (x.dtype, x.device)
-    if num_positions <= BAND:
+    if num_positions <= BAND or torch.compiler.is_compiling():
         return x @ gaussian_basis(num_positions, mapping_dim, like)
     rows = x.reshape(-1, num_positions)
     product = torch.zeros(len(rows), mapping_dim, dtype=x.dtype, device=x.device)
