@@ -18,12 +18,8 @@ import numpy as np
 from huggingface_hub import ModelCard, ModelHubMixin
 from numpy.typing import NDArray
 
-<<<<<<< HEAD
 from clcnet import hub
-from clcnet.cascade.drift import Confidences, OnDrift, Watch, find_drift
-=======
 from clcnet.cascade.drift import MOST, Expected
->>>>>>> main
 from clcnet.cascade.rule import Rule
 from clcnet.cascade.rules import rule_from_json
 from clcnet.data.outputs import Record
