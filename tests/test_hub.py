@@ -15,8 +15,9 @@ from huggingface_hub import hub_mixin
 from networks import sorted_rows, trained_looking
 
 from clcnet import Cascade, CLCNet, hub
+from clcnet.cascade.drift import Expected
 from clcnet.cascade.fused import Fused, Pool
-from clcnet.cascade.policy import Expected, Policy
+from clcnet.cascade.policy import Policy
 from clcnet.cascade.rule import CLCNET, Surest
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.data.outputs import Record
