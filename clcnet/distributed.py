@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 # the main process may be writing a large table meanwhile; a process that died is noticed by torchrun, not by this
 _PATIENCE = datetime.timedelta(hours=12)
-_FAILED = "another process of this run failed and said why; see its message"
+_FAILED = "another process of this run failed or was killed; where it ran it says why, and the same command goes on"
 
 
 @contextlib.contextmanager
