@@ -65,11 +65,11 @@ def _meet_others() -> None:
     thread.start()
     while thread.is_alive():
         thread.join(0.2)
-    if errors and "TORCHELASTIC_RUN_ID" in os.environ:  # it found a place, so another one failed meanwhile
-        raise ConnectionAbortedError(_FAILED) from errors[0]
+    if errors and "listen" in str(errors[0]):
+        place = f"MASTER_ADDR {os.environ['MASTER_ADDR']} and MASTER_PORT {os.environ['MASTER_PORT']}"
+        raise ValueError(f"{place} cannot be used ({str(errors[0]).splitlines()[0]})")
     if errors:
-        reason = str(errors[0]).split("\n")[0]
-        raise ValueError(f"the processes of this run cannot meet at MASTER_ADDR and MASTER_PORT ({reason})")
+        raise ConnectionAbortedError(_FAILED) from errors[0]
 
 
 def rank() -> int:
