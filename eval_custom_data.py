@@ -45,9 +45,8 @@ from clcnet.files import check_output, output_lock
 from clcnet.report.folder import print_promises, print_summary, summarise
 from clcnet.report.paper_table import distinct_names
 
-STAGES = ("shallow", "deep")
+STAGES = tuple(cli.PAIR)
 DEFAULT_WEIGHT = cli.WEIGHTS_DIR / "CLCNet_custom_data.zip"
-DEFAULT_MODELS = ("tf_efficientnet_b4.aa_in1k", "tf_efficientnet_b7.ra_in1k")
 
 
 def get_args_parser() -> cli.ArgumentParser:
@@ -64,20 +63,8 @@ def get_args_parser() -> cli.ArgumentParser:
     )
     group = parser.add_argument_group("models")
     add = group.add_argument
-    for stage, default in zip(STAGES, DEFAULT_MODELS, strict=True):
-        add(f"--{stage}-model", default=default, metavar="NAME", help="timm model, local-dir:FOLDER or hf-hub:NAME")
-        add(
-            f"--{stage}-model-weight",
-            type=Path,
-            metavar="FILE",
-            help=".pth, .pth.tar or .safetensors (default: timm's)",
-        )
-        add(
-            f"--{stage}-model-FLOPs",
-            type=cli.positive_float,
-            metavar="BILLIONS",
-            help="multiply-adds an image (default: counted)",
-        )
+    cli.add_pair_arguments(group)
+    parser.set_defaults(**{f"{stage}_model": name for stage, name in cli.PAIR.items()})
     add("--num_classes", type=cli.number_of_classes, metavar="N", help="classes of the models (default: their own)")
     group = parser.add_argument_group("cascade")
     add = group.add_argument

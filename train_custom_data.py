@@ -53,7 +53,7 @@ def get_args_parser() -> cli.ArgumentParser:
     add_training_arguments(parser)
     where = "tables of the search (default: results, in --weight-save)"
     parser.add_argument_group("output").add_argument("--results-folder", type=Path, metavar="FOLDER", help=where)
-    cli.add_search_arguments(parser)
+    wanted.add_search_arguments(parser)
     return parser
 
 
@@ -107,7 +107,7 @@ def search(args: argparse.Namespace, folder: Path, device: torch.device) -> dict
     if args.cost == "time" or args.price_per_hour:
         records = [each.record for each in evaluation.outputs]
         milliseconds = milliseconds_of_records(records, device)
-    asked = wanted.wanted_of(args, milliseconds)
+    asked = wanted.Wanted.of(args, milliseconds)
     return cascades.search_and_report(
         evaluation.outputs, evaluation.folds, asked, folder, args.weight_save / "cascade.json"
     )

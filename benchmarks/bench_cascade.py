@@ -32,7 +32,7 @@ from clcnet.cascade.selection import Goal, recommend
 from clcnet.classifiers.flops import count_flops
 from clcnet.data.outputs import Outputs, Record
 from clcnet.network.model import CLCNet
-from clcnet.report.paper_table import PAPER_REFERENCES, results_rows
+from clcnet.report.paper_table import PAPER_REFERENCES, results_frame
 from clcnet.report.tables import markdown
 
 NUM_IMAGES, NUM_CLASSES = 50_000, 1000
@@ -145,7 +145,7 @@ def measure_evaluation() -> dict[str, float]:
     timed("sweep and list 50,001 thresholds", lambda: sweep(steps))
     timed("compare with all other rules", lambda: compare([with_rivals(out, folds) for out in judged], folds))
     models = [out.record.model for out in judged]
-    timed("results table with intervals", lambda: results_rows(steps, models, folds, PAPER_REFERENCES))
+    timed("results table with intervals", lambda: results_frame(steps, models, folds, PAPER_REFERENCES))
     timed("recommend a threshold", lambda: recommend(steps, folds, Goal("match")))
     return seconds | {"together": sum(seconds.values())}
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from clcnet.metrics import Bools, Floats
+
 Probs = NDArray[np.float32]
 
 SUM_TOLERANCE = 1e-3  # how far a row of probabilities may be from summing to 1

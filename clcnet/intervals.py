@@ -1,10 +1,11 @@
 """How far to trust a figure: 95% intervals over images, exact where a formula exists, by the bootstrap elsewhere."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
-Floats = NDArray[np.float64]
+from clcnet.metrics import Floats
+
 Interval = tuple[float, float]
 
 LEVEL = 0.95
@@ -20,6 +21,12 @@ def exact_interval(num_right: ArrayLike, num_images: int, level: float = LEVEL) 
         low = np.where(count > 0, betaincinv(count, num_images - count + 1, tail), 0.0)
         high = np.where(count < num_images, betaincinv(count + 1, num_images - count, 1 - tail), 1.0)
     return 100 * low, 100 * high
+
+
+def share_interval(num_right: float, num_images: int) -> Interval:
+    """The same of one share."""
+    low, high = exact_interval(num_right, num_images)
+    return float(low), float(high)
 
 
 def percentile_interval(samples: Floats, level: float = LEVEL) -> Interval:

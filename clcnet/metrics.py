@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 
 NUM_BINS = 15  # of the calibration error, as in Guo et al.
 RISK_LEVELS = (0.01, 0.02, 0.05)  # at which `summary` gives the coverage
@@ -87,7 +89,7 @@ def log_loss(confidence: ArrayLike, correct: ArrayLike) -> float:
 
 def calibration_bins(
     confidence: ArrayLike, correct: ArrayLike, num_bins: int = NUM_BINS
-) -> tuple[NDArray[np.int64], Floats, Floats]:
+) -> tuple[Ints, Floats, Floats]:
     """Sort the images into bins of equal width over [0, 1], each closed above, the first also below.
 
     Returns:
@@ -129,7 +131,7 @@ def summary(confidence: ArrayLike, correct: ArrayLike) -> dict[str, float]:
     }
 
 
-def _check(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
+def _check(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Bools]:
     scores = np.asarray(confidence, dtype=np.float64)
     labels = np.asarray(correct)
     if scores.ndim != 1 or scores.shape != labels.shape:
@@ -143,7 +145,7 @@ def _check(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, NDArray[n
     return scores, labels.astype(bool)
 
 
-def _answered_and_wrong(scores: Floats, right: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _answered_and_wrong(scores: Floats, right: Bools) -> tuple[Ints, Ints]:
     """Images at or above each distinct confidence, highest first, and the wrong ones among them: two (D,) counts."""
     _, group = np.unique(-scores, return_inverse=True)
     num_answered = np.cumsum(np.bincount(group))

@@ -161,7 +161,7 @@ def test_all_files_are_written_and_the_printing_ends_with_what_to_do(run, table_
     outcome = run(*table_flags, "--threshold-searching", "--reference", "other:70:2", draw=True)
     folder = tmp_path / "out" / "results"
     written = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    drawn = ("accuracy-FLOPs", "risk-coverage", "reliability", "confidence-histogram")
+    drawn = ("accuracy-cost", "risk-coverage", "reliability", "confidence-histogram")
     assert written == {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")} | {
         f"{name}.{kind}" for name in ("results-table", "comparison", "confidences") for kind in ("csv", "md")
     }
@@ -248,7 +248,7 @@ def test_tables_of_different_classes_are_refused(run, table_flags, images, tmp_p
     probs = np.full((len(names), 4), 0.25, dtype=np.float32)
     correct = np.ones(len(names), dtype=bool)
     Outputs(names, probs, correct=correct).save(tmp_path / "large.csv")
-    with pytest.raises(ValueError, match="small.csv has 3 classes but .*large.csv has 4"):
+    with pytest.raises(ValueError, match="large.csv has 4 classes but .*small.csv has 3"):
         run(*table_flags)
 
 

@@ -61,7 +61,7 @@ def test_models_in_folders_of_one_name_are_told_apart_in_every_table(tmp_path: P
         with open(tmp_path / "results" / f"{name}.csv", encoding="utf-8", newline="") as file:
             assert {"a/hf", "b/hf"} <= {row["model"] for row in csv.DictReader(file)}, name
     assert "max softmax (S:a/hf+D:b/hf)" in finished.out
-    svg = (tmp_path / "results" / "accuracy-FLOPs.svg").read_text()
+    svg = (tmp_path / "results" / "accuracy-cost.svg").read_text()
     assert "<!-- a/hf -->" in svg and "<!-- b/hf -->" in svg
 
 

@@ -14,10 +14,10 @@ from clcnet.cascade.selection import (
     choose_or_nearest,
     cross_fit,
     dearest_within,
+    measure,
     most_accurate_within,
     recommend,
     resampled_savings,
-    score,
     short_threshold,
 )
 
@@ -93,8 +93,8 @@ def test_cross_fitting_within_one_fold_is_refused():
         cross_fit(SMALL, np.zeros(4, dtype=np.int64), lambda others: 0.5)
 
 
-def test_score_of_the_small_cascade_by_hand():
-    scored = score(SMALL, 0.5)
+def test_figures_of_the_small_cascade_by_hand():
+    scored = measure(SMALL, 0.5)
     assert (scored.accuracy, scored.flops) == (75, 3.5)
     assert scored.saving == pytest.approx(10 / 3.5)
     assert scored.difference == 25

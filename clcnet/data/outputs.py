@@ -283,20 +283,8 @@ def load_labelled(path: Path | str) -> Outputs:
     return outputs
 
 
-def load_tables(paths: Sequence[Path | str]) -> tuple[Outputs, NDArray[np.int64]]:
-    """Read one or more labelled tables and concatenate them.
-
-    Returns:
-        The outputs, and source (N,): the position in `paths` of the table that a row came from.
-
-    Raises:
-        OSError, ValueError: see `load_labelled`; or the tables have different numbers of classes, or one is given
-            twice.
-    """
-    for position, path in enumerate(paths):
-        if Path(path).resolve() in [Path(earlier).resolve() for earlier in paths[:position]]:
-            raise ValueError(f"table {path} is given twice; name each table once")
-    check_memory([Path(path) for path in paths])
+def load_each(paths: Sequence[Path | str]) -> list[Outputs]:
+    """Read labelled tables of as many classes."""
     tables = [load_labelled(path) for path in paths]
     for path, table in zip(paths, tables, strict=True):
         if table.num_classes != tables[0].num_classes:
@@ -304,6 +292,23 @@ def load_tables(paths: Sequence[Path | str]) -> tuple[Outputs, NDArray[np.int64]
                 f"{path} has {table.num_classes} classes but {paths[0]} has {tables[0].num_classes}; "
                 "give tables of models with the same classes"
             )
+    return tables
+
+
+def load_tables(paths: Sequence[Path | str]) -> tuple[Outputs, NDArray[np.int64]]:
+    """Read one or more labelled tables and concatenate them.
+
+    Returns:
+        The outputs, and source (N,): the position in `paths` of the table that a row came from.
+
+    Raises:
+        OSError, ValueError: see `load_each`; or a table is given twice.
+    """
+    for position, path in enumerate(paths):
+        if Path(path).resolve() in [Path(earlier).resolve() for earlier in paths[:position]]:
+            raise ValueError(f"table {path} is given twice; name each table once")
+    check_memory([Path(path) for path in paths])
+    tables = load_each(paths)
     source = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     return (tables[0] if len(tables) == 1 else _concatenated(tables)), source
 

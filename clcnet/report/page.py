@@ -17,13 +17,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from clcnet.cascade.curve import Floats, Ints, oracle, sweep
+from clcnet.cascade.curve import oracle, sweep
 from clcnet.cascade.rule import CLCNET, Surest, known
 from clcnet.cascade.rules import cross_fitted, steps_of
 from clcnet.cascade.search import Cascades, Found
 from clcnet.data.images import ImageSet
 from clcnet.data.outputs import Outputs
 from clcnet.files import atomic_path
+from clcnet.metrics import Floats, Ints
 from clcnet.report import plots
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def write_page(
     rows = [_row(each, names, units, most, price_per_hour, images_per_month) for each in shown]
     start = 0 if verdict.single else next(place for place, each in enumerate(shown) if each is found)
     with matplotlib.rc_context(_SVG):
-        figure = plots.plot_search(
+        figure = plots.plot_accuracy_and_cost(
             [_point(each) for each in shown],
             [(single.name, single.cost, single.scored.accuracy) for single in singles if not single.corrected],
             _lines(outputs, cascades),
