@@ -49,10 +49,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _in_words(default: object) -> object:
-    if default is None or default == []:
-        return "none"
-    if default is False:
-        return "off"
+    if default in (None, [], False):
+        return "off" if default is False else "none"
     return default.relative_to(ROOT) if isinstance(default, Path) and default.is_relative_to(ROOT) else default
 
 
@@ -109,11 +107,9 @@ def _plain(flag: str) -> str:
 
 def true_or_false(text: str) -> bool:
     """Read `True`, `false`, `1`, `no`... for flags that may stand alone or be followed by a word."""
-    word = text.lower()
-    if word in ("true", "t", "yes", "y", "1", "on"):
-        return True
-    if word in ("false", "f", "no", "n", "0", "off"):
-        return False
+    for value, words in ((True, ("true", "t", "yes", "y", "1", "on")), (False, ("false", "f", "no", "n", "0", "off"))):
+        if text.lower() in words:
+            return value
     raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
 
 

@@ -41,13 +41,8 @@ def resampled_means(columns: ArrayLike, num_resamples: int = NUM_RESAMPLES, seed
     Images that agree in every column are interchangeable, so one multinomial draw over the distinct rows replaces
     drawing N images: with right/wrong columns, of few distinct rows, 10,000 resamples take milliseconds.
 
-    Args:
-        columns: (N, D) numbers.
-        num_resamples: B.
-        seed: of the draws.
-
     Returns:
-        (B, D).
+        (B, D), of columns (N, D).
     """
     rows, counts = np.unique(np.asarray(columns, dtype=np.float64), axis=0, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=num_resamples)

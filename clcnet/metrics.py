@@ -34,12 +34,7 @@ def auroc(confidence: ArrayLike, correct: ArrayLike) -> float:
 
 
 def risk_coverage_curve(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
-    """Share of the images answered and share of wrong ones among them, at every distinct confidence.
-
-    Returns:
-        coverage: (D,) fractions, rising to 1; point d answers the images at or above the d-th highest confidence.
-        risk: (D,) fractions.
-    """
+    """Share of the images answered, rising to 1, and of wrong ones among them, at each distinct confidence: (D,)."""
     num_answered, num_wrong = _answered_and_wrong(*_check(confidence, correct))
     return num_answered / num_answered[-1], num_wrong / num_answered
 
@@ -93,9 +88,7 @@ def calibration_bins(
     """Sort the images into bins of equal width over [0, 1], each closed above, the first also below.
 
     Returns:
-        counts: (num_bins,) images in a bin.
-        mean_confidence: (num_bins,), nan where the bin is empty.
-        accuracy: (num_bins,) fraction of right answers, nan where the bin is empty.
+        Images in a bin, their mean confidence and share of right answers, nan where it is empty: (num_bins,) each.
     """
     scores, right = _check(confidence, correct)
     edges = np.linspace(0, 1, num_bins + 1)
@@ -119,16 +112,9 @@ def calibration_error(confidence: ArrayLike, correct: ArrayLike, num_bins: int =
 
 def summary(confidence: ArrayLike, correct: ArrayLike) -> dict[str, float]:
     """All figures of this module for one confidence, by name, in the order of the printed tables."""
-    return {
-        "auroc": auroc(confidence, correct),
-        "aurc": aurc(confidence, correct),
-        "e_aurc": e_aurc(confidence, correct),
-        "augrc": augrc(confidence, correct),
-        **{f"coverage_at_{risk:.0%}_risk": coverage_at_risk(confidence, correct, risk) for risk in RISK_LEVELS},
-        "brier": brier(confidence, correct),
-        "log_loss": log_loss(confidence, correct),
-        "calibration_error": calibration_error(confidence, correct),
-    }
+    figures = {one.__name__: one(confidence, correct) for one in (auroc, aurc, e_aurc, augrc)}
+    figures |= {f"coverage_at_{risk:.0%}_risk": coverage_at_risk(confidence, correct, risk) for risk in RISK_LEVELS}
+    return figures | {one.__name__: one(confidence, correct) for one in (brier, log_loss, calibration_error)}
 
 
 def _check(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Bools]:

@@ -8,7 +8,6 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 
-from clcnet import confidence as confidences
 from clcnet.cascade.comparison import compare, figures, resample
 from clcnet.cascade.curve import sweep
 from clcnet.cascade.evaluation import at_threshold, with_rivals
@@ -150,14 +149,6 @@ def contenders():
     return {one.name: one for one in compare(judged(MODELS[:2]), FOLDS)[0]}
 
 
-def test_every_contender_starts_at_the_shallow_model_alone(contenders):
-    for name, one in contenders.items():
-        if name in ("fused", "corrected shallow", "corrected deep"):  # a model corrected is another model
-            continue
-        assert one.curve.accuracy[0] == pytest.approx(MODELS[0].accuracy)
-        assert one.curve.flops[0] == 1.0 and one.curve.flops[-1] == 5.0
-
-
 def test_ends_of_the_contenders_are_what_their_definition_says(contenders):
     shallow, deep = MODELS[:2]
     average = 100 * ((shallow.probs + deep.probs).argmax(1) == TARGETS).mean()
@@ -188,14 +179,6 @@ def test_without_classes_rules_over_them_are_left_out(contenders):
     assert set(contenders) == names | set(left_out)
     renumbered = [MODELS[0], Outputs.from_probs(MODELS[1].probs[:, ::-1], targets=5 - TARGETS, record=MODELS[1].record)]
     assert set(compare(judged(renumbered), FOLDS)[1]) == set(left_out) - {"corrected shallow", "corrected deep"}
-
-
-def test_a_new_score_is_compared_by_itself(monkeypatch):
-    monkeypatch.setitem(confidences.SIMPLE_CONFIDENCES, "second best", lambda probs: -probs[:, 1].astype(float))
-    found = {one.name: one for one in compare(judged(MODELS), FOLDS)[0]}
-    step = found["second best"].steps
-    np.testing.assert_array_equal(step.confidence[0], -MODELS[0].sorted_probs[:, 1])
-    assert step.own.shape == (3, 600)
 
 
 def test_resampled_figures_of_all_contenders_come_from_the_same_draws(contenders):

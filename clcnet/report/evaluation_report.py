@@ -9,7 +9,7 @@ import pandas as pd
 from clcnet.cascade.comparison import compare
 from clcnet.cascade.curve import Curve, Steps, oracle, sweep
 from clcnet.cascade.evaluation import Evaluation, with_rivals
-from clcnet.cascade.rule import TEMPERED, Judged, know_classes, known
+from clcnet.cascade.rule import Judged, know_classes, known
 from clcnet.cascade.selection import CASCADE, Recommendation, Reference, role
 from clcnet.report import plots, tables
 from clcnet.report.paper_table import accuracy_interval, distinct_names, merge_frames, results_frame
@@ -30,8 +30,7 @@ def write_report(
         steps: of the rule whose results are tabled.
         references: single models to stand beside the cascade.
         joined: results of other cascades, for the same table.
-        folder: that gets the files.
-        seed: of the bootstrap.
+        folder, seed: for the files, and of the bootstrap.
     """
     outputs = [with_rivals(each, evaluation.folds) for each in evaluation.outputs]
     models = evaluation.models
@@ -64,24 +63,19 @@ def _draw_confidences(outputs: Judged, model: str, folder: Path) -> None:
     """Draw how the confidences in the shallow model's answers tell right from wrong."""
     scores, correct = outputs.scores, known(outputs.correct, outputs)
     first = next(iter(scores))  # CLCNet, where it has judged
-    probabilities = {name: scores[name] for name in dict.fromkeys((first, "max softmax", TEMPERED))}
     plots.save(plots.plot_risk_coverage(scores, correct, model), folder, "risk-coverage")
-    plots.save(plots.plot_reliability(probabilities, correct, model), folder, "reliability")
+    plots.save(plots.plot_reliability(scores, correct, model), folder, "reliability")
     plots.save(plots.plot_histogram(scores[first], first, correct, model), folder, "confidence-histogram")
 
 
 def _describe_left_out(labels: Sequence[str], evaluation: Evaluation) -> str:
-    lacking = [
-        source
-        for source, each in zip(evaluation.sources, evaluation.outputs, strict=True)
-        if each.classes is None or each.targets is None
-    ]
-    if not lacking:
-        return f"Left out ({'; '.join(labels)}): the models number their classes differently."
-    return (
-        f"Left out ({'; '.join(labels)}): no classes in {' and '.join(lacking)}; generate_data_for_CLCNet.py writes "
-        "them where --output ends in .parquet."
-    )
+    pairs = zip(evaluation.sources, evaluation.outputs, strict=True)
+    lacking = [source for source, each in pairs if each.classes is None or each.targets is None]
+    why = "the models number their classes differently."
+    if lacking:
+        why = f"no classes in {' and '.join(lacking)}; generate_data_for_CLCNet.py writes them where --output ends in "
+        why += ".parquet."
+    return f"Left out ({'; '.join(labels)}): {why}"
 
 
 def describe_threshold(curve: Curve, evaluation: Evaluation) -> str:

@@ -21,6 +21,7 @@ from clcnet.cascade.curve import oracle, sweep
 from clcnet.cascade.rule import CLCNET, Surest, known
 from clcnet.cascade.rules import cross_fitted, steps_of
 from clcnet.cascade.search import Cascades, Found
+from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.images import ImageSet
 from clcnet.data.outputs import Outputs
 from clcnet.files import atomic_path
@@ -170,7 +171,7 @@ def _lines(outputs: Sequence[Outputs], cascades: Cascades) -> dict[str, tuple[Fl
     costs = np.array([float(scored.costs[0]) for scored in cascades.raw])
     order = np.argsort(costs, kind="stable")
     chain = [outputs[model] for model in order]
-    rules = {"the paper's rule": Surest(CLCNET), "max softmax": Surest("max softmax")}
+    rules = {"the paper's rule": Surest(CLCNET), **{name: Surest(name) for name in SIMPLE_CONFIDENCES}}
     steps = {name: steps_of(rule, chain) for name, rule in rules.items() if rule.applies_to(chain)}
     steps["oracle"] = oracle([known(each.correct, each) for each in chain], costs[order])
     lines = {}

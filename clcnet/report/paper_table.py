@@ -109,8 +109,7 @@ def results_frame(
     """Build the table. The cascade's own models, as measured, take the place of references of the same name.
 
     Args:
-        steps: the cascade's.
-        models: its models' names.
+        steps, models: the cascade's, and its models' names.
         folds: (N,) for cross-fitting.
         references: further single models.
         seed: of the bootstrap.
