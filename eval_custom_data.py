@@ -82,7 +82,7 @@ def get_args_parser() -> cli.ArgumentParser:
         "--policy",
         type=Path,
         metavar="FILE",
-        help="cascade.json of train_custom_data.py or of step 4, in place of all the above",
+        help="cascade.json of train_custom_data.py or of step 4, in place of models, weights and threshold",
     )
     add(
         "--models",

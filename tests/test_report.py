@@ -1,5 +1,7 @@
 """Tables as text and as CSV, and the plots' files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from clcnet.cascade.comparison import compare
 from clcnet.cascade.curve import Steps, sweep
 from clcnet.cascade.evaluation import with_rivals
-from clcnet.cascade.rule import CLCNET, Judged, Surest
+from clcnet.cascade.rule import CLCNET, Surest
 from clcnet.cascade.rules import steps_of
 from clcnet.cascade.selection import Reference
 from clcnet.confidence import SIMPLE_CONFIDENCES
@@ -33,7 +35,7 @@ OUTPUTS = [
 
 def judged():
     return [
-        with_rivals(Judged.of(outputs, {CLCNET: outputs.sorted_probs[:, 0].astype(float)}), FOLDS)
+        with_rivals(replace(outputs, scores={CLCNET: outputs.sorted_probs[:, 0].astype(float)}), FOLDS)
         for outputs in OUTPUTS
     ]
 
@@ -138,7 +140,7 @@ def test_comparison_names_every_rule_with_its_figures():
 
 def test_confidences_without_a_probability_show_dashes():
     outputs = [
-        Judged.of(each, {"max softmax": each.sorted_probs[:, 0], "entropy": -each.sorted_probs[:, 1]})
+        replace(each, scores={"max softmax": each.sorted_probs[:, 0], "entropy": -each.sorted_probs[:, 1]})
         for each in OUTPUTS
     ]
     frame = report.confidence_frame(["a", "b"], outputs)

@@ -11,7 +11,7 @@ from scipy.special import softmax
 from clcnet.cascade.comparison import compare, figures, resample
 from clcnet.cascade.curve import sweep
 from clcnet.cascade.evaluation import at_threshold, with_rivals
-from clcnet.cascade.rule import CHANCE, CLCNET, TEMPERED, Judged, Surest
+from clcnet.cascade.rule import CHANCE, CLCNET, TEMPERED, Surest
 from clcnet.cascade.rules import Average, Last, compared, cross_fitted, rule_from_json, steps_of
 from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
 from clcnet.data.outputs import Outputs
@@ -37,7 +37,10 @@ NO_CLASSES = [dataclasses.replace(each, classes=None, targets=None) for each in 
 
 def judged(outputs):
     """With made-up confidences of CLCNet that are probabilities."""
-    return [with_rivals(Judged.of(each, {CLCNET: each.sorted_probs[:, 0] ** 0.5}), FOLDS) for each in outputs]
+    return [
+        with_rivals(dataclasses.replace(each, scores={CLCNET: each.sorted_probs[:, 0] ** 0.5}), FOLDS)
+        for each in outputs
+    ]
 
 
 def test_tempering_the_softmax_equals_the_softmax_of_tempered_logits():

@@ -17,9 +17,10 @@ from clcnet.cascade.curve import (
     resampled_sweeps,
     sweep,
 )
-from clcnet.cascade.rule import Judged, know_classes
+from clcnet.cascade.rule import know_classes
 from clcnet.cascade.rules import compared, cross_fitted
 from clcnet.cascade.selection import cheapest_at_accuracy
+from clcnet.data.outputs import Outputs
 from clcnet.metrics import Floats, Ints
 
 DEFERRAL_SHARES = (0.1, 0.2, 0.3, 0.5, 1.0)
@@ -50,7 +51,7 @@ def figures(curve: Curve, deep_accuracy: float, deep_flops: float) -> dict[str, 
     }
 
 
-def compare(outputs: Sequence[Judged], folds: Ints) -> tuple[list[Contender], list[str]]:
+def compare(outputs: Sequence[Outputs], folds: Ints) -> tuple[list[Contender], list[str]]:
     """Score every rule of `compared` over the same images, whatever it is fitted to coming from the other folds.
 
     Returns:

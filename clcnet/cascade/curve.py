@@ -1,8 +1,8 @@
 """The cascade as arithmetic on arrays: how often it is right, and what that costs, at one threshold or at all.
 
 A cascade has K models, cheapest first; two are the paper's case (arXiv:2205.09612). Every image enters the first and
-goes on to the next while the highest confidence seen so far is *below* the threshold; one equal to it stays. Which
-answer stands after each model, and how sure it is, a rule decides (`rules.steps_of`): `Steps`.
+goes on to the next while the confidence in what stands is *below* the threshold, one for all models or one each; one
+equal to it stays. What stands after each model, and how sure that is, a rule decides (`rules.steps_of`): `Steps`.
 
 Accuracy is in percent, FLOPs in billions of multiply-adds an image, shares are fractions.
 """

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from clcnet.cascade.curve import Curve
-from clcnet.cascade.rule import CLCNET, TEMPERED, Judged, Rule, known
+from clcnet.cascade.rule import CLCNET, TEMPERED, Rule, known
 from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
 from clcnet.data.images import NUM_FOLDS, ImageSet, balanced_folds
 from clcnet.data.outputs import Outputs, Record, load_each, load_labelled, match_rows
-from clcnet.metrics import Floats, Ints
+from clcnet.metrics import Ints
 from clcnet.network.model import CLCNet
 from clcnet.network.weights import SPLIT_FILE, find_fold_weights
 from clcnet.strangers import check_file
@@ -34,7 +34,7 @@ class Evaluation:
     Where one threshold alone is of interest, a later model may lack images that do not go on to it.
     """
 
-    outputs: list[Judged]
+    outputs: list[Outputs]
     folds: Ints  # (N,) from 0, of the first model's images
     sources: list[str]  # the files or models that the outputs come from, for messages
     unreadable: dict[int, str] = field(default_factory=dict)  # index of an image -> why it was left out
@@ -104,18 +104,18 @@ def _check_same_images(matched: Sequence[Ints], paths: Sequence[Path], images: I
                 )
 
 
-def folds_by_name(names: Sequence[str], images: ImageSet) -> Ints:
-    """The fold, from 0, of images by their names in the image set: (N,)."""
-    fold_of = dict(zip(images.names, images.folds.tolist(), strict=True))
-    return np.array([fold_of[name] for name in names], dtype=np.int64)
-
-
-def judged(outputs: Outputs, folds: Ints, networks: Sequence[CLCNet]) -> Judged:
+def judged(outputs: Outputs, folds: Ints, networks: Sequence[CLCNet]) -> Outputs:
     """Add how sure the network of each image's fold is of its answer; nothing where there are no networks."""
-    return Judged.of(outputs, {CLCNET: fold_confidence(networks, outputs, folds)} if networks else {})
+    if not networks:
+        return outputs
+    confidence = np.empty(len(folds))
+    for fold in np.unique(folds):
+        inside = folds == fold
+        confidence[inside] = networks[fold].predict(outputs.sorted_probs[inside])
+    return replace(outputs, scores={CLCNET: confidence})
 
 
-def with_rivals(outputs: Judged, folds: Ints) -> Judged:
+def with_rivals(outputs: Outputs, folds: Ints) -> Outputs:
     """Add all confidences without a network; the temperature of an image is fitted on the other folds."""
     probs = outputs.sorted_probs
     simple = {name: score(probs) for name, score in SIMPLE_CONFIDENCES.items()}
@@ -234,15 +234,6 @@ def _read_splits(path: Path, names: Sequence[str]) -> tuple[dict[str, int], str 
     except (KeyError, TypeError, ValueError, csv.Error):
         raise ValueError(f"{path} is not a whole list of folds; run train_imagenet_5fold_cv.py again") from None
     return fold_of, run
-
-
-def fold_confidence(networks: Sequence[CLCNet], outputs: Outputs, folds: Ints) -> Floats:
-    """CLCNet's confidence in every answer, by the network of the image's fold: (N,)."""
-    confidence = np.empty(len(folds))
-    for fold in np.unique(folds):
-        inside = folds == fold
-        confidence[inside] = networks[fold].predict(outputs.sorted_probs[inside])
-    return confidence
 
 
 def flops_of(model: str) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from clcnet import distributed
 from clcnet.cascade.evaluation import Evaluation, judged
-from clcnet.cascade.rule import CLCNET, Judged
+from clcnet.cascade.rule import CLCNET
 from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import Classifier
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
@@ -50,7 +50,7 @@ def evaluation_of_images(
     Returns:
         What was found in the main process, None in the others.
     """
-    found: list[Judged] = []
+    found: list[Outputs] = []
     models: list[Classifier] = []
     unreadable: dict[int, str] = {}
     asked: Ints | None = np.arange(len(images))
@@ -86,7 +86,7 @@ def evaluation_of_images(
     return Evaluation(found, _folds(found[0], images), [model.name for model in models], unreadable, images)
 
 
-def _answers(kept: Kept, asked: Ints, flops: float | None, networks: Sequence[CLCNet]) -> Judged:
+def _answers(kept: Kept, asked: Ints, flops: float | None, networks: Sequence[CLCNet]) -> Outputs:
     """What a model said of the images that it was asked about and could read, in their order."""
     outputs = kept.outputs(asked[kept.known(asked)])
     if flops is not None:
@@ -104,7 +104,7 @@ def _folds(outputs: Outputs, images: ImageSet) -> Ints:
     return np.asarray(images.folds[_places(outputs, images)])
 
 
-def _deferred(shallow: Judged, images: ImageSet, threshold: float | None) -> Ints:
+def _deferred(shallow: Outputs, images: ImageSet, threshold: float | None) -> Ints:
     """Places of the images that the deep model is to see."""
     places, confidence = _places(shallow, images), shallow.scores.get(CLCNET)
     if confidence is None:

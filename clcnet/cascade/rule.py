@@ -10,7 +10,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, Self, cast
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,36 +80,17 @@ class Rule(ABC):
 
 
 @dataclass(frozen=True)
-class Judged(Outputs):
-    """Outputs with confidences, (N,) by name, that were found without looking at the images they are for.
-
-    A rule takes these instead of its own.
-    """
-
-    scores: dict[str, Floats] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, outputs: Outputs, scores: dict[str, Floats]) -> Judged:
-        """These outputs with these confidences."""
-        return cls(**{one.name: getattr(outputs, one.name) for one in dataclasses.fields(Outputs)}, scores=scores)
-
-    def subset(self, rows: Sequence[int] | NDArray[Any]) -> Judged:
-        scores = {name: score[np.asarray(rows)] for name, score in self.scores.items()}
-        return dataclasses.replace(cast(Judged, super().subset(rows)), scores=scores)
-
-
-@dataclass(frozen=True)
 class Surest(Rule):
     """The paper's rule: the surest answer stands, the earlier one of two that are equally sure."""
 
     name = "surest"
     confidence: str = CLCNET  # or a name in SIMPLE_CONFIDENCES, TEMPERED, or CHANCE, which knows nothing
     temperatures: tuple[float, ...] = ()  # of each model, where the confidence is TEMPERED
-    network: Network | None = field(default=None, repr=False, compare=False)  # CLCNet, for outputs not yet `Judged`
+    network: Network | None = field(default=None, repr=False, compare=False)  # CLCNet, if it is to judge
 
     def applies_to(self, outputs: Sequence[Outputs]) -> bool:
         asks = self.confidence == CLCNET and self.network is None
-        return super().applies_to(outputs) and not (asks and any(CLCNET not in _scores(each) for each in outputs))
+        return super().applies_to(outputs) and not (asks and any(CLCNET not in each.scores for each in outputs))
 
     def fit(self, outputs: Sequence[Outputs]) -> Self:
         if not self.learns(outputs):
@@ -118,7 +99,7 @@ class Surest(Rule):
         return dataclasses.replace(self, temperatures=tuple(fitted))
 
     def learns(self, outputs: Sequence[Outputs]) -> bool:
-        return self.confidence == TEMPERED and not all(TEMPERED in _scores(each) for each in outputs)
+        return self.confidence == TEMPERED and not all(TEMPERED in each.scores for each in outputs)
 
     def is_fitted_for(self, num_models: int) -> bool:
         judged = self.confidence in (TEMPERED, CHANCE) or can_judge(self.confidence, self.network)
@@ -142,8 +123,8 @@ class Surest(Rule):
         return np.stack([self._confidence(place, each) for place, each in enumerate(outputs)])
 
     def _confidence(self, place: int, outputs: Outputs) -> Floats:
-        if self.confidence in _scores(outputs):
-            return _scores(outputs)[self.confidence]
+        if self.confidence in outputs.scores:
+            return outputs.scores[self.confidence]
         if self.confidence == CHANCE:
             return np.zeros(len(outputs))
         if self.confidence == TEMPERED:
@@ -196,7 +177,3 @@ def known(correct: Bools | None, outputs: Outputs) -> Bools:
 def labels_correct(labels: Ints, outputs: Outputs) -> Bools | None:
     """Whether these classes are the images' own; None where those are not known."""
     return None if outputs.targets is None or UNKNOWN in outputs.targets else labels == outputs.targets
-
-
-def _scores(outputs: Outputs) -> dict[str, Floats]:
-    return outputs.scores if isinstance(outputs, Judged) else {}

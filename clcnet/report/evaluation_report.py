@@ -9,8 +9,9 @@ import pandas as pd
 from clcnet.cascade.comparison import compare
 from clcnet.cascade.curve import Curve, Steps, oracle, sweep
 from clcnet.cascade.evaluation import Evaluation, with_rivals
-from clcnet.cascade.rule import Judged, know_classes, known
+from clcnet.cascade.rule import know_classes, known
 from clcnet.cascade.selection import CASCADE, Recommendation, Reference, role
+from clcnet.data.outputs import Outputs
 from clcnet.report import plots, tables
 from clcnet.report.paper_table import accuracy_interval, distinct_names, merge_frames, results_frame
 
@@ -59,7 +60,7 @@ def write_report(
     return {"contenders": contenders, "confidences": confidences, "results": results}
 
 
-def _draw_confidences(outputs: Judged, model: str, folder: Path) -> None:
+def _draw_confidences(outputs: Outputs, model: str, folder: Path) -> None:
     """Draw how the confidences in the shallow model's answers tell right from wrong."""
     scores, correct = outputs.scores, known(outputs.correct, outputs)
     first = next(iter(scores))  # CLCNet, where it has judged

@@ -15,8 +15,9 @@ import pandas as pd
 from clcnet import metrics
 from clcnet.cascade.comparison import DEFERRAL_SHARES, Contender, figures, resample
 from clcnet.cascade.curve import Curve
-from clcnet.cascade.rule import Judged, known
+from clcnet.cascade.rule import known
 from clcnet.cli import one_line
+from clcnet.data.outputs import Outputs
 from clcnet.files import atomic_path
 from clcnet.intervals import Interval, exact_interval, percentile_interval
 from clcnet.report.paper_table import COLUMNS, TEXTS, with_interval
@@ -178,7 +179,7 @@ def comparison_markdown(frame: pd.DataFrame) -> str:
     return markdown(header, rows)
 
 
-def confidence_frame(models: Sequence[str], outputs: Sequence[Judged]) -> pd.DataFrame:
+def confidence_frame(models: Sequence[str], outputs: Sequence[Outputs]) -> pd.DataFrame:
     """One line for each confidence on each model's answers, with all of `metrics.summary`."""
     return pd.DataFrame(
         {"model": model, "confidence": name, **metrics.summary(score, known(each.correct, each))}
