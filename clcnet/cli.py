@@ -138,7 +138,6 @@ positive_int = _number(int, lambda value: value >= 1, "a whole number of at leas
 number_of_classes = _number(int, lambda value: value >= 2, "a number of classes, at least 2")
 positive_float = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
 finite_float = _number(float, math.isfinite, "a finite number")
-fraction = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
 probability = _number(float, lambda value: 0 < value < 1, "a number above 0 and below 1")
 # upper bounds where a slip of the finger would bring the machine down before any error could be raised
 batch_size = _number(int, lambda value: 1 <= value <= 2**20, "a whole number of at least 1 and at most 1048576")

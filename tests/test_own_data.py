@@ -135,7 +135,7 @@ def test_a_growing_inbox_asks_the_models_about_the_new_images_alone_and_keeps_th
 def found(correct: np.ndarray, spent: np.ndarray, target: float) -> Found:
     choice = Choice((0, 1), (0.5,), 100 * correct.mean(), spent.mean())
     scored = Scored(correct, spent[None])
-    return Found(target, choice, Fused(), np.array([1, 0.5]), spent.mean(keepdims=True), True, scored, [])
+    return Found(target, choice, Fused(), np.array([1, 0.5]), spent.mean(keepdims=True), scored, [])
 
 
 def single(name: str, correct: np.ndarray, cost: float) -> Single:

@@ -8,11 +8,13 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
+from clcnet.cascade import fused
 from clcnet.cascade import search as module
 from clcnet.cascade.curve import Steps
-from clcnet.cascade.fused import Fused
+from clcnet.cascade.fused import BEST, Fused
 from clcnet.cascade.search import Choice, Scored, Search, find_cascades, pareto, quantile_thresholds, tabulate
 from clcnet.cascade.selection import Goal
+from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.outputs import UNKNOWN, Outputs
 from tests.test_fused import simulated
 
@@ -101,7 +103,8 @@ def models() -> list[Outputs]:
 FOLDS = np.arange(600) % 4
 
 
-def test_the_choice_for_a_fold_never_depends_on_its_images(models: list[Outputs]) -> None:
+@pytest.mark.parametrize("confidence", ["margin", BEST])
+def test_the_choice_for_a_fold_never_depends_on_its_images(models: list[Outputs], confidence: str) -> None:
     order = np.where(FOLDS == 1, np.roll(np.arange(600), 8), np.arange(600))  # other images, and of other targets
     others = [
         Outputs.from_probs(out.probs[order], targets=np.where(FOLDS == 1, 0, out.targets), record=out.record)
@@ -111,7 +114,8 @@ def test_the_choice_for_a_fold_never_depends_on_its_images(models: list[Outputs]
     engines = []
     for outputs in (models, others):
         rows = module.rows_of(outputs)
-        engines.append(module._Engine(rows, np.array([[1.0, 2.0, 3.0]]), FOLDS, 3, "max softmax", True, False))
+        engines.append(module._Engine(rows, np.array([[1.0, 2.0, 3.0]]), FOLDS, 3, confidence, True, False))
+    assert engines[0].judges[1] == engines[1].judges[1]
     one, other = (engine.searches[1] for engine in engines)
     assert one.cheapest(goals[0].value) == other.cheapest(goals[0].value)
     assert one.within(goals[1].value) == other.within(goals[1].value)
@@ -120,6 +124,22 @@ def test_the_choice_for_a_fold_never_depends_on_its_images(models: list[Outputs]
     for chain in engines[0].chains[1]:
         before, after = (engine.prefix_steps(chain, 1, elsewhere) for engine in engines)
         np.testing.assert_array_equal(before.confidence, after.confidence)
+
+
+def test_the_best_confidence_is_one_that_ranks_fused_answers_best(
+    models: list[Outputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upside_down = {"upside down": lambda probs: -probs[:, 0].astype(float)}
+    for place in (fused, module):
+        monkeypatch.setattr(place, "SIMPLE_CONFIDENCES", upside_down | SIMPLE_CONFIDENCES)
+    goals = [Goal("accuracy", 65.0)]
+    worst, best = (find_cascades(models, FOLDS, goals, confidence=name).goals[0] for name in ("upside down", BEST))
+    assert best.rule.confidence in SIMPLE_CONFIDENCES and best.cross_fitted.costs[0] < worst.cross_fitted.costs[0]
+    two_classes = simulated(300, 2, (1.0, 3.0))  # where all of them rank alike
+    monkeypatch.undo()
+    found = find_cascades(two_classes, FOLDS[:300], confidence=BEST).goals[0]
+    assert found.rule.confidence == "max softmax"
+    assert found.choice == find_cascades(two_classes, FOLDS[:300]).goals[0].choice
 
 
 def test_cross_fitted_figures_are_those_of_rules_fitted_and_thresholds_chosen_elsewhere(models: list[Outputs]) -> None:

@@ -202,7 +202,6 @@ class Found:
     rule: Fused  # fitted for the models of the choice
     shares: Floats  # (K,) of the images that each of its models sees
     costs: Floats  # (U,) in every unit, on all images
-    reached: bool  # whether the target is likely to be
     cross_fitted: Scored  # with all chosen and fitted on the other folds
     quantiles: list[list[float]] | None = None  # of how sure each step is of the images that reach it, as of `drift`
 
@@ -336,7 +335,6 @@ class _Engine:
             Fused(self.names[self.judges[-1]], self.offsets, pools),
             np.array([len(each) for each in sure]) / len(self.folds),
             everything.costs,
-            self.searches[-1].reaches(target) if by == "accuracy" else choice.cost <= target,
             Scored(correct, spent),
             quantiles(sure),
         )
