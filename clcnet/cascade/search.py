@@ -246,10 +246,13 @@ class _Engine:
         self.judges = [self._best_confidence(context) for context in range(len(self.contexts))]
 
     def _fit(self, sets: Sequence[Chain], progress: bool) -> None:
-        with ThreadPoolExecutor(NUM_THREADS) as threads:  # numpy leaves the other cores idle
+        threads = ThreadPoolExecutor(NUM_THREADS)  # numpy leaves the other cores idle
+        try:
             found = tqdm(threads.map(self._fit_one, sets), "pools", len(sets), delay=2, disable=not progress)
             for models, (confidence, correct, pool) in zip(sets, found, strict=True):
                 self.steps[models], self.pools[models] = (confidence, correct), pool
+        finally:
+            threads.shutdown(cancel_futures=True)  # an interrupt waits for no more than two fits
 
     def _fit_one(self, models: Chain) -> tuple[NDArray[np.float32], Bools, Pool]:
         fit = CrossFit(self.rows.take(models), self.folds, PENALTIES if self.offsets else (None,), deep=True)
