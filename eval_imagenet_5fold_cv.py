@@ -104,6 +104,7 @@ def is_searching(args: argparse.Namespace) -> bool:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, write all files, print the report; returns its figures."""
+    goal = wanted.Wanted.of(args).goal  # refused before any work
     grid = cli.threshold_grid(args.thresholds or [RELEASED_GRID])
     folder = args.results_folder or args.performance_result.parent / "results"
     inputs = [args.shallow_output, args.deep_output, args.class_map]
@@ -129,7 +130,6 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             print(doubt)
         rule = Surest("max softmax" if outcome["confidence"] is None else CLCNET)
         if is_searching(args):
-            goal = wanted.goal_of(args)
             steps = cross_fitted(rule, found.outputs, found.folds)
             curve = sweep(steps, grid)
             recommendation = recommend(steps, found.folds, goal, args.seed)

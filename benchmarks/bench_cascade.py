@@ -26,7 +26,7 @@ from timm.data import resolve_model_data_config
 from clcnet import cli
 from clcnet.cascade.comparison import compare
 from clcnet.cascade.curve import Curve, Steps, surest_steps, sweep
-from clcnet.cascade.evaluation import judged, with_rivals
+from clcnet.cascade.evaluation import with_clcnet, with_rivals
 from clcnet.cascade.rule import CLCNET, Surest
 from clcnet.cascade.rules import steps_of
 from clcnet.cascade.selection import Goal, recommend
@@ -137,7 +137,7 @@ def measure_evaluation() -> dict[str, float]:
             return Outputs.from_probs(np.load(Path(folder) / f"{number}.npy"), targets=targets, record=record)
 
         outputs = timed("read and sort both models' outputs", lambda: [read(0), read(1)])
-    timed("score both with CLCNet", lambda: [judged(out, folds, networks) for out in outputs])
+    timed("score both with CLCNet", lambda: [with_clcnet(out, folds, networks) for out in outputs])
     # an untrained network only takes the time of a trained one; its place in the cascade is taken by max softmax
     outputs = [replace(out, scores={CLCNET: max_softmax(out.sorted_probs)}) for out in outputs]
     steps = steps_of(Surest(CLCNET), outputs)

@@ -13,12 +13,13 @@ from reprlib import repr as short
 import numpy as np
 import torch
 
+from clcnet.cascade.answers import run_cascade
 from clcnet.cascade.curve import Curve
 from clcnet.cascade.rule import CLCNET, TEMPERED, Rule, known
 from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
 from clcnet.data.images import NUM_FOLDS, ImageSet, balanced_folds
 from clcnet.data.outputs import Outputs, Record, load_each, load_labelled, match_rows
-from clcnet.metrics import Ints
+from clcnet.metrics import Bools, Ints
 from clcnet.network.model import CLCNet
 from clcnet.network.weights import SPLIT_FILE, find_fold_weights
 from clcnet.strangers import check_file
@@ -80,7 +81,8 @@ def evaluation_of_tables(
     names = [images.names[place] for place in places]
     outputs = [replace(tables[k].subset(np.argsort(matched[k])), names=names, record=records[k]) for k in order]
     folds = images.folds[places]
-    return Evaluation([judged(each, folds, networks) for each in outputs], folds, [str(paths[k]) for k in order])
+    sources = [str(paths[k]) for k in order]
+    return Evaluation([with_clcnet(each, folds, networks) for each in outputs], folds, sources)
 
 
 def _record(record: Record, path: Path, model: str | None, flops: float | None) -> Record:
@@ -104,7 +106,7 @@ def _check_same_images(matched: Sequence[Ints], paths: Sequence[Path], images: I
                 )
 
 
-def judged(outputs: Outputs, folds: Ints, networks: Sequence[CLCNet]) -> Outputs:
+def with_clcnet(outputs: Outputs, folds: Ints, networks: Sequence[CLCNet]) -> Outputs:
     """Add how sure the network of each image's fold is of its answer; nothing where there are no networks."""
     if not networks:
         return outputs
@@ -133,25 +135,16 @@ def at_threshold(rule: Rule, outputs: Sequence[Outputs], threshold: float) -> Cu
 
     An image that a later model lacks where it goes on to it, because it could not be read, counts for nothing.
     """
-    first = outputs[0]
-    readable, correct, last = np.ones(len(first), bool), np.zeros(len(first), bool), np.zeros(len(first), np.int64)
-    going, seen = np.arange(len(first)), list[Outputs]()
-    for k, each in enumerate(outputs):
-        if k:
-            row_of = {name: row for row, name in enumerate(each.names)}
-            rows = np.array([row_of.get(first.names[image], -1) for image in going], dtype=np.int64)
-            readable[going[rows < 0]] = False
-            going, seen = going[rows >= 0], [one.subset(rows >= 0) for one in seen]
-            each = each.subset(rows[rows >= 0])
-        seen.append(each)
-        step = rule.step(seen)
-        correct[going], last[going] = known(step.correct, each), k
-        goes_on = step.confidence < threshold
-        going, seen = going[goes_on], [one.subset(goes_on) for one in seen]
-    shares = (last[readable] >= np.arange(len(outputs))[:, None]).mean(axis=1)
-    accuracy = 100 * correct[readable].sum() / readable.sum()
+    first, rows_of = outputs[0], [{name: row for row, name in enumerate(each.names)} for each in outputs]
+
+    def ask(stage: int, images: Ints) -> tuple[Outputs, Bools]:
+        rows = np.array([rows_of[stage].get(first.names[image], -1) for image in images], dtype=np.int64)
+        return outputs[stage].subset(rows[rows >= 0]), rows >= 0
+
+    answers = run_cascade(rule, [threshold] * (len(outputs) - 1), len(first), ask).read()
+    accuracy = 100 * answers.correct.sum() / len(answers)
     flops = np.array([each.record.flops for each in outputs], dtype=np.float64)
-    return Curve(np.array([threshold]), np.array([accuracy]), shares[None], flops, int(readable.sum()))
+    return Curve(np.array([threshold]), np.array([accuracy]), answers.calls[None], flops, len(answers))
 
 
 def images_of_outputs(path: Path, weights: Path) -> tuple[ImageSet, bool]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from clcnet import distributed
-from clcnet.cascade.evaluation import Evaluation, judged
+from clcnet.cascade.evaluation import Evaluation, with_clcnet
 from clcnet.cascade.rule import CLCNET
 from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import Classifier
@@ -91,7 +91,7 @@ def _answers(kept: Kept, asked: Ints, flops: float | None, networks: Sequence[CL
     outputs = kept.outputs(asked[kept.known(asked)])
     if flops is not None:
         outputs = replace(outputs, record=replace(outputs.record, flops=flops))
-    return judged(outputs, _folds(outputs, kept.images), networks)
+    return with_clcnet(outputs, _folds(outputs, kept.images), networks)
 
 
 def _places(outputs: Outputs, images: ImageSet) -> Ints:

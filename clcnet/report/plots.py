@@ -17,8 +17,7 @@ from clcnet.cascade.selection import Reference
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.files import atomic_path
 from clcnet.intervals import exact_interval
-from clcnet.metrics import Bools, Floats
-from clcnet.report.tables import format_flops
+from clcnet.metrics import Bools, Floats, format_flops
 
 # whatever the user's matplotlibrc or session says; and the same figures give the same SVG
 STYLE: dict[Any, Any] = {
@@ -98,7 +97,7 @@ def plot_accuracy_and_cost(
     if max(costs) > 20 * min(costs):
         axes.set_xscale("log")
     if unit.startswith("multiply"):
-        axes.xaxis.set_major_formatter(lambda flops, _: format_flops(flops, max(costs)))
+        axes.xaxis.set_major_formatter(lambda flops, _: format_flops(flops))
     axes.grid(color="#dddddd", linewidth=0.6)
     figure.legend(fontsize=9, loc="outside lower center", ncols=3, frameon=False)
     return figure

@@ -72,7 +72,7 @@ class Wanted:
     promise: Promise | None = None
 
     @classmethod
-    def of(cls, args: argparse.Namespace, milliseconds: Sequence[float] | None) -> Self:
+    def of(cls, args: argparse.Namespace, milliseconds: Sequence[float] | None = None) -> Self:
         """What the flags ask for.
 
         Raises:
@@ -81,8 +81,9 @@ class Wanted:
         asked = args.most_drop, args.most_FLOPs, args.most_risk
         if args.guarantee is not None and not any(asked):
             raise ValueError("--guarantee needs a promise; give --most-drop, --most-FLOPs or --most-risk")
+        goal = Goal("match") if args.target_FLOPs is None else Goal("flops", args.target_FLOPs)
         return cls(
-            goal_of(args),
+            goal if args.target_accuracy is None else Goal("accuracy", args.target_accuracy),
             milliseconds,
             args.cost == "time",
             args.max_stages,
@@ -92,10 +93,3 @@ class Wanted:
             args.images_per_month,
             Promise(args.guarantee or 0.95, *asked) if any(asked) else None,
         )
-
-
-def goal_of(args: argparse.Namespace) -> Goal:
-    """The goal that the flags name."""
-    if args.target_accuracy is not None:
-        return Goal("accuracy", args.target_accuracy)
-    return Goal("match") if args.target_FLOPs is None else Goal("flops", args.target_FLOPs)
