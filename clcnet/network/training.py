@@ -142,17 +142,6 @@ def fold_splits(folds: Indices, groups: NDArray[Any], seed: int) -> list[Split]:
     return splits
 
 
-def train_clcnet(
-    sorted_probs: NDArray[np.float32],
-    correct: NDArray[np.bool_],
-    split: Split,
-    settings: Settings | None = None,
-    **kwargs: Any,
-) -> CLCNet:
-    """Train one network; see `train_many`."""
-    return train_many(sorted_probs, correct, [split], settings, **kwargs)[0]
-
-
 def train_many(
     sorted_probs: NDArray[np.float32],
     correct: NDArray[np.bool_],
