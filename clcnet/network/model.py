@@ -29,6 +29,7 @@ from clcnet.network.layers import (
     times_gaussian,
 )
 from clcnet.network.weights import (
+    LARGEST_MEMBER,
     STATE_MEMBER,
     check_state,
     metadata_of,
@@ -36,6 +37,7 @@ from clcnet.network.weights import (
     to_params,
     write_weights,
 )
+from clcnet.strangers import read_bytes
 
 _GROUP = 64  # rows that products of matrices are sure to treat alike
 LARGEST_SCORE = 1e37  # on the way to a score; a tenth of float32's largest leaves room for rounding
@@ -197,11 +199,12 @@ class CLCNet(nn.Module):
             The network in evaluation mode.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            OSError: there is no such file.
             ValueError: the file is not a CLCNet weights file; the message says what is wrong with it.
         """
+        content = read_bytes(Path(path), LARGEST_MEMBER)
         try:
-            params, arguments, state = read_weights(path)
+            params, arguments, state = read_weights(content)
             model = cls(**arguments)
             load_released_state(model, state)
             model.calibration = Calibration.from_json(params.get("calibration"))

@@ -68,21 +68,12 @@ def write_weights(path: str | Path, params: Mapping[str, Any], state: dict[str, 
             archive.writestr(zipfile.ZipInfo(name, ZIP_TIME), content, zipfile.ZIP_DEFLATED)
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def read_weights(content: bytes) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Read the JSON object, the arguments of `CLCNet` in it, and the state dict, no larger than these ask for.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: what is wrong with the file.
+        ValueError: what is wrong with the file of this content.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path}: no such weights file")
-    if not Path(path).is_file():  # opening a pipe would wait for its other end
-        raise ValueError("a folder, a pipe or a device, not a weights file")
-    with open(path, "rb") as file:
-        content = file.read(LARGEST_MEMBER + 1)
-    if len(content) > LARGEST_MEMBER:
-        raise ValueError(f"larger than the {LARGEST_MEMBER:,} bytes allowed")
     try:
         archive = _open_zip(content)
     except _ZIP_TROUBLES as problem:
