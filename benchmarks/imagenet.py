@@ -154,11 +154,9 @@ def confidence_lines(found: Evaluation) -> Iterator[str]:
     yield f"| mean | {' | '.join(means)} | {data.gain(kinds['ours'])} |"
     real = np.array([name.startswith("ILSVRC") for name in found.outputs[0].names])
     for name, part in (("ImageNet validation", real), ("other photographs", ~real)):
-        cells = means_of(metrics.auroc, [scores[:, part] for scores in kinds.values()], right[:, part])
-        yield f"| mean, {part.sum():,} of {name} | {cells} | |"
-        cells = means_of(
-            lambda s, r: r.mean() - s.mean(), [scores[:, part] for scores in kinds.values()], right[:, part]
-        )
+        there = [scores[:, part] for scores in kinds.values()]
+        yield f"| mean, {part.sum():,} of {name} | {means_of(metrics.auroc, there, right[:, part])} | |"
+        cells = means_of(lambda s, r: r.mean() - s.mean(), there, right[:, part])
         yield f"| share right less confidence, there | {cells} | |"
     yield f"| mean AURC | {means_of(metrics.aurc, list(kinds.values()), right)} | |"
     yield f"| mean calibration error | {means_of(metrics.calibration_error, list(kinds.values()), right)} | |"

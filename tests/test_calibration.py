@@ -36,18 +36,37 @@ def test_calibration_follows_its_formula(num_weights):
     assert float(calibration.apply(torch.tensor([0.9]), rows)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_fitted_regression_equals_scikit_learn():
-    from sklearn.linear_model import LogisticRegression
-
+def test_the_fit_is_the_one_that_no_small_step_betters():
     rows = torch.from_numpy(sorted_rows(500, 6, seed=1))
-    correct = torch.rand(500, generator=torch.Generator().manual_seed(0)) < rows[:, 0]
-    calibration = fit_calibration(torch.zeros(500), rows, correct, torch.arange(500) < 50)
+    generator = torch.Generator().manual_seed(0)
+    correct = torch.rand(500, generator=generator) < rows[:, 0]
+    raw, held_back = (
+        torch.where(correct, 0.7, 0.4) + 0.3 * torch.rand(500, generator=generator),
+        torch.arange(500) < 200,
+    )
+    fitted = fit_calibration(raw, rows, correct, held_back)
     scores = shape_scores(rows).double()
-    standard = (scores - scores.mean(0)) / (scores.std(0) + 1e-6)
-    standard[:, 3:] /= 3**0.5  # products have a prior of precision 3
-    reference = LogisticRegression(C=1.0, tol=1e-10, max_iter=10_000).fit(standard, correct)
-    ours = scores @ torch.tensor(calibration.weights, dtype=torch.float64) + calibration.intercept
-    np.testing.assert_allclose(ours, reference.decision_function(standard), rtol=1e-4, atol=1e-4)
+    spread, precision = scores.std(0, correction=0), torch.tensor([1.0] * 3 + [3.0] * 6)
+
+    def loss(network: float, weights: torch.Tensor, intercept: float) -> float:
+        base = scores @ weights + intercept
+        if network:
+            base = base + network * (raw - torch.sigmoid(base))
+        likelihood = torch.nn.functional.binary_cross_entropy_with_logits(base, correct.double(), reduction="none")
+        if network:
+            return float(likelihood[held_back].sum()) + network**2 / 2
+        return float(likelihood.sum() + (precision * (weights * spread) ** 2).sum() / 2)
+
+    weights = torch.tensor(fitted.weights, dtype=torch.float64)
+    best = loss(0, weights, fitted.intercept)
+    for place in range(9):
+        for step in (-1e-3, 1e-3):
+            moved = weights + torch.eye(9)[place] * step / spread
+            assert loss(0, moved, fitted.intercept - float((moved - weights) @ scores.mean(0))) > best
+    assert fitted.network > 0.5
+    for step in (-1e-3, 1e-3):
+        alone = loss(fitted.network, weights, fitted.intercept)
+        assert loss(fitted.network + step, weights, fitted.intercept) > alone
 
 
 def test_a_network_that_knows_more_gets_weight_and_noise_gets_none_to_speak_of():

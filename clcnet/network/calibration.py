@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from reprlib import repr as short
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from scipy.optimize import brentq
+from scipy.special import expit
+from torch import Tensor
 
 from clcnet.network.weights import LARGEST_NUMBER
 
@@ -94,44 +97,22 @@ def fit_calibration(raw: Tensor, probs: Tensor, correct: Tensor, held_back: Tens
         held_back: (N,) bool, rows that the network did not learn from. Only they set the network's weight: on the
             others it would seem better than it is. The regression, with its ten numbers, uses all rows.
     """
-    scores, labels = torch.cat([shape_scores(block) for block in torch.split(probs, 4096)]).double(), correct.double()
-    mean, spread = scores.mean(dim=0), scores.std(dim=0) + 1e-6
-    inputs = torch.cat([torch.ones_like(labels)[:, None], (scores - mean) / spread], dim=1)
-    precision = torch.tensor([1e-6, *_PRECISION], dtype=torch.float64)
-    fitted = _logistic_regression(inputs, labels, precision, torch.zeros_like(labels))
-    weights = fitted[1:] / spread
+    from sklearn.linear_model import LogisticRegression  # takes a second, and scoring fits nothing
 
-    base = (inputs @ fitted)[held_back]
-    disagreement = (raw[held_back].double() - torch.sigmoid(base))[:, None]
-    prior = torch.tensor([_NETWORK_PRECISION], dtype=torch.float64)
-    (network,) = _logistic_regression(disagreement, labels[held_back], prior, base)
-    return Calibration(float(fitted[0] - weights @ mean), tuple(weights.tolist()), max(0.0, float(network)))
+    scores = torch.cat([shape_scores(block) for block in torch.split(probs, 4096)]).double().numpy()
+    labels, mean, scale = correct.numpy(), scores.mean(axis=0), (scores.std(axis=0) + 1e-6) * np.sqrt(_PRECISION)
+    regression = LogisticRegression(solver="newton-cholesky", tol=1e-8).fit((scores - mean) / scale, labels)
+    weights = regression.coef_[0] / scale
+    intercept = regression.intercept_[0] - weights @ mean
 
+    rows = held_back.numpy()
+    base, labels = (scores @ weights + intercept)[rows], labels[rows]
+    disagreement = raw.double().numpy()[rows] - expit(base)
 
-def _logistic_regression(inputs: Tensor, labels: Tensor, precision: Tensor, offset: Tensor) -> Tensor:
-    """Weights (F,) that fit labels (N,) with `sigmoid(offset + inputs @ weights)`, by damped Newton steps.
+    def slope(network: float) -> float:
+        """Of minus the logarithm of the posterior of the network's weight: it rises, and is positive at `limit`."""
+        pull = disagreement @ (expit(base + network * disagreement) - labels)
+        return float(pull + _NETWORK_PRECISION * network)
 
-    Args:
-        inputs: (N, F).
-        labels: (N,) 0 and 1.
-        precision: (F,) of a normal prior around 0 on each weight.
-        offset: (N,).
-    """
-    weights = torch.zeros_like(precision)
-
-    def loss(candidate: Tensor) -> Tensor:
-        logits = offset + inputs @ candidate
-        likelihood = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-        return likelihood + (precision * candidate.square()).sum() / 2
-
-    for _ in range(100):
-        probability = torch.sigmoid(offset + inputs @ weights)
-        gradient = inputs.T @ (probability - labels) + precision * weights
-        curvature = (inputs * (probability * (1 - probability))[:, None]).T @ inputs + torch.diag(precision)
-        step, size = torch.linalg.solve(curvature, gradient), 1.0
-        while size > 1e-6 and loss(weights - size * step) > loss(weights):
-            size /= 2
-        weights = weights - size * step
-        if size * step.abs().max() < 1e-9:
-            break
-    return weights
+    limit = np.abs(disagreement).sum() / _NETWORK_PRECISION + 1
+    return Calibration(float(intercept), tuple(weights.tolist()), brentq(slope, 0, limit) if slope(0) < 0 else 0.0)
