@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clcnet import cli
+from clcnet import cli, distributed
 from clcnet.data.images import NUM_FOLDS
 from clcnet.files import atomic_path
 from clcnet.strangers import parse_json
@@ -373,7 +373,8 @@ def weights_or_shipped(path: Path, num_classes: Callable[[], int]) -> Path:
             f"train yours with {'train_imagenet_5fold_cv.py' if is_folder else 'train_custom_data.py'} --cls-output "
             "SHALLOW.parquet DEEP.parquet, step 3's tables of your models"
         )
-    print(f"no CLCNet weights in {cli.WEIGHTS_DIR}: those of {shipped} judge; see README.md there for what they know")
+    if distributed.is_main():
+        print(f"no CLCNet weights in {cli.WEIGHTS_DIR}: those of {shipped} judge; README.md there says what they know")
     return shipped if is_folder else shipped / path.name
 
 
