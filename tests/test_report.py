@@ -188,7 +188,7 @@ def test_the_plot_shows_the_papers_rule_its_rivals_and_the_models(contenders):
     scores = [*SIMPLE_CONFIDENCES, "oracle"]
     assert labels_of(figure) == [*scores, "CLCNet", "95% interval", "s", "d"]
     assert axes.get_xlabel() == "multiply-adds an image" and axes.lines[0].get_xdata()[-1] == 6.0
-    assert (axes.xaxis.get_major_formatter()(2.0), axes.xaxis.get_major_formatter()(0.05)) == ("2B", "0.05B")
+    assert (axes.xaxis.get_major_formatter()(2.0), axes.xaxis.get_major_formatter()(0.05)) == ("2B", "50M")
 
 
 def test_a_new_score_is_in_every_table_and_plot_by_itself(monkeypatch):
