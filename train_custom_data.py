@@ -36,7 +36,7 @@ from clcnet.data.checks import doubts
 from clcnet.data.images import list_images
 from clcnet.data.outputs import Outputs, load_tables
 from clcnet.files import atomic_paths, check_output, csv_writer, output_lock
-from clcnet.network.training import Split, split_rows, train_clcnet
+from clcnet.network.training import Split, split_rows, train_many
 from clcnet.network.training_cli import (
     add_training_arguments,
     epoch_log,
@@ -54,7 +54,7 @@ def get_args_parser() -> cli.ArgumentParser:
     add_training_arguments(parser)
     where = "tables of the search (default: results, in --weight-save)"
     parser.add_argument_group("output").add_argument("--results-folder", type=Path, metavar="FOLDER", help=where)
-    cli.add_search_arguments(parser)
+    wanted.add_search_arguments(parser)
     photos = "the images that the tables are of, for thumbnails in the report"
     parser.add_argument_group("report").add_argument("--images", type=Path, metavar="FOLDER", help=photos)
     return parser
@@ -62,7 +62,7 @@ def get_args_parser() -> cli.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Search, train, save; returns the recommendation, the held-out figures, the suggested threshold and the paths."""
-    wanted.promise_of(args)  # refused before any work
+    wanted.Wanted.of(args)  # refused before any work
     settings, device = settings_of(args), resolve_device(args.device)
     print(f"device: {device}")
     path, split_path = (check_output(args.weight_save / f"CLCNet_custom_data{end}") for end in (".zip", "_split.csv"))
@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         split = split_rows(np.array(table.names), settings.seed)
     with output_lock(path):
         with naming(args.cls_output), epoch_log(args.log, args.cls_output) as on_epoch:
-            model = train_clcnet(table.sorted_probs, correct, split, settings, device=device, on_epoch=on_epoch)
+            (model,) = train_many(table.sorted_probs, correct, [split], settings, device, on_epoch)
         test = table.subset(split.test)
         confidence = model.predict(test.sorted_probs)
         right = correct[split.test]
@@ -112,7 +112,7 @@ def search(args: argparse.Namespace, folder: Path, device: torch.device) -> dict
     if args.cost == "time" or args.price_per_hour:
         records = [each.record for each in evaluation.outputs]
         milliseconds = milliseconds_of_records(records, device)
-    asked = wanted.wanted_of(args, milliseconds)
+    asked = wanted.Wanted.of(args, milliseconds)
     return cascades.search_and_report(
         evaluation.outputs, evaluation.folds, asked, folder, args.weight_save / "cascade.json", photos
     )

@@ -66,7 +66,7 @@ def test_models_in_folders_of_one_name_are_told_apart_in_every_table(tmp_path: P
         with open(tmp_path / "results" / f"{name}.csv", encoding="utf-8", newline="") as file:
             assert {"a/hf", "b/hf"} <= {row["model"] for row in csv.DictReader(file)}, name
     assert "max softmax (S:a/hf+D:b/hf)" in finished.out
-    svg = (tmp_path / "results" / "accuracy-FLOPs.svg").read_text()
+    svg = (tmp_path / "results" / "accuracy-cost.svg").read_text()
     assert "<!-- a/hf -->" in svg and "<!-- b/hf -->" in svg
 
 
@@ -89,12 +89,10 @@ def test_weights_of_another_number_of_classes_are_refused_unless_asked_for(
 def test_without_weights_of_ones_own_step_5_says_how_to_make_them(
     workshop: scripts.Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import eval_custom_data
-
-    monkeypatch.setattr(eval_custom_data, "DEFAULT_WEIGHT", tmp_path / "CLCNet_custom_data.zip")
+    monkeypatch.setattr(cli, "WEIGHTS_DIR", tmp_path)
     words = workshop.command(EVALUATE_CUSTOM, tmp_path)
     message = refusal(scripts.run(EVALUATE_CUSTOM, *words[: words.index("--weight")]))
-    assert "train_custom_data.py --cls-output" in message and "--policy" in message
+    assert "train_custom_data.py --cls-output" in message and "not for 3" in message
 
 
 def test_what_is_trained_into_weights_is_the_users_and_never_seen_by_git() -> None:
@@ -189,7 +187,7 @@ def test_a_growing_inbox_asks_the_models_about_the_new_images_alone_and_keeps_th
 def found(correct: np.ndarray, spent: np.ndarray, target: float) -> Found:
     choice = Choice((0, 1), (0.5,), 100 * correct.mean(), spent.mean())
     scored = Scored(correct, spent[None])
-    return Found(target, choice, Fused(), np.array([1, 0.5]), spent.mean(keepdims=True), True, scored, [])
+    return Found(target, choice, Fused(), np.array([1, 0.5]), spent.mean(keepdims=True), scored, [])
 
 
 def single(name: str, correct: np.ndarray, cost: float) -> Single:
