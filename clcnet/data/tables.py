@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 import mmap
@@ -25,7 +26,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from clcnet.data.checks import ROWS_A_CHUNK, UNKNOWN
+from clcnet.data.checks import ROWS_A_CHUNK, UNKNOWN, map_rows
 from clcnet.files import check_output
 from clcnet.memory import free_bytes
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 24  # bytes of CSV that one thread takes at a time
 _VALUES_A_READ = 1 << 22  # of Parquet: rows may have 2 numbers or 21,843
+_CHUNKS_AT_ONCE = 8  # of rows of CSV, each encoded by a thread
 _BYTES_A_NAME = 100  # in memory, roughly
 _LONGEST_NAME = 4096  # bytes, as of a path
 _LONGEST_LINE = 1 << 22  # characters; 21,843 classes take 300,000
@@ -110,12 +112,13 @@ class TableWriter:
                 "a CSV table says which answers are right, and these outputs do not; give the true classes, or save "
                 "them as .parquet"
             )
-        for start in range(0, len(outputs), ROWS_A_CHUNK):
-            piece = outputs.subset(range(start, min(start + ROWS_A_CHUNK, len(outputs))))
-            if self._csv is not None and piece.correct is not None:
-                self._csv.write(encode_rows(piece.names, piece.sorted_probs, piece.correct))
-            else:
+        step = ROWS_A_CHUNK * (1 if self._csv is None else _CHUNKS_AT_ONCE)
+        for start in range(0, len(outputs), step):
+            piece = outputs.subset(range(start, min(start + step, len(outputs))))
+            if self._csv is None:
                 self._write_parquet(_to_batch(piece), outputs.record if self.record is None else self.record)
+            else:
+                self._csv.writelines(map_rows(functools.partial(_encode_piece, piece), len(piece)))
         self.num_rows += len(outputs)
 
     def _write_parquet(self, batch: pa.RecordBatch, record: Record) -> None:
@@ -131,6 +134,11 @@ class TableWriter:
                 column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in lists},
             )
         self._parquet.write_batch(batch)
+
+
+def _encode_piece(outputs: Outputs, rows: slice) -> bytes:
+    assert outputs.correct is not None, "CSV says which answers are right"
+    return encode_rows(outputs.names[rows], outputs.sorted_probs[rows], outputs.correct[rows])
 
 
 def encode_rows(names: Sequence[str], sorted_probs: NDArray[np.float32], correct: NDArray[np.bool_]) -> bytes:
