@@ -94,6 +94,8 @@ class Outputs:
         targets: (N,) int64 true classes, UNKNOWN where one is not known; None where none is.
         correct: (N,) bool, whether the top-1 answer is right; None where that is not known.
         record: where they come from.
+        scores: how sure of the top-1 answers, (N,) by the name of a confidence, found without looking at these images;
+            a rule takes these instead of its own. No file holds them.
     """
 
     names: list[str]
@@ -102,6 +104,7 @@ class Outputs:
     targets: NDArray[np.int64] | None = None
     correct: NDArray[np.bool_] | None = None
     record: Record = field(default_factory=Record)
+    scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @classmethod
     def from_logits(
@@ -245,6 +248,7 @@ class Outputs:
         parts: dict[str, Any] = {
             name: None if (array := getattr(self, name)) is None else array[places] for name in _ARRAYS
         }
+        parts["scores"] = {name: score[places] for name, score in self.scores.items()}
         return dataclasses.replace(self, names=[self.names[place] for place in places.tolist()], **parts)
 
 
@@ -283,20 +287,8 @@ def load_labelled(path: Path | str) -> Outputs:
     return outputs
 
 
-def load_tables(paths: Sequence[Path | str]) -> tuple[Outputs, NDArray[np.int64]]:
-    """Read one or more labelled tables and concatenate them.
-
-    Returns:
-        The outputs, and source (N,): the position in `paths` of the table that a row came from.
-
-    Raises:
-        OSError, ValueError: see `load_labelled`; or the tables have different numbers of classes, or one is given
-            twice.
-    """
-    for position, path in enumerate(paths):
-        if Path(path).resolve() in [Path(earlier).resolve() for earlier in paths[:position]]:
-            raise ValueError(f"table {path} is given twice; name each table once")
-    check_memory([Path(path) for path in paths])
+def load_each(paths: Sequence[Path | str]) -> list[Outputs]:
+    """Read labelled tables of as many classes."""
     tables = [load_labelled(path) for path in paths]
     for path, table in zip(paths, tables, strict=True):
         if table.num_classes != tables[0].num_classes:
@@ -304,6 +296,23 @@ def load_tables(paths: Sequence[Path | str]) -> tuple[Outputs, NDArray[np.int64]
                 f"{path} has {table.num_classes} classes but {paths[0]} has {tables[0].num_classes}; "
                 "give tables of models with the same classes"
             )
+    return tables
+
+
+def load_tables(paths: Sequence[Path | str]) -> tuple[Outputs, NDArray[np.int64]]:
+    """Read one or more labelled tables and concatenate them.
+
+    Returns:
+        The outputs, and source (N,): the position in `paths` of the table that a row came from.
+
+    Raises:
+        OSError, ValueError: see `load_each`; or a table is given twice.
+    """
+    for position, path in enumerate(paths):
+        if Path(path).resolve() in [Path(earlier).resolve() for earlier in paths[:position]]:
+            raise ValueError(f"table {path} is given twice; name each table once")
+    check_memory([Path(path) for path in paths])
+    tables = load_each(paths)
     source = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     return (tables[0] if len(tables) == 1 else _concatenated(tables)), source
 
