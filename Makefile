@@ -4,6 +4,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 DEMO := data/demo
 CIFAR10 ?= ../shared/cifar10
+IMAGENET1K ?= ../shared/imagenet1k
 FIVE_PARTS := imagenet_splits_5
 
 # prints a command as a user would type it in an active environment, and runs it
@@ -12,7 +13,7 @@ define run
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo cifar10 cifar10-steps test lint bench faults coverage figures clean
+.PHONY: help .venv demo cifar10 cifar10-steps imagenet imagenet-steps test lint bench faults coverage figures clean
 
 help: ## list the commands
 	@grep -hE '^[a-zA-Z0-9_.-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -56,6 +57,28 @@ cifar10-steps:
 	$(call steps,data/cifar10,$(CIFAR10),0.8)
 	$(call run,python train_imagenet_5fold_cv.py --imagenet-split $(CIFAR10)/$(FIVE_PARTS) --cls-output $(CIFAR10)/resnet20.csv $(CIFAR10)/resnet56.csv --weight-save data/cifar10/tables/weights)
 	$(call run,python eval_imagenet_5fold_cv.py --threshold-searching --imagenet-split $(CIFAR10)/$(FIVE_PARTS) --shallow-output $(CIFAR10)/resnet20.csv --shallow-model-FLOPs 0.041 --deep-output $(CIFAR10)/resnet56.csv --deep-model-FLOPs 0.126 --weight-save data/cifar10/tables/weights --performance-result data/cifar10/tables/performance-result.csv)
+
+imagenet: .venv/installed ## networks and photographs of ImageNet's 1,000 classes, in IMAGENET1K=FOLDER: the paper's table
+	@if [ ! -d $(IMAGENET1K) ]; then echo 'skipped: there is no folder $(IMAGENET1K); give IMAGENET1K=FOLDER'; else $(MAKE) --no-print-directory imagenet-steps; fi
+
+VAL1300 := $(IMAGENET1K)/val1300 --labels $(IMAGENET1K)/val1300/labels.csv
+
+# step 3 on the networks that lie there; all seven's outputs, what is trained on them, and the tables; then step 5 with a
+# cascade of the three beside the most accurate of them, each on images that it has not seen
+imagenet-steps:
+	@mkdir -p data/imagenet
+	@rm -rf data/imagenet/store
+	$(call run,python generate_data_for_CLCNet.py --data-path $(VAL1300) --model local-dir:$(IMAGENET1K)/mobilenetv2_100_224 --output data/imagenet/mobilenetv2_100_224.parquet --store data/imagenet/store/mobilenetv2_100_224)
+	$(call run,python generate_data_for_CLCNet.py --data-path $(VAL1300) --model local-dir:$(IMAGENET1K)/tf_efficientnet_lite0 --output data/imagenet/tf_efficientnet_lite0.parquet --store data/imagenet/store/tf_efficientnet_lite0)
+	$(call run,python generate_data_for_CLCNet.py --data-path $(VAL1300) --model local-dir:$(IMAGENET1K)/tf_efficientnet_lite2 --output data/imagenet/tf_efficientnet_lite2.parquet --store data/imagenet/store/tf_efficientnet_lite2)
+	$(call run,python -m benchmarks.imagenet outputs --imagenet1k $(IMAGENET1K) --tables data/imagenet/outputs)
+	$(call run,python train_imagenet_5fold_cv.py --cls-output data/imagenet/outputs/*.parquet --weight-save data/imagenet/weights)
+	$(call run,python train_custom_data.py --cls-output data/imagenet/outputs/*.parquet --weight-save data/imagenet/weights)
+	$(call run,python eval_imagenet_5fold_cv.py --outputs data/imagenet/outputs/*.parquet --weight-save data/imagenet/weights --performance-result data/imagenet/performance-result.csv)
+	$(call run,python -m benchmarks.imagenet table --tables data/imagenet/outputs --weights data/imagenet/weights)
+	$(call run,python train_custom_data.py --cls-output data/imagenet/mobilenetv2_100_224.parquet data/imagenet/tf_efficientnet_lite0.parquet data/imagenet/tf_efficientnet_lite2.parquet --weight-save data/imagenet/policy)
+	$(call run,python eval_custom_data.py --custom-data $(VAL1300) --policy data/imagenet/policy/cascade.json --store data/imagenet/store/policy --result data/imagenet/policy-result.csv)
+	$(call run,python eval_custom_data.py --custom-data $(VAL1300) --threshold -999 --shallow-model local-dir:$(IMAGENET1K)/tf_efficientnet_lite2 --store data/imagenet/store/single --result data/imagenet/single-result.csv)
 
 # two files of tests at a time, each on one thread
 PYTEST := pytest -n 2 --dist loadfile

@@ -42,11 +42,11 @@ from clcnet.classifiers.classes import name_classes, possible_readings
 from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
 from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.files import check_output, output_lock
+from clcnet.network.weights import weights_or_shipped
 from clcnet.report.folder import print_summary, promise_lines, summarise, summary_lines, write_page
 from clcnet.report.paper_table import distinct_names
 
 STAGES = tuple(cli.PAIR)
-DEFAULT_WEIGHT = cli.WEIGHTS_DIR / "CLCNet_custom_data.zip"
 
 
 def get_args_parser() -> cli.ArgumentParser:
@@ -62,7 +62,8 @@ def get_args_parser() -> cli.ArgumentParser:
     parser.set_defaults(**{f"{stage}_model": name for stage, name in cli.PAIR.items()})
     add("--num_classes", type=cli.number_of_classes, metavar="N", help="classes of the models (default: their own)")
     add = parser.add_argument_group("cascade").add_argument
-    add("--weight", type=Path, default=DEFAULT_WEIGHT, metavar="FILE", help="CLCNet weights, of train_custom_data.py")
+    weight, kind = cli.WEIGHTS_DIR / "CLCNet_custom_data.zip", "CLCNet weights, of train_custom_data.py"
+    add("--weight", type=Path, default=weight, metavar="FILE", help=kind)
     any_n = "take CLCNet weights that were trained at another number of classes than the models have"
     add("--any-n", action="store_true", help=any_n)
     threshold = "images with less confidence go to the deep model"
@@ -92,12 +93,6 @@ def load_cascade(args: argparse.Namespace, device: torch.device) -> tuple[list[C
         how = {name: options[name] for name in ("amp", "channels_last", "compile")}
         models = policy.load_classifiers(args.models, device, **how)
         return models, policy, [model.flops for model in policy.models]
-    if args.weight == DEFAULT_WEIGHT and not DEFAULT_WEIGHT.exists():
-        raise FileNotFoundError(
-            f"there is no {DEFAULT_WEIGHT} yet: train it, and a policy besides, with train_custom_data.py --cls-output "
-            "SHALLOW.parquet DEEP.parquet, tables of your own models; or give --weight or --policy"
-        )
-    network = CLCNet.load(args.weight, device=device)
     # never asked at such a threshold, so the deep one need not be had
     stages = STAGES if args.threshold > SHALLOW_ALONE else STAGES[:1]
     models, flops = [], list[float | None]()
@@ -105,9 +100,11 @@ def load_cascade(args: argparse.Namespace, device: torch.device) -> tuple[list[C
         weight = getattr(args, f"{stage}_model_weight")
         models.append(load_classifier(getattr(args, f"{stage}_model"), weight=weight, device=device, **options))
         flops.append(getattr(args, f"{stage}_model_FLOPs") or models[-1].flops)
+    path = weights_or_shipped(args.weight, lambda: models[0].num_classes)
+    network = CLCNet.load(path, device=device)
     if network.num_classes != models[0].num_classes and not args.any_n:
         raise ValueError(
-            f"{args.weight} was trained at {network.num_classes} classes and {models[0].name} has "
+            f"{path} was trained at {network.num_classes} classes and {models[0].name} has "
             f"{models[0].num_classes}: it knows nothing of these models; train with their tables, or give --any-n"
         )
     flops += [args.deep_model_FLOPs] * (len(STAGES) - len(flops))

@@ -16,6 +16,7 @@ Exit codes: 0 done, 2 bad input, 3 done but some images could not be read and ar
 
 import argparse
 import contextlib
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ from clcnet.cascade.rules import cross_fitted
 from clcnet.cascade.selection import recommend
 from clcnet.data.checks import doubts
 from clcnet.data.images import list_images
+from clcnet.data.outputs import load_labelled
 from clcnet.files import check_output, output_lock
+from clcnet.network.weights import weights_or_shipped
 from clcnet.report import cascades, evaluation_report, tables, wanted
 from clcnet.report.paper_table import parse_references
 
@@ -172,7 +175,10 @@ def load_tables(args: argparse.Namespace) -> Evaluation:
     if args.outputs and not (known_folds and any(args.weight_save.glob("CLCNet_imagenet_split_*"))):
         print(f"no CLCNet weights in {args.weight_save} for these folds: the rules that need them are left out")
         return evaluation_of_tables(paths, images, [])
-    networks = load_fold_networks(args.weight_save, images)
+    folder = args.weight_save
+    if not args.outputs:
+        folder = weights_or_shipped(folder, lambda: load_labelled(paths[0]).num_classes)
+    networks = load_fold_networks(folder, images)
     if args.outputs:
         return evaluation_of_tables(paths, images, networks)
     models, flops = ([getattr(args, f"{place}_model{end}") for place in PLACES] for end in ("", "_FLOPs"))
@@ -191,6 +197,7 @@ def run_models(args: argparse.Namespace) -> Evaluation | None:
         raise ValueError(f"image folder {images.root} has no class folders; make them, accuracy needs them")
     device = resolve_device(args.device)
 
+    @functools.cache
     def load_model(number: int) -> Classifier:
         return load_classifier(
             getattr(args, f"{PLACES[number]}_model") or cli.PAIR[PLACES[number]],
@@ -201,8 +208,10 @@ def run_models(args: argparse.Namespace) -> Evaluation | None:
 
     threshold = None if is_searching(args) else threshold_of(args)
     needs_networks = threshold is None or threshold > SHALLOW_ALONE
-    networks = load_fold_networks(args.weight_save, images, device) if needs_networks else []
-
+    networks = []
+    if needs_networks:
+        folder = weights_or_shipped(args.weight_save, lambda: load_model(0).num_classes)
+        networks = load_fold_networks(folder, images, device)
     given_flops = [getattr(args, f"{place}_model_FLOPs") for place in PLACES]
     found = evaluation_of_images(
         images, load_model, networks, threshold, given_flops, args.store, args.batch_size, args.workers

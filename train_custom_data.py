@@ -36,7 +36,7 @@ from clcnet.data.checks import doubts
 from clcnet.data.images import list_images
 from clcnet.data.outputs import Outputs, load_tables
 from clcnet.files import atomic_paths, check_output, csv_writer, output_lock
-from clcnet.network.training import Split, split_rows, train_clcnet
+from clcnet.network.training import Split, split_rows, train_many
 from clcnet.network.training_cli import (
     add_training_arguments,
     epoch_log,
@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         split = split_rows(np.array(table.names), settings.seed)
     with output_lock(path):
         with naming(args.cls_output), epoch_log(args.log, args.cls_output) as on_epoch:
-            model = train_clcnet(table.sorted_probs, correct, split, settings, device=device, on_epoch=on_epoch)
+            (model,) = train_many(table.sorted_probs, correct, [split], settings, device, on_epoch)
         test = table.subset(split.test)
         confidence = model.predict(test.sorted_probs)
         right = correct[split.test]

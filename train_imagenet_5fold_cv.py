@@ -3,7 +3,8 @@
     python train_imagenet_5fold_cv.py --cls-output data/effb4_output_ds_for_CLCNet.csv
 
 Input: one or more tables of generate_data_for_CLCNet.py, and the image folder that says which fold an image belongs to
-(split_part_1..5, or class folders, then cut into five class-balanced folds). Output, in --weight-save:
+(split_part_1..5, or class folders, then cut into five class-balanced folds). Without the folder the images of the first
+table are cut so, by their classes if it knows them (.parquet). Output, in --weight-save:
 CLCNet_imagenet_split_K.zip, K = 1..5, where fold K took no part in training, validation or calibration, and
 CLCNet_imagenet_split.csv, which part every row had: file, table, fold, the networks that it validated, and the run, a
 digest that the six files of one training share.
@@ -22,6 +23,7 @@ if __name__ == "__main__":
 import numpy as np
 from numpy.typing import NDArray
 
+from clcnet.cascade.evaluation import images_of_outputs
 from clcnet.classifiers.classifier import resolve_device
 from clcnet.data.images import NUM_FOLDS, list_images
 from clcnet.data.outputs import load_tables, match_rows
@@ -42,7 +44,8 @@ from clcnet.network.weights import SPLIT_FILE, check_no_other_fold_weights, fold
 def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
     add = parser.add_argument_group("images").add_argument
-    add("--imagenet-split", type=Path, default=cli.IMAGENET_SPLITS, metavar="FOLDER", help="images, cut in five parts")
+    parts = "images, cut in five parts (default: data/imagenet_splits_5 where it is, else those of the first table)"
+    add("--imagenet-split", type=Path, metavar="FOLDER", help=parts)
     add("--class-map", type=Path, metavar="FILE", help="class folders, one a line, where they are nested")
     add_training_arguments(parser)
     return parser
@@ -60,7 +63,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     table, source = load_tables(args.cls_output)
     correct = table.correct
     assert correct is not None
-    images = list_images(args.imagenet_split, class_map=args.class_map)
+    folder = args.imagenet_split or (cli.IMAGENET_SPLITS if cli.IMAGENET_SPLITS.is_dir() else None)
+    if folder:
+        images = list_images(folder, class_map=args.class_map)
+    else:
+        images, _ = images_of_outputs(args.cls_output[0], args.weight_save)
+        print(f"no image folder: the images of {args.cls_output[0]} are cut into {NUM_FOLDS} folds")
     image_of_row = match_rows(table, images, ", ".join(map(str, args.cls_output)), source)
     folds = images.folds[image_of_row]
     with output_lock(split_path):

@@ -14,8 +14,8 @@ from torch import Tensor
 class LiteralCLCNet:
     """The released network, from its state dict."""
 
-    def __init__(self, state: dict[str, Tensor], masked: bool = False, virtual_batch_size: int = 128) -> None:
-        self.state, self.masked, self.virtual_batch_size = dict(state), masked, virtual_batch_size
+    def __init__(self, state: dict[str, Tensor], virtual_batch_size: int = 128) -> None:
+        self.state, self.virtual_batch_size = dict(state), virtual_batch_size
         self.n_d, self.n_steps, self.gamma, self.momentum = 8, 3, 1.3, 0.02
         self.training = False
 
@@ -30,7 +30,7 @@ class LiteralCLCNet:
             mask = sparsemax(self.batch_norm(f"{name}.bn.bn", self.linear(f"{name}.fc", attended)) * prior)
             sparsity = sparsity + (mask * torch.log(mask + 1e-15)).sum(dim=1).mean()
             prior = prior * (self.gamma - mask)
-            out = self.feature_transformer(f"feat_transformers.{step}", mask * h if self.masked else h)
+            out = self.feature_transformer(f"feat_transformers.{step}", h)
             decision = decision + torch.relu(out[:, : self.n_d])
             attended = out[:, self.n_d :]
         return (decision @ self.state["tabnet.final_mapping.weight"].T)[:, 0], sparsity / self.n_steps

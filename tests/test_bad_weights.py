@@ -238,7 +238,7 @@ DEFECTS: dict[str, tuple[Make, str]] = {
         member(STATE_MEMBER, pack({"a/data.pkl": b"}.", "a/byteorder": b"big"})),
         "little-endian",
     ),
-    "larger than any": (lambda members: pack(members) + bytes(2**23), "larger than the 8,388,608 bytes allowed"),
+    "larger than any": (lambda members: pack(members) + bytes(2**23), "is larger than the 8,388,608 bytes"),
     "params bomb": (lambda members: bomb(members, PARAMS_MEMBER), f"declares {200 * 2**20:,} bytes, more than"),
     "state bomb": (lambda members: bomb(members, STATE_MEMBER), f"declares {200 * 2**20:,} bytes, more than"),
     "bomb inside the state": (nested_bomb, "declares 209,715,200 bytes, more than"),
@@ -260,7 +260,7 @@ def test_a_broken_weights_file_is_refused_in_one_line_and_quickly(
     with pytest.raises(ValueError) as caught:
         CLCNet.load(tmp_path / "w.zip")
     assert time.perf_counter() - start < 5
-    assert str(caught.value).startswith(f"{tmp_path / 'w.zip'}: ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path / "w.zip")) and "\n" not in str(caught.value)
     assert message in str(caught.value)
 
 
@@ -301,7 +301,7 @@ def test_files_that_declare_little_take_no_more_memory_than_an_honest_one(tmp_pa
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
 def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "w.zip")
-    with pytest.raises(ValueError, match="w.zip: a folder, a pipe or a device, not a weights file"):
+    with pytest.raises(OSError, match="w.zip is not a file, but a folder, pipe or device"):
         CLCNet.load(tmp_path / "w.zip")
 
 
@@ -452,11 +452,11 @@ def test_a_folder_without_exactly_five_good_weights_is_refused_by_fold(
         assert output.read_text() == "old"
 
 
-@pytest.mark.parametrize(("name", "message"), [("absent.zip", "no such weights file"), (".", "a folder, a pipe or")])
+@pytest.mark.parametrize(("name", "message"), [("absent.zip", "No such file"), (".", "is not a file")])
 def test_a_custom_weight_that_is_no_file_is_refused(
     workshop: Workshop, tmp_path: Path, name: str, message: str
 ) -> None:
     line = refusal(
         scripts.run(EVALUATE_CUSTOM, *workshop.command(EVALUATE_CUSTOM, tmp_path), "--weight", tmp_path / name)
     )
-    assert f"{tmp_path / name}: {message}" in line
+    assert str(tmp_path / name) in line and message in line

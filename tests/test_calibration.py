@@ -5,7 +5,7 @@ import pytest
 import torch
 from networks import sorted_rows
 
-from clcnet.network.calibration import Calibration, fit_calibration, simple_scores
+from clcnet.network.calibration import SHARPENING, Calibration, fit_calibration, shape_scores, simple_scores
 
 
 def test_simple_scores_of_a_known_row():
@@ -16,25 +16,57 @@ def test_simple_scores_of_a_known_row():
     torch.testing.assert_close(simple_scores(rows), expected.float())
 
 
-def test_calibration_follows_its_formula():
-    calibration = Calibration(0.5, (1.0, 0.0, 0.0, 0.0), 2.0)
-    rows = torch.tensor([[0.5, 0.25, 0.25]])  # log-odds 0: base 0.5
+def test_shape_scores_of_a_known_row_and_of_one_without_rivals():
+    rows = torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]])
+    sharpened = rows[0].double() ** (1 / SHARPENING)
+    odds, logs, floor = float(sharpened[0] / sharpened[1:].sum()), np.log([0.5, 0.25, 0.25]), float(np.log(1e-12))
+    known = np.array([[np.log(odds), logs.mean(), logs.std()], [-floor / SHARPENING - np.log(2), floor * 2 / 3, 0]])
+    known[1, 2] = np.std([0, floor, floor])
+    products = [known[:, i] * known[:, j] for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))]
+    expected = torch.from_numpy(np.column_stack([known, *products])).float()
+    torch.testing.assert_close(shape_scores(rows), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_weights", [4, 9])  # four in files written before the nine
+def test_calibration_follows_its_formula(num_weights):
+    calibration = Calibration(0.5, (1.0, *[0.0] * (num_weights - 1)), 2.0)
+    rows = torch.tensor([[0.5, 0.25, 0.25]] if num_weights == 4 else [[0.5, 0.5]])  # log-odds 0: base 0.5
     base = 1 / (1 + np.exp(-0.5))
     expected = 1 / (1 + np.exp(-(0.5 + 2 * (0.9 - base))))
     assert float(calibration.apply(torch.tensor([0.9]), rows)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_fitted_regression_equals_scikit_learn():
-    from sklearn.linear_model import LogisticRegression
-
+def test_the_fit_is_the_one_that_no_small_step_betters():
     rows = torch.from_numpy(sorted_rows(500, 6, seed=1))
-    correct = torch.rand(500, generator=torch.Generator().manual_seed(0)) < rows[:, 0]
-    calibration = fit_calibration(torch.zeros(500), rows, correct, torch.arange(500) < 50)
-    scores = simple_scores(rows).double()
-    standard = (scores - scores.mean(0)) / (scores.std(0) + 1e-6)
-    reference = LogisticRegression(C=1.0, tol=1e-10, max_iter=1000).fit(standard, correct)
-    ours = scores @ torch.tensor(calibration.weights, dtype=torch.float64) + calibration.intercept
-    np.testing.assert_allclose(ours, reference.decision_function(standard), rtol=1e-4, atol=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    correct = torch.rand(500, generator=generator) < rows[:, 0]
+    raw, held_back = (
+        torch.where(correct, 0.7, 0.4) + 0.3 * torch.rand(500, generator=generator),
+        torch.arange(500) < 200,
+    )
+    fitted = fit_calibration(raw, rows, correct, held_back)
+    scores = shape_scores(rows).double()
+    spread, precision = scores.std(0, correction=0), torch.tensor([1.0] * 3 + [3.0] * 6)
+
+    def loss(network: float, weights: torch.Tensor, intercept: float) -> float:
+        base = scores @ weights + intercept
+        if network:
+            base = base + network * (raw - torch.sigmoid(base))
+        likelihood = torch.nn.functional.binary_cross_entropy_with_logits(base, correct.double(), reduction="none")
+        if network:
+            return float(likelihood[held_back].sum()) + network**2 / 2
+        return float(likelihood.sum() + (precision * (weights * spread) ** 2).sum() / 2)
+
+    weights = torch.tensor(fitted.weights, dtype=torch.float64)
+    best = loss(0, weights, fitted.intercept)
+    for place in range(9):
+        for step in (-1e-3, 1e-3):
+            moved = weights + torch.eye(9)[place] * step / spread
+            assert loss(0, moved, fitted.intercept - float((moved - weights) @ scores.mean(0))) > best
+    assert fitted.network > 0.5
+    for step in (-1e-3, 1e-3):
+        alone = loss(fitted.network, weights, fitted.intercept)
+        assert loss(fitted.network + step, weights, fitted.intercept) > alone
 
 
 def test_a_network_that_knows_more_gets_weight_and_noise_gets_none_to_speak_of():
@@ -59,9 +91,9 @@ def test_a_network_that_says_what_the_probabilities_say_gets_no_weight():
 
 
 def test_the_networks_weight_comes_from_the_rows_held_back():
-    rows = torch.from_numpy(sorted_rows(400, 6, seed=2))
-    correct = torch.rand(400, generator=torch.Generator().manual_seed(1)) < 0.5
-    held_back = torch.arange(400) >= 300
-    raw = torch.full((400,), 0.5)
-    raw[:300] = correct[:300].float()  # knows what it learnt by heart, and nothing else
+    rows = torch.from_numpy(sorted_rows(4000, 6, seed=2))
+    correct = torch.rand(4000, generator=torch.Generator().manual_seed(1)) < 0.5
+    held_back = torch.arange(4000) >= 3000
+    raw = torch.full((4000,), 0.5)
+    raw[:3000] = correct[:3000].float()  # knows what it learnt by heart, and nothing else
     assert fit_calibration(raw, rows, correct, held_back).network < 0.5

@@ -36,9 +36,9 @@ def runtime() -> ModuleType:
     return pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install .[onnx]")
 
 
-def calibrated(num_classes: int, masked: bool = False) -> CLCNet:
-    network = trained_looking(masked, num_classes)
-    network.calibration = Calibration(0.3, (0.5, -0.1, 0.2, -0.3), 0.4)
+def calibrated(num_classes: int, weights: tuple[float, ...] = (0.5, -0.1, 0.2, -0.3)) -> CLCNet:
+    network = trained_looking(num_classes)
+    network.calibration = Calibration(0.3, weights, 0.4)
     return network
 
 
@@ -155,9 +155,12 @@ def with_thresholds(model: Any, *thresholds: float) -> Any:
     return changed
 
 
-@pytest.mark.parametrize("num_classes, masked", [(10, True), (1000, False)])
-def test_clcnet_alone_scores_as_in_torch(runtime, tmp_path: Path, num_classes: int, masked: bool) -> None:
-    network = calibrated(num_classes, masked)
+NINE = (0.5, -0.1, 0.2, 0.01, 0.02, -0.03, 0.01, -0.02, 0.03)
+
+
+@pytest.mark.parametrize(("num_classes", "weights"), [(10, (0.5, -0.1, 0.2, -0.3)), (10, NINE), (1000, NINE)])
+def test_clcnet_alone_scores_as_in_torch(runtime, tmp_path: Path, num_classes: int, weights: tuple[float, ...]) -> None:
+    network = calibrated(num_classes, weights)
     network.save(tmp_path / "clcnet.zip")
     finished = command(export.__name__, "--weight", tmp_path / "clcnet.zip", "--output", tmp_path / "clcnet.onnx")
     assert finished.code == 0, finished

@@ -56,7 +56,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def network() -> CLCNet:
-    network = trained_looking(masked=True, num_classes=3)
+    network = trained_looking(num_classes=3)
     network.calibration = Calibration(0.3, (0.5, -0.1, 0.2, -0.3), 0.4)
     network.metadata = {"test": {"auroc": 0.91234}, "tables": ["resnet20.parquet"]}
     return network
@@ -74,7 +74,7 @@ def test_a_network_comes_back_from_a_folder_and_from_the_hub(network: CLCNet, re
         assert files_in(place) == FILES
     for back in (CLCNet.from_pretrained(tmp_path / "folder"), CLCNet.from_pretrained("user/name")):
         np.testing.assert_array_equal(back.predict(rows), network.predict(rows))
-        assert (back.masked, back.metadata, back.training) == (True, network.metadata, False)
+        assert (back.metadata, back.training) == (network.metadata, False)
     card = (repository / "README.md").read_text(encoding="utf-8")
     assert "| test | auroc | 0.9123 |" in card and "Trained on the outputs in resnet20.parquet." in card
     assert "library_name: clcnet" in card

@@ -89,12 +89,10 @@ def test_weights_of_another_number_of_classes_are_refused_unless_asked_for(
 def test_without_weights_of_ones_own_step_5_says_how_to_make_them(
     workshop: scripts.Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import eval_custom_data
-
-    monkeypatch.setattr(eval_custom_data, "DEFAULT_WEIGHT", tmp_path / "CLCNet_custom_data.zip")
+    monkeypatch.setattr(cli, "WEIGHTS_DIR", tmp_path)
     words = workshop.command(EVALUATE_CUSTOM, tmp_path)
     message = refusal(scripts.run(EVALUATE_CUSTOM, *words[: words.index("--weight")]))
-    assert "train_custom_data.py --cls-output" in message and "--policy" in message
+    assert "train_custom_data.py --cls-output" in message and "not for 3" in message
 
 
 def test_what_is_trained_into_weights_is_the_users_and_never_seen_by_git() -> None:

@@ -14,7 +14,6 @@ import timm
 import torch
 from PIL import Image
 
-import eval_custom_data
 from benchmarks import front_page
 from clcnet import CLCNet, cli
 from clcnet.report import plots
@@ -90,7 +89,6 @@ def house(
     for name, folder in (("ROOT", "."), ("DATA_DIR", "data"), ("WEIGHTS_DIR", "weights")):
         monkeypatch.setattr(cli, name, tmp_path / folder)
     monkeypatch.setattr(cli, "IMAGENET_SPLITS", tmp_path / "data" / "imagenet_splits_5")
-    monkeypatch.setattr(eval_custom_data, "DEFAULT_WEIGHT", tmp_path / "weights" / "CLCNet_custom_data.zip")
     image_folder("data/imagenet_splits_5", images_per_class=20, five_parts=True)
     image_folder("photos", images_per_class=20, seed=1)
     for seed, name in enumerate(("shallow", "deep", "deepest")):

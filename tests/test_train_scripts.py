@@ -11,7 +11,8 @@ from test_training import made_table
 
 import train_custom_data
 import train_imagenet_5fold_cv
-from clcnet import metrics
+from clcnet import cli, metrics
+from clcnet.data.images import balanced_folds
 from clcnet.data.outputs import Outputs
 from clcnet.network.model import CLCNet
 from clcnet.network.weights import find_fold_weights
@@ -71,6 +72,22 @@ def test_five_weights_and_the_split_are_written_and_know_their_folds(fold_input,
     assert {row["run"] for row in rows} == {CLCNet.load(path).metadata["run"] for path in paths} != {None}
     for row in rows:
         assert row["fold"] not in row["validates"].split()
+
+
+def test_without_an_image_folder_the_folds_are_those_of_the_tables_images(fold_input, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "IMAGENET_SPLITS", tmp_path / "nowhere")
+    table = fold_input[2]
+    targets = np.arange(150) // 50
+    for name in ("a", "b"):
+        Outputs(table.names, table.sorted_probs, targets=targets, correct=table.correct).save(
+            tmp_path / f"{name}.parquet"
+        )
+    flags = ["--weight-save", tmp_path / "weights", *QUICK]
+    call(train_imagenet_5fold_cv, "--cls-output", tmp_path / "a.parquet", tmp_path / "b.parquet", *flags)
+    assert "no image folder: the images of" in capsys.readouterr().out
+    with open(tmp_path / "weights" / "CLCNet_imagenet_split.csv", newline="") as file:
+        folds = [int(row["fold"]) - 1 for row in csv.DictReader(file)]
+    assert folds == 2 * balanced_folds(table.names, targets).tolist()
 
 
 def test_the_same_command_gives_the_same_files_and_another_seed_others(fold_input, tmp_path):

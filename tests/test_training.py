@@ -11,7 +11,7 @@ from clcnet import metrics
 from clcnet.confidence import negative_entropy
 from clcnet.network import training
 from clcnet.network.model import CLCNet
-from clcnet.network.training import RECIPES, Settings, Split, fold_splits, split_rows, train_clcnet, train_many
+from clcnet.network.training import RECIPES, Settings, Split, fold_splits, split_rows, train_many
 
 QUICK = Settings(max_epochs=3, batch_size=64, virtual_batch_size=32)
 
@@ -107,9 +107,8 @@ def test_the_other_folds_networks_do_change_with_those_rows():
 def test_the_same_seed_gives_the_same_network_and_another_one_another():
     probs, correct = made_table()
     split = split_rows(np.arange(len(probs)), seed=0)
-    first, second, third = (
-        train_clcnet(probs, correct, split, dataclasses.replace(QUICK, seed=seed), progress=False) for seed in (1, 1, 2)
-    )
+    recipes = (dataclasses.replace(QUICK, seed=seed) for seed in (1, 1, 2))
+    first, second, third = (train_many(probs, correct, [split], recipe, progress=False)[0] for recipe in recipes)
     assert torch.equal(parameters(first), parameters(second)) and first.calibration == second.calibration
     assert not torch.equal(parameters(first), parameters(third))
 
@@ -126,10 +125,9 @@ def test_training_leaves_the_global_random_state_alone():
 # ------------------------------------------------------------------------------------------- several networks as one
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_stacked_networks_score_as_each_one_alone(masked):
+def test_stacked_networks_score_as_each_one_alone():
     torch.manual_seed(0)
-    models = [CLCNet(6, masked=masked).double() for _ in range(3)]
+    models = [CLCNet(6).double() for _ in range(3)]
     rows = torch.from_numpy(made_table(130)[0]).double()
     ensemble = training._Ensemble(models, torch.device("cpu"))
     scores, sparsity = ensemble.bind(ensemble.flat).train().score_and_sparsity(rows.expand(3, -1, -1))
@@ -240,7 +238,7 @@ def test_the_released_recipe_keeps_the_best_epoch_and_has_no_calibration():
     split = split_rows(np.arange(1000), seed=0)
     history: list[dict[str, float]] = []
     settings = Settings(max_epochs=6, batch_size=64, recipe="released")
-    model = train_clcnet(probs, correct, split, settings, on_epoch=history.append, progress=False)
+    (model,) = train_many(probs, correct, [split], settings, on_epoch=history.append, progress=False)
     best = min(history, key=lambda row: row["mse"])
     assert model.metadata["validation"]["epoch"] == best["epoch"]
     raw = model.predict(probs[split.validation], calibrated=False)
@@ -254,7 +252,7 @@ def test_patience_ends_training(monkeypatch):
     history: list[dict[str, float]] = []
     settings = Settings(max_epochs=200, batch_size=64, patience=2, recipe="released")
     split = split_rows(np.arange(400), seed=0)
-    model = train_clcnet(probs, correct, split, settings, on_epoch=history.append, progress=False)
+    (model,) = train_many(probs, correct, [split], settings, on_epoch=history.append, progress=False)
     assert history[-1]["epoch"] == model.metadata["validation"]["epoch"] + 2 < 200
 
 
@@ -268,7 +266,7 @@ def test_networks_survive_saving(trained, tmp_path):
 
 def test_two_classes_train():
     probs, correct = made_table(300, num_classes=2)
-    model = train_clcnet(probs, correct, split_rows(np.arange(300), seed=0), QUICK, progress=False)
+    (model,) = train_many(probs, correct, [split_rows(np.arange(300), seed=0)], QUICK, progress=False)
     assert np.isfinite(model.predict(probs)).all()
 
 

@@ -29,11 +29,6 @@ def test_saved_networks_load_with_the_same_scores_calibration_and_metadata(tmp_p
     assert (again.num_classes, again.training) == (10, False)
 
 
-def test_masked_networks_stay_masked(tmp_path):
-    trained_looking(masked=True).save(tmp_path / "net.zip")
-    assert CLCNet.load(tmp_path / "net.zip").masked
-
-
 def test_the_same_network_gives_the_same_file(tmp_path):
     for name in "ab":
         trained_looking().save(tmp_path / f"{name}.zip", {"fold": 1})

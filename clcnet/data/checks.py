@@ -38,15 +38,16 @@ def doubts(accuracies: dict[str, float]) -> list[str]:
     ]
 
 
-def check_sorted_probs(probs: NDArray[Any], source: str = "probs") -> None:
+def check_sorted_probs(probs: NDArray[Any], source: str = "probs", first: int = 1) -> None:
     """Refuse what is not rows of sorted probabilities. Ties, one-hot and uniform rows are valid.
 
     Args:
         probs: (N, n).
         source: what to call the array in the message.
+        first: number of the first row, there.
 
     Raises:
-        ValueError: not two-dimensional, n < 2, or the first row (counted from 1) with a value that is not finite,
+        ValueError: not two-dimensional, n < 2, or the first row with a value that is not finite,
             negative, above one, out of order, or with a sum off one by more than 1e-3.
     """
     if probs.ndim != 2:
@@ -56,7 +57,7 @@ def check_sorted_probs(probs: NDArray[Any], source: str = "probs") -> None:
     sound = map_rows(lambda rows: _all_sorted_probs(probs[rows]), len(probs))
     if not all(sound):
         start = sound.index(False) * ROWS_A_CHUNK
-        _refuse_first_defect(probs[start : start + ROWS_A_CHUNK], start, source)
+        _refuse_first_defect(probs[start : start + ROWS_A_CHUNK], start + first - 1, source)
 
 
 def _all_sorted_probs(chunk: NDArray[Any]) -> bool:

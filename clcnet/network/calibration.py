@@ -4,37 +4,43 @@ from dataclasses import dataclass
 from reprlib import repr as short
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from scipy.optimize import brentq
+from scipy.special import expit
+from torch import Tensor
 
 from clcnet.network.weights import LARGEST_NUMBER
 
 LOWEST_PROBABILITY = 1e-12  # what a probability of 0 counts as in a logarithm
-_NETWORK_PRECISION = 1.0  # of the normal prior on the network's weight, centred at 0: noise alone gets no say
+SHARPENING = 0.6  # temperature of the top probability's odds; `benchmarks.ablation_1000` compares others
+# Of the normal priors, centred at 0, on the weights: three scores and their six products, and the network.
+_PRECISION = (1.0,) * 3 + (3.0,) * 6
+_NETWORK_PRECISION = 1.0  # noise alone gets no say
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Turns a raw score into a probability, together with what the probabilities themselves say.
 
-    `base` is a logistic regression on four numbers of the row, `simple_scores`; being logarithms they also resolve the
+    `base` is a logistic regression on nine numbers of the row, `shape_scores`; being logarithms they also resolve the
     rows whose top probability rounds to 1. The network then moves it by its disagreement:
 
         P(correct) = sigmoid(base + network * (raw - sigmoid(base)))
 
     Attributes:
         intercept: of `base`.
-        weights: of `base`, for `simple_scores`.
+        weights: of `base`, for `shape_scores`; four of them, for `simple_scores`, in files of version 1.0 and before.
         network: weight of the network, 0 or more.
     """
 
     intercept: float
-    weights: tuple[float, float, float, float]
+    weights: tuple[float, ...]
     network: float
 
     def apply(self, raw: Tensor, probs: Tensor) -> Tensor:
         """P(correct), (B,), from raw scores (B,) and the rows they belong to (B, n)."""
-        scores = simple_scores(probs)
+        scores = simple_scores(probs) if len(self.weights) == 4 else shape_scores(probs)
         base = scores @ torch.tensor(self.weights, dtype=scores.dtype, device=scores.device) + self.intercept
         return torch.sigmoid(base + self.network * (raw - torch.sigmoid(base)))
 
@@ -48,25 +54,37 @@ class Calibration:
             return None
         try:
             numbers = [float(value) for value in (content["intercept"], *content["weights"], content["network"])]
-            intercept, first, second, third, fourth, network = numbers
         except (KeyError, TypeError, ValueError, OverflowError):
             raise ValueError(f"unknown calibration: {short(content)}") from None
+        if len(numbers) not in (4 + 2, len(_PRECISION) + 2):
+            raise ValueError(f"unknown calibration: {short(content)}")
         if not all(abs(number) < LARGEST_NUMBER for number in numbers):  # NaN fails too
             raise ValueError(f"calibration with numbers that are not finite or not below {LARGEST_NUMBER:g}")
-        return cls(intercept, (first, second, third, fourth), network)
+        return cls(numbers[0], tuple(numbers[1:-1]), numbers[-1])
+
+
+def shape_scores(probs: Tensor) -> Tensor:
+    """Three scores of a row and their six products: (B, n) to (B, 9).
+
+    The log-odds of the top probability after sharpening, which weighs the closest rivals most, as the margin does; and
+    mean and spread of all log-probabilities, which tell apart networks that put different shares on the far classes
+    and are not equally often right where they are equally sure.
+    """
+    logs = probs.clamp(LOWEST_PROBABILITY).log_()
+    mean, spread = logs.mean(dim=1), logs.std(dim=1, correction=0)
+    rivals = logs.sub_(logs[:, :1].clone()).div_(SHARPENING).exp_()[:, 1:]
+    scores = torch.stack([-rivals.sum(dim=1).log(), mean, spread], dim=1)
+    first, second = torch.triu_indices(3, 3, device=probs.device)
+    return torch.cat([scores, scores[:, first] * scores[:, second]], dim=1)
 
 
 def simple_scores(probs: Tensor) -> Tensor:
-    """Log-odds of the top probability, logarithms of the second, the third and the entropy: (B, n) to (B, 4).
-
-    The odds come from the sum of the others, not from 1 - p, which float32 rounds to 0. With n = 2, the second stands
-    in for the third.
-    """
-    rest = probs[:, 1:].sum(dim=1)
+    """Log-odds of the top probability, logarithms of the second, the third and the entropy: (B, n) to (B, 4)."""
     third = probs[:, min(2, probs.shape[1] - 1)]
     entropy = -probs.clamp(LOWEST_PROBABILITY).log_().mul_(probs).sum(dim=1)
-    scores = torch.stack([probs[:, 0], rest, probs[:, 1], third, entropy]).clamp_(LOWEST_PROBABILITY).log_()
-    return torch.stack([scores[0] - scores[1], *scores[2:]], dim=1)
+    scores = [probs[:, 0], probs[:, 1:].sum(dim=1), probs[:, 1], third, entropy]
+    logs = torch.stack(scores).clamp_(LOWEST_PROBABILITY).log_()
+    return torch.stack([logs[0] - logs[1], *logs[2:]], dim=1)
 
 
 def fit_calibration(raw: Tensor, probs: Tensor, correct: Tensor, held_back: Tensor) -> Calibration:
@@ -77,50 +95,24 @@ def fit_calibration(raw: Tensor, probs: Tensor, correct: Tensor, held_back: Tens
         probs: (N, n), the rows that they belong to.
         correct: (N,) bool, whether the top-1 answer is right.
         held_back: (N,) bool, rows that the network did not learn from. Only they set the network's weight: on the
-            others it would seem better than it is. The regression, with its five numbers, uses all rows.
+            others it would seem better than it is. The regression, with its ten numbers, uses all rows.
     """
-    scores, labels = torch.cat([simple_scores(block) for block in torch.split(probs, 4096)]).double(), correct.double()
-    mean, spread = scores.mean(dim=0), scores.std(dim=0) + 1e-6
-    inputs = torch.cat([torch.ones_like(labels)[:, None], (scores - mean) / spread], dim=1)
-    precision = torch.tensor([1e-6, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
-    fitted = _logistic_regression(inputs, labels, precision, torch.zeros_like(labels))
-    weights = fitted[1:] / spread
-    first, second, third, fourth = weights.tolist()
+    from sklearn.linear_model import LogisticRegression  # takes a second, and scoring fits nothing
 
-    base = (inputs @ fitted)[held_back]
-    disagreement = (raw[held_back].double() - torch.sigmoid(base))[:, None]
-    prior = torch.tensor([_NETWORK_PRECISION], dtype=torch.float64)
-    (network,) = _logistic_regression(disagreement, labels[held_back], prior, base)
-    intercept = float(fitted[0] - weights @ mean)
-    return Calibration(intercept, (first, second, third, fourth), max(0.0, float(network)))
+    scores = torch.cat([shape_scores(block) for block in torch.split(probs, 4096)]).double().numpy()
+    labels, mean, scale = correct.numpy(), scores.mean(axis=0), (scores.std(axis=0) + 1e-6) * np.sqrt(_PRECISION)
+    regression = LogisticRegression(solver="newton-cholesky", tol=1e-8).fit((scores - mean) / scale, labels)
+    weights = regression.coef_[0] / scale
+    intercept = regression.intercept_[0] - weights @ mean
 
+    rows = held_back.numpy()
+    base, labels = (scores @ weights + intercept)[rows], labels[rows]
+    disagreement = raw.double().numpy()[rows] - expit(base)
 
-def _logistic_regression(inputs: Tensor, labels: Tensor, precision: Tensor, offset: Tensor) -> Tensor:
-    """Weights (F,) that fit labels (N,) with `sigmoid(offset + inputs @ weights)`, by damped Newton steps.
+    def slope(network: float) -> float:
+        """Of minus the logarithm of the posterior of the network's weight: it rises, and is positive at `limit`."""
+        pull = disagreement @ (expit(base + network * disagreement) - labels)
+        return float(pull + _NETWORK_PRECISION * network)
 
-    Args:
-        inputs: (N, F).
-        labels: (N,) 0 and 1.
-        precision: (F,) of a normal prior around 0 on each weight.
-        offset: (N,).
-    """
-    weights = torch.zeros_like(precision)
-
-    def loss(candidate: Tensor) -> Tensor:
-        logits = offset + inputs @ candidate
-        return (
-            nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-            + (precision * candidate.square()).sum() / 2
-        )
-
-    for _ in range(100):
-        probability = torch.sigmoid(offset + inputs @ weights)
-        gradient = inputs.T @ (probability - labels) + precision * weights
-        curvature = (inputs * (probability * (1 - probability))[:, None]).T @ inputs + torch.diag(precision)
-        step, size = torch.linalg.solve(curvature, gradient), 1.0
-        while size > 1e-6 and loss(weights - size * step) > loss(weights):
-            size /= 2
-        weights = weights - size * step
-        if size * step.abs().max() < 1e-9:
-            break
-    return weights
+    limit = np.abs(disagreement).sum() / _NETWORK_PRECISION + 1
+    return Calibration(float(intercept), tuple(weights.tolist()), brentq(slope, 0, limit) if slope(0) < 0 else 0.0)

@@ -339,7 +339,7 @@ class AttentiveTransformers(nn.Module):
         self.weight = linear_weight(num_steps, num_features, width, gated=False)
         self.norm = GhostBatchNorm(num_steps, num_features, virtual_batch_size, momentum)
 
-    def forward(self, attended: Tensor, steps: slice = ALL) -> Tensor:
+    def forward(self, attended: Tensor) -> Tensor:
         """attended: (..., steps, B, width) to logits (..., steps, B, num_features)."""
-        logits: Tensor = self.norm(attended @ self.weight[..., steps, :, :].mT, steps)
+        logits: Tensor = self.norm(attended @ self.weight.mT)
         return logits

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clcnet import hub
-from clcnet.confidence import SUM_TOLERANCE
+from clcnet.data.checks import check_sorted_probs
 from clcnet.network.calibration import Calibration
 from clcnet.network.layers import (
     QUERY_WIDTH,
@@ -32,6 +32,7 @@ from clcnet.network.layers import (
 )
 from clcnet.network.weights import (
     CONFIG_FILE,
+    LARGEST_MEMBER,
     PARAMS_MEMBER,
     STATE_MEMBER,
     TENSORS_FILE,
@@ -43,6 +44,7 @@ from clcnet.network.weights import (
     write_pretrained,
     write_weights,
 )
+from clcnet.strangers import read_bytes
 
 _GROUP = 64  # rows that products of matrices are sure to treat alike
 LARGEST_SCORE = 1e37  # on the way to a score; a tenth of float32's largest leaves room for rounding
@@ -55,8 +57,6 @@ class CLCNet(nn.Module, ModelHubMixin):
 
     Args:
         num_classes: n of the rows it is trained on. The network takes any n; `predict` warns when it meets another.
-        masked: feed `mask * h` to each step, as the paper's figure draws it. The released network feeds `h`, and its
-            masks reach training through the sparsity term alone.
         n_d: width of what a step adds to the decision.
         n_a: width of what a step hands to the next step's mask.
         n_steps: number of decision steps.
@@ -78,7 +78,6 @@ class CLCNet(nn.Module, ModelHubMixin):
     def __init__(
         self,
         num_classes: int = 1000,
-        masked: bool = False,
         n_d: int = 8,
         n_a: int = 8,
         n_steps: int = 3,
@@ -91,7 +90,7 @@ class CLCNet(nn.Module, ModelHubMixin):
         epsilon: float = 1e-15,
     ) -> None:
         super().__init__()
-        self.num_classes, self.masked, self.n_d, self.n_a, self.n_steps = num_classes, masked, n_d, n_a, n_steps
+        self.num_classes, self.n_d, self.n_a, self.n_steps = num_classes, n_d, n_a, n_steps
         self.gamma, self.mapping_dim, self.n_shared, self.n_independent = gamma, mapping_dim, n_shared, n_independent
         self.virtual_batch_size, self.momentum, self.epsilon = virtual_batch_size, momentum, epsilon
         self.calibration: Calibration | None = None
@@ -116,38 +115,17 @@ class CLCNet(nn.Module, ModelHubMixin):
         Returns:
             (B,), the network's own output, not bounded to [0, 1].
         """
-        if self.masked:
-            return self.score_and_sparsity(probs)[0]
         mapped = self.attention(probs).unsqueeze(-3)
         return self.final_score(self.feature_transformers(mapped, slice(1, None)))
 
     def score_and_sparsity(self, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Raw scores (..., B) and M, the mean over steps of `mean_b sum_j m_j log(m_j + epsilon)`, (...)."""
         mapped = self.attention(probs).unsqueeze(-3)  # (..., 1, B, mapping_dim)
-        if self.masked:
-            features, masks = self._masked_steps(mapped)
-        else:
-            out = self.feature_transformers(mapped)  # (..., n_steps + 1, B, n_d + n_a)
-            logits = self.attentive_transformers(out[..., :-1, :, self.n_d :])
-            masks = list(self.masks(logits.unbind(-3)))
-            features = out[..., 1:, :, :]
-        stacked = torch.stack(masks, dim=-3)
-        sparsity = (stacked * torch.log(stacked + self.epsilon)).sum(dim=(-3, -2, -1))
-        return self.final_score(features), sparsity / (self.n_steps * probs.shape[-2])
-
-    def _masked_steps(self, mapped: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Features (..., n_steps, B, n_d + n_a) and masks where each step sees `mask * h`: one step after another."""
-        outs = [self.feature_transformers(mapped, slice(0, 1))]
-        masks: list[Tensor] = []
-        logits = (
-            self.attentive_transformers(outs[-1][..., self.n_d :], slice(step, step + 1)).squeeze(-3)
-            for step in range(self.n_steps)
-        )
-        for mask in self.masks(logits):
-            masks.append(mask)
-            block = slice(len(masks), len(masks) + 1)
-            outs.append(self.feature_transformers(mask.unsqueeze(-3) * mapped, block))
-        return torch.cat(outs[1:], dim=-3), masks
+        out = self.feature_transformers(mapped)  # (..., n_steps + 1, B, n_d + n_a)
+        logits = self.attentive_transformers(out[..., :-1, :, self.n_d :])
+        masks = torch.stack([*self.masks(logits.unbind(-3))], dim=-3)
+        sparsity = (masks * torch.log(masks + self.epsilon)).sum(dim=(-3, -2, -1))
+        return self.final_score(out[..., 1:, :, :]), sparsity / (self.n_steps * probs.shape[-2])
 
     def masks(self, logits: Iterable[Tensor]) -> Iterator[Tensor]:
         """Masks (..., B, mapping_dim) of the steps in order; features once used become less likely."""
@@ -189,7 +167,7 @@ class CLCNet(nn.Module, ModelHubMixin):
         scores = torch.empty(len(rows), dtype=torch.float32)
         for start in range(0, len(rows), batch_size):
             block = _as_tensor(rows[start : start + batch_size]).to(device, torch.float32).contiguous()
-            _check_block(block, start)
+            check_sorted_probs(block.cpu().numpy(), first=start + 1)
             filled = _fill(block)
             raw = scorer(filled)
             filled_scores = raw if calibration is None else calibration.apply(raw, filled)
@@ -235,11 +213,12 @@ class CLCNet(nn.Module, ModelHubMixin):
             The network in evaluation mode.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            OSError: there is no such file.
             ValueError: the file is not a CLCNet weights file; the message says what is wrong with it.
         """
+        content = read_bytes(Path(path), LARGEST_MEMBER)
         try:
-            return cls._made_of(*read_weights(path)).to(device)
+            return cls._made_of(*read_weights(content)).to(device)
         except ValueError as problem:
             raise ValueError(f"{path}: {problem}") from None
 
@@ -275,12 +254,10 @@ class _Scorer:
     """A CLCNet made ready to score many rows: batch norms folded into the linear layers, which then have a bias."""
 
     def __init__(self, model: CLCNet) -> None:
-        self.model = model
-        transformers, attentive = model.feature_transformers, model.attentive_transformers
-        self.layers = [
-            _fold(weight, norm) for weight, norm in zip(transformers.weights(), transformers.ghost_norms(), strict=True)
-        ]
-        self.mask_layer = _fold(attentive.weight, attentive.norm)
+        self.model, steps = model, slice(1, None)
+        transformers = model.feature_transformers
+        pairs = zip(transformers.weights(), transformers.ghost_norms(), strict=True)
+        self.layers = [_fold(weight, norm, steps) for weight, norm in pairs]
         self.workspace: Tensor | None = None
 
     def __call__(self, probs: Tensor) -> Tensor:
@@ -290,15 +267,17 @@ class _Scorer:
             self.workspace = torch.empty_like(probs)
         weighted, total = attention_weighted(probs, attention.slope(probs[:, :1]), out=self.workspace)
         mapped = descending(times_gaussian(weighted, model.mapping_dim).div_(total))
-        features = self._masked_features(mapped) if model.masked else self._features(mapped, slice(1, None))
-        return model.final_score(features)
+        (weight, bias), *others = self.layers
+        x = nn.functional.glu(torch.baddbmm(bias, mapped.expand(len(weight), -1, -1), weight), dim=-1)
+        for weight, bias in others:
+            x = x.add_(nn.functional.glu(torch.baddbmm(bias, x, weight), dim=-1)).mul_(RESIDUAL_SCALE)
+        return model.final_score(x)
 
     def largest_number(self) -> float:
         """No number on the way to any row's score is larger, NaN if some may be no number: all signs taken to agree.
 
-        Restricted self-attention gives at most 1, as do masks; a gate lets through at most all.
+        Restricted self-attention gives at most 1; a gate lets through at most all.
         """
-        model = self.model
         x: Tensor | None = None
         for weight, bias in self.layers:
             inputs = weight.new_ones(1, 1, weight.shape[1]) if x is None else x
@@ -306,37 +285,13 @@ class _Scorer:
             gated = torch.maximum(*both.chunk(2, dim=-1))
             x = gated if x is None else (x + gated) * RESIDUAL_SCALE
         assert x is not None
-        weight, bias = self.mask_layer
-        logits = torch.baddbmm(bias.abs(), x[:-1, :, model.n_d :], weight.abs())
-        prior = (1 + abs(model.gamma)) ** model.n_steps
-        score = x[1:, 0, : model.n_d].sum(dim=0) @ model.final_weight.mT.abs()
-        return float(torch.maximum(score.max(), logits.max() * prior * model.mapping_dim))
-
-    def _features(self, mapped: Tensor, blocks: slice) -> Tensor:
-        """Feature transformers: (B, mapping_dim) to (blocks, B, n_d + n_a)."""
-        (weight, bias), *others = ((weight[blocks], bias[blocks]) for weight, bias in self.layers)
-        x = nn.functional.glu(torch.baddbmm(bias, mapped.expand(len(weight), -1, -1), weight), dim=-1)
-        for weight, bias in others:
-            x = x.add_(nn.functional.glu(torch.baddbmm(bias, x, weight), dim=-1)).mul_(RESIDUAL_SCALE)
-        return x
-
-    def _masked_features(self, mapped: Tensor) -> Tensor:
-        """Features of all steps where each sees `mask * h`."""
-        model = self.model
-        outs = [self._features(mapped, slice(0, 1))]
-        weights, biases = self.mask_layer
-        logits = (
-            torch.addmm(bias, outs[-1][0, :, model.n_d :], weight) for weight, bias in zip(weights, biases, strict=True)
-        )
-        for step, mask in enumerate(model.masks(logits), start=1):
-            outs.append(self._features(mask * mapped, slice(step, step + 1)))
-        return torch.cat(outs[1:])
+        return float((x[:, 0, : self.model.n_d].sum(dim=0) @ self.model.final_weight.mT.abs()).max())
 
 
-def _fold(weight: Tensor, norm: GhostBatchNorm) -> tuple[Tensor, Tensor]:
-    """A linear layer and the batch norm behind it as one: (blocks, inputs, outputs) and (blocks, 1, outputs)."""
-    scale, shift = norm.scale_and_shift()
-    return weight.mT * scale.unsqueeze(-2), shift.unsqueeze(-2)
+def _fold(weight: Tensor, norm: GhostBatchNorm, steps: slice) -> tuple[Tensor, Tensor]:
+    """A linear layer and the batch norm behind it as one: (steps, inputs, outputs) and (steps, 1, outputs)."""
+    scale, shift = (part[steps].unsqueeze(-2) for part in norm.scale_and_shift())
+    return (weight if len(weight) == 1 else weight[steps]).mT * scale, shift
 
 
 def _check_rows(rows: Tensor | NDArray[Any]) -> None:
@@ -359,17 +314,6 @@ def _as_tensor(rows: Tensor | NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.require(rows, np.float32, ["C", "W", "E"]))
 
 
-def _check_block(rows: Tensor, start: int) -> None:
-    """Raise ValueError for the first row that is not a descending row of probabilities."""
-    # NaN fails every comparison
-    good = ((rows.sum(dim=1) - 1).abs() <= SUM_TOLERANCE) & (rows[:, -1] >= 0)
-    if good.all() and _all_descending(rows):
-        return
-    good &= (rows[:, 1:] <= rows[:, :-1]).all(dim=1)
-    index = int((~good).nonzero()[0])
-    raise ValueError(f"row {start + index + 1} {_describe_bad_row(rows[index])}")
-
-
 def _fill(rows: Tensor) -> Tensor:
     """Repeat the last row until there are whole groups of rows.
 
@@ -378,29 +322,6 @@ def _fill(rows: Tensor) -> Tensor:
     """
     missing = -len(rows) % _GROUP
     return torch.cat([rows, rows[-1:].expand(missing, -1)]) if missing else rows
-
-
-def _all_descending(rows: Tensor) -> bool:
-    """Whether no number is larger than the one before it; NumPy compares four times as fast as torch on a CPU."""
-    if rows.device.type == "cpu":
-        array = rows.numpy()
-        return bool((array[:, 1:] <= array[:, :-1]).all())
-    return bool((rows[:, 1:] <= rows[:, :-1]).all())
-
-
-def _describe_bad_row(row: Tensor) -> str:
-    bad = ~(row.isfinite() & (row >= 0))
-    if bad.any():
-        column = int(bad.nonzero()[0])
-        return f"holds {row[column]:g} at position {column + 1}; probabilities are finite and not negative"
-    rising = row[1:] > row[:-1]
-    if rising.any():
-        column = int(rising.nonzero()[0])
-        return (
-            f"is not sorted from largest to smallest: {row[column]:g} comes before {row[column + 1]:g} "
-            f"at position {column + 2}"
-        )
-    return f"sums to {row.sum():g}; probabilities sum to 1 within {SUM_TOLERANCE}"
 
 
 # --------------------------------------------------------------------------------------------------- released names

@@ -36,7 +36,6 @@ class Recipe:
     """How a CLCNet is trained.
 
     Attributes:
-        masked: feed `mask * h` to each step, see `CLCNet`.
         learning_rate: of Adam; the highest one where it decays.
         decay: lower the learning rate to 0 over the epochs, along half a cosine.
         max_steps: bounds the epochs: no more than make this many optimiser steps, but at least 10. A table of 4,000
@@ -49,7 +48,6 @@ class Recipe:
         calibrated: fit a calibration on the validation rows.
     """
 
-    masked: bool = False
     learning_rate: float = 0.02
     decay: bool = True
     max_steps: int = 600
@@ -142,17 +140,6 @@ def fold_splits(folds: Indices, groups: NDArray[Any], seed: int) -> list[Split]:
         inner = split_rows(groups[seen], seed + fold, test_share=0.0)
         splits.append(Split(seen[inner.train], seen[inner.validation], np.flatnonzero(folds == fold)))
     return splits
-
-
-def train_clcnet(
-    sorted_probs: NDArray[np.float32],
-    correct: NDArray[np.bool_],
-    split: Split,
-    settings: Settings | None = None,
-    **kwargs: Any,
-) -> CLCNet:
-    """Train one network; see `train_many`."""
-    return train_many(sorted_probs, correct, [split], settings, **kwargs)[0]
 
 
 def train_many(
@@ -300,11 +287,7 @@ class _Run:
     def _new_model(self, seed: int) -> CLCNet:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return CLCNet(
-                num_classes=self.probs.shape[1],
-                masked=self.recipe.masked,
-                virtual_batch_size=self.settings.virtual_batch_size,
-            )
+            return CLCNet(self.probs.shape[1], virtual_batch_size=self.settings.virtual_batch_size)
 
     def _draw(self) -> list[Tensor]:
         """Each network's training rows in random order, or drawn with replacement where wrong answers weigh more."""

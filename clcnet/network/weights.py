@@ -13,7 +13,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from reprlib import repr as short  # of what a stranger wrote, for one line
@@ -23,6 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from clcnet import cli, distributed
 from clcnet.data.images import NUM_FOLDS
 from clcnet.files import atomic_path
 from clcnet.strangers import parse_json, read_bytes
@@ -34,6 +35,7 @@ LARGEST_NUMBER = 1e10  # in a tensor; trained ones stay below 1e3
 PARAMS_MEMBER, STATE_MEMBER = "model_params.json", "network.pt"
 CONFIG_FILE, TENSORS_FILE = "config.json", "model.safetensors"
 SPLIT_FILE = "CLCNet_imagenet_split.csv"  # beside the five weights: the fold of each image when they were trained
+SHIPPED_CLASSES = 1000  # of weights/imagenet
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same network gives the same file
 
 _RESERVED_KEYS = {"init_params", "class_attrs", "format_version", "masked", "calibration"}
@@ -68,21 +70,12 @@ def write_weights(path: str | Path, params: Mapping[str, Any], state: dict[str, 
             archive.writestr(zipfile.ZipInfo(name, ZIP_TIME), content, zipfile.ZIP_DEFLATED)
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def read_weights(content: bytes) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Read the JSON object, the arguments of `CLCNet` in it, and the state dict, no larger than these ask for.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: what is wrong with the file.
+        ValueError: what is wrong with the file of this content.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path}: no such weights file")
-    if not Path(path).is_file():  # opening a pipe would wait for its other end
-        raise ValueError("a folder, a pipe or a device, not a weights file")
-    with open(path, "rb") as file:
-        content = file.read(LARGEST_MEMBER + 1)
-    if len(content) > LARGEST_MEMBER:
-        raise ValueError(f"larger than the {LARGEST_MEMBER:,} bytes allowed")
     try:
         archive = _open_zip(content)
     except _ZIP_TROUBLES as problem:
@@ -295,7 +288,6 @@ def to_params(
         "init_params": init_params,
         "class_attrs": {"preds_mapper": None},
         "format_version": FORMAT_VERSION,
-        "masked": arguments["masked"],
         "calibration": calibration,
         **metadata,
     }
@@ -316,8 +308,10 @@ def _constructor_arguments(params: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"format version {short(version)}, this code reads up to {FORMAT_VERSION}; update the code")
     if init_params.get("mask_type", "sparsemax") != "sparsemax":
         raise ValueError(f"mask_type {short(init_params['mask_type'])}; only sparsemax is known")
+    if params.get("masked"):
+        raise ValueError("its masks reach the score, which they no longer may; train it again")
     arguments: dict[str, Any] = {name: _size(init_params, name, most) for name, most in _LARGEST_SIZES.items()}
-    arguments |= {"num_classes": _size(init_params, "input_dim", 2**20), "masked": params.get("masked") is True}
+    arguments |= {"num_classes": _size(init_params, "input_dim", 2**20)}
     for name in _NUMBERS:
         value = init_params.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST_NUMBER:
@@ -384,6 +378,32 @@ def find_fold_weights(folder: str | Path) -> list[Path]:
             names = " and ".join(path.name for path in paths)
             raise ValueError(f"found {len(paths)} weights for fold {fold} in {folder}, expected 1: {names}; remove one")
     return [paths[0] for paths in candidates.values()]
+
+
+def weights_or_shipped(path: Path, num_classes: Callable[[], int]) -> Path:
+    """The weights to read: at the default place, where none are, those that ship for 1,000 classes take their place.
+
+    Args:
+        path: folder of fold weights, or one file.
+        num_classes: asked only where the default place is empty.
+
+    Raises:
+        FileNotFoundError: it is empty, and the models have other classes.
+    """
+    is_folder = path == cli.WEIGHTS_DIR
+    is_there = any(path.glob("CLCNet_imagenet_split_*")) if is_folder else path.exists()
+    if is_there or path not in (cli.WEIGHTS_DIR, cli.WEIGHTS_DIR / "CLCNet_custom_data.zip"):
+        return path
+    shipped = cli.WEIGHTS_DIR / "imagenet"
+    if (count := num_classes()) != SHIPPED_CLASSES or not shipped.is_dir():
+        raise FileNotFoundError(
+            f"there are no weights {path}, and those that ship are for {SHIPPED_CLASSES:,} classes, not for {count}: "
+            f"train yours with {'train_imagenet_5fold_cv.py' if is_folder else 'train_custom_data.py'} --cls-output "
+            "SHALLOW.parquet DEEP.parquet, step 3's tables of your models"
+        )
+    if distributed.is_main():
+        print(f"no CLCNet weights in {cli.WEIGHTS_DIR}: those of {shipped} judge; README.md there says what they know")
+    return shipped if is_folder else shipped / path.name
 
 
 def check_no_other_fold_weights(folder: str | Path) -> None:
