@@ -14,6 +14,7 @@ import pytest
 import scripts
 from scripts import EVALUATE_FOLDS, TRAIN_CUSTOM, TRAIN_FOLDS, Workshop, contents, refusal
 
+from clcnet.data import tables
 from clcnet.data.outputs import Outputs, load_tables
 
 GOOD = b"ant_0000.png,0.5,0.3,0.2,1\nant_0001.png,0.6,0.3,0.1,0\n"
@@ -302,9 +303,9 @@ def test_a_parquet_file_with_other_rows_than_it_says_is_refused(
     tmp_path: Path, said: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Outputs([f"{row}.png" for row in range(5)], np.full((5, 2), 0.5, np.float32)).save(tmp_path / "t.parquet")
-    file = pa.parquet.ParquetFile(tmp_path / "t.parquet")
-    lying = types.SimpleNamespace(metadata=types.SimpleNamespace(num_rows=said), schema_arrow=file.schema_arrow)
-    monkeypatch.setattr("clcnet.data.tables._open_parquet", lambda _: lying)
+    file, metadata, kinds = tables._open_parquet(tmp_path / "t.parquet")
+    lying = types.SimpleNamespace(num_rows=said, metadata=metadata.metadata)
+    monkeypatch.setattr(tables, "_open_parquet", lambda _: (file, lying, kinds))
     with pytest.raises(ValueError, match="t.parquet has another number of rows than it says; was it damaged"):
         Outputs.load(tmp_path / "t.parquet")
 

@@ -77,13 +77,7 @@ def evaluation_of_tables(
     Raises:
         OSError, ValueError: a table is missing or broken, or two differ in classes or images.
     """
-    tables = [load_labelled(path) for path in paths]
-    for table, path in zip(tables, paths, strict=True):
-        if table.num_classes != tables[0].num_classes:
-            raise ValueError(
-                f"{paths[0]} has {tables[0].num_classes} classes but {path} has {table.num_classes}; "
-                "give the tables of models with the same classes"
-            )
+    tables = load_labelled(*paths)
     matched = [match_rows(table, images, str(path)) for table, path in zip(tables, paths, strict=True)]
     _check_same_images(matched, paths, images)
     places = np.sort(matched[0])
@@ -185,7 +179,7 @@ def images_of_outputs(path: Path, weights: Path) -> tuple[ImageSet, bool]:
     Returns:
         The image set, and whether its folds are those of the weights' training.
     """
-    table = load_labelled(path)
+    (table,) = load_labelled(path)
     classes = known(table.correct, table).astype(np.int64) if table.targets is None else table.targets
     splits = weights / SPLIT_FILE
     fold_of = _read_splits(splits, table.names)[0] if splits.exists() else {}  # the released weights come without

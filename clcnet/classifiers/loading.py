@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int, str, str]])
     """Images for timm's loader, each with its position; for a file that cannot be read a black one, and the reason."""
 
     def __init__(self, images: ImageSet, classifier: Classifier) -> None:
-        self._root = os.fspath(images.root)
+        self._root, self._source = os.fspath(images.root), images.source
         self._files = np.array([os.fsencode(file) for file in images.files])  # one block, shared with forked workers
         self.mode = classifier.image_mode
         self.input_size = classifier.input_size
@@ -95,7 +95,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int, str, str]])
     def read(self, position: int) -> Image.Image:
         """Decode an image in the model's mode."""
         Image.MAX_IMAGE_PIXELS = self._most_pixels
-        return read_image(self.path(position), self.mode, self.input_size)
+        image = self._source.open(os.fsdecode(self._files[position])) if self._source else self.path(position)
+        return read_image(image, self.mode, self.input_size)
 
     def _reason(self, position: int, error: Exception) -> str:
         path = self.path(position)  # which PIL likes to repeat
@@ -106,11 +107,11 @@ class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int, str, str]])
         return " ".join(text.split()) or type(error).__name__
 
 
-def read_image(image: Image.Image | str | os.PathLike[str], mode: str, input_size: tuple[int, int, int]) -> Image.Image:
+def read_image(image: Image.Image | BinaryIO | str | os.PathLike[str], mode: str, input_size: tuple[int, int, int]) -> Image.Image:
     """Decode an image as timm's dataset does: first frame, orientation tag unheeded, in the model's mode.
 
     Args:
-        image: a file, or an image that PIL has opened.
+        image: a file, its path, or an image that PIL has opened.
         mode: of PIL, for what is returned.
         input_size: channels, height and width of what the model sees.
 
@@ -129,7 +130,7 @@ def read_image(image: Image.Image | str | os.PathLike[str], mode: str, input_siz
         if remark:
             converted.info[REMARK] = remark
         return converted
-    if not stat.S_ISREG(os.stat(image).st_mode):
+    if isinstance(image, str | os.PathLike) and not stat.S_ISREG(os.stat(image).st_mode):
         raise OSError("a directory, pipe or device, not a file")  # a pipe would be waited for forever
     with Image.open(image, formats=[*IMAGE_FORMATS]) as opened:
         return read_image(opened, mode, input_size)

@@ -8,6 +8,7 @@ numbers that were written, bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from clcnet.data.checks import ROWS_A_CHUNK, UNKNOWN
 from clcnet.files import check_output
 from clcnet.memory import free_bytes
+from clcnet.strangers import parse_json
 
 if TYPE_CHECKING:
     from clcnet.data.outputs import Outputs, Record
@@ -52,14 +54,14 @@ _NO_CSV = {  # how other files begin, whatever their name says
 
 
 class Rows(NamedTuple):
-    """What stands in a file, not yet checked: labels are numbers, the record is JSON."""
+    """What stands in a file, not yet checked."""
 
     names: list[str]
     sorted_probs: NDArray[np.float32]
-    labels: NDArray[Any]
-    classes: NDArray[np.unsignedinteger[Any]] | None = None
-    targets: NDArray[np.int64] | None = None
-    record: str = "{}"
+    labels: NDArray[Any]  # numbers
+    classes: NDArray[np.unsignedinteger[Any]] | None
+    targets: NDArray[np.int64] | None
+    record: Any  # what JSON says; None where it is none
 
 
 def check_table_output(path: Path | str, inputs: Iterable[Path | str | None] = ()) -> Path:
@@ -208,15 +210,24 @@ def check_memory(paths: Sequence[Path]) -> None:
 
 
 def _needed_bytes(path: Path) -> int:
-    """What reading takes at most: all numbers twice, and what is on its way."""
+    """What reading takes at most: all numbers twice, names, and what is on its way."""
     if not path.exists():
         raise FileNotFoundError(f"table {path} does not exist; make it with generate_data_for_CLCNet.py")
     if not path.is_file():
         kind = "folder" if path.is_dir() else "pipe or device"
         raise OSError(f"table {path} is a {kind}; name a CSV or Parquet file")
-    if path.stat().st_size == 0:
+    size = path.stat().st_size
+    if size == 0:
         raise ValueError(f"table {path} is empty")
-    num_rows, num_values, on_its_way = _size_of_parquet(path) if _is_parquet(path) else _estimate_size(path)
+    if _is_parquet(path):
+        metadata, types = _open_parquet(path)[1:]
+        num_rows = metadata.num_rows
+        num_values = num_rows * types["sorted_probs"].list_size * (1 + ("classes" in types))
+        on_its_way = 16 * min(num_values, _VALUES_A_READ)
+    else:  # if all of it is like its start
+        lines = _first_lines(path)
+        num_rows, num_values = (math.ceil(size / len(lines) * max(lines.count(mark), 1)) for mark in (b"\n", b","))
+        on_its_way = 8 * min(size, _BLOCK)
     return 2 * 4 * num_values + num_rows * _BYTES_A_NAME + on_its_way
 
 
@@ -229,84 +240,73 @@ def _start(path: Path, size: int) -> bytes:
         return file.read(size)
 
 
-def _estimate_size(path: Path) -> tuple[int, int, int]:
-    """About how many rows and numbers a CSV file holds, if all of it is like its start, and bytes of reading it."""
+# ---------------------------------------------------------------- CSV
+
+
+def _first_lines(path: Path) -> bytes:
     start = _start(path, _SAMPLE)
     start = start if b"\n" in start else _start(path, _LONGEST_LINE)
     other = next((problem for magic, problem in _NO_CSV.items() if start.startswith(magic)), None)
     if other:
         raise ValueError(f"table {path} is {other}")
-    size = path.stat().st_size
-    lines = start[: start.rfind(b"\n") + 1] or start  # whole ones
-    num_rows, num_values = (math.ceil(size / len(lines) * max(lines.count(mark), 1)) for mark in (b"\n", b","))
-    return num_rows, num_values, 8 * min(size, _BLOCK)
+    return start[: start.rfind(b"\n") + 1] or start
 
 
 def _read_csv(path: Path) -> Rows:
-    num_columns = _count_columns(path)
-    columns = [str(index) for index in range(num_columns)]
+    first = next(_rows_of_text(path), None)
+    if first is None:
+        raise ValueError(f"table {path} has no rows")
+    if len(first) < 4:
+        raise ValueError(
+            f"{path}: row 1 has {len(first)} columns; expected a file name, at least 2 probabilities, and a label"
+        )
+    if not _is_number(first[1]):
+        raise ValueError(f"{path}: row 1 holds {first[1]!r} where a probability should be; a table has no header row")
+    columns = [str(index) for index in range(len(first))]
     try:
         table = _parse_csv(path, columns)
     except pa.ArrowInvalid:
-        if problem := _first_bad_row(path, num_columns):
-            raise ValueError(problem) from None
+        _refuse_first_bad_row(path, len(first))
         try:  # lines of blanks are no rows; pyarrow would complain on stderr of others that are not UTF-8
             table = _parse_csv(path, columns, lambda row: "error" if row.text.strip() else "skip")
         except pa.ArrowInvalid as error:
             raise ValueError(f"table {path} cannot be read ({str(error)[:200]})") from None
-    sorted_probs = np.empty((len(table), num_columns - 2), np.float32)
+    sorted_probs = np.empty((len(table), len(first) - 2), np.float32)
     done = 0
     for batch in table.select(columns[1:-1]).to_batches():
         sorted_probs[done : done + len(batch)] = batch.to_tensor().to_numpy()
         done += len(batch)
-    return Rows(_decode(table[0]), sorted_probs, table[num_columns - 1].to_numpy())
+    return Rows(_decode(table[0]), sorted_probs, table[columns[-1]].to_numpy(), None, None, {})
 
 
 def _parse_csv(path: Path, columns: list[str], on_other_rows: Callable[[Any], str] | None = None) -> pa.Table:
     types = {columns[0]: pa.binary()} | dict.fromkeys(columns[1:], pa.float32())
     with open(path, "rb") as file:  # pyarrow would unpack a path by its extension
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            # in quotes a value may hold line breaks: pyarrow then looks for the ends of rows in one thread
+            has_quotes = content.find(b'"') >= 0
         return pa.csv.read_csv(
             file,
             pa.csv.ReadOptions(column_names=columns, block_size=_BLOCK),
-            pa.csv.ParseOptions(newlines_in_values=_has_quotes(file), invalid_row_handler=on_other_rows),
+            pa.csv.ParseOptions(newlines_in_values=has_quotes, invalid_row_handler=on_other_rows),
             pa.csv.ConvertOptions(column_types=types, null_values=[]),
         )
 
 
-def _has_quotes(file: IO[bytes]) -> bool:
-    """Whether a value may hold line breaks: pyarrow then looks for the ends of rows in one thread."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(b'"') >= 0
-
-
-def _count_columns(path: Path) -> int:
-    """The number of columns of the first row, which must look like a table's."""
-    row = next(_rows_of_text(path), None)
-    if row is None:
-        raise ValueError(f"table {path} has no rows")
-    if len(row) < 4:
-        raise ValueError(
-            f"{path}: row 1 has {len(row)} columns; expected a file name, at least 2 probabilities, and a label"
-        )
-    if not _is_number(row[1]):
-        raise ValueError(f"{path}: row 1 holds {row[1]!r} where a probability should be; a table has no header row")
-    return len(row)
-
-
 def _rows_of_text(path: Path) -> Iterator[list[str]]:
     """The rows by Python's own reader: slow, used for the first row and to find the row that pyarrow refused."""
+
+    def lines() -> Iterator[str]:
+        while line := file.readline(_LONGEST_LINE):
+            if len(line) == _LONGEST_LINE:
+                raise csv.Error(f"a line has more than {_LONGEST_LINE:,} characters")
+            yield line
+
     with open(path, encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
-        lines = iter(lambda: file.readline(_LONGEST_LINE), "")
         try:
-            for row in csv.reader(line if len(line) < _LONGEST_LINE else _refuse_line(path) for line in lines):
-                if len(row) > 1 or (row and row[0].strip()):
-                    yield row
+            yield from (row for row in csv.reader(lines()) if len(row) > 1 or (row and row[0].strip()))
         except csv.Error as error:
             raise ValueError(f"table {path} is not a CSV file ({error})") from None
-
-
-def _refuse_line(path: Path) -> str:
-    raise ValueError(f"table {path} is not a CSV file (a line has more than {_LONGEST_LINE:,} characters)")
 
 
 def _is_number(text: str) -> bool:
@@ -317,93 +317,34 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _first_bad_row(path: Path, num_columns: int) -> str | None:
+def _refuse_first_bad_row(path: Path, num_columns: int) -> None:
     for number, row in enumerate(_rows_of_text(path), start=1):
         if len(row) != num_columns:
-            return f"{path}: row {number} has {len(row)} columns but row 1 has {num_columns}; was the file cut short?"
+            raise ValueError(
+                f"{path}: row {number} has {len(row)} columns but row 1 has {num_columns}; was the file cut short?"
+            )
         bad = next((cell for cell in row[1:] if not _is_number(cell)), None)
         if bad is not None:
-            return f"{path}: row {number} holds {bad!r} where a number should be"
-    return None
+            raise ValueError(f"{path}: row {number} holds {bad!r} where a number should be")
 
 
-def _size_of_parquet(path: Path) -> tuple[int, int, int]:
-    """How many rows and numbers a Parquet file says that it holds, classes included, and bytes of reading it."""
-    file = _open_parquet(path)
-    num_rows, fields = file.metadata.num_rows, file.schema_arrow
-    num_values = num_rows * fields.field("sorted_probs").type.list_size * (1 + ("classes" in fields.names))
-    return num_rows, num_values, 16 * min(num_values, _VALUES_A_READ)
+# ---------------------------------------------------------------- Parquet
 
 
-def _read_parquet(path: Path) -> Rows:
-    file = _open_parquet(path)
-    num_rows, schema = file.metadata.num_rows, file.schema_arrow
-    num_classes = schema.field("sorted_probs").type.list_size
-    names: list[str] = []
-    arrays: dict[str, NDArray[Any]] = {"sorted_probs": np.empty((num_rows, num_classes), np.float32)}
-    arrays["correct"] = np.empty(num_rows, np.int64)
-    if "targets" in schema.names:
-        arrays["targets"] = np.empty(num_rows, np.int64)
-    if "classes" in schema.names:
-        arrays["classes"] = np.empty((num_rows, num_classes), np.min_scalar_type(num_classes - 1))
-    try:
-        # without pre_buffer, which would hold all of the file at once
+def _open_parquet(path: Path) -> tuple[pa.parquet.ParquetFile, pa.parquet.FileMetaData, dict[str, Any]]:
+    """A Parquet file, what it says of itself, and the types of its columns, which are those of a table."""
+    try:  # pre_buffer would hold all of the file at once
         file = pa.parquet.ParquetFile(path, pre_buffer=False, read_dictionary=["file"])
-        for batch in file.iter_batches(max(_VALUES_A_READ // num_classes, 1), columns=["file", *arrays]):
-            rows = slice(len(names), len(names) + len(batch))
-            names += _names_of(batch["file"], path)
-            if len(names) > num_rows:
-                break
-            for name, array in arrays.items():
-                array[rows] = _numbers_of(batch[name], name, path).reshape(array[rows].shape)
-    except MemoryError:  # pyarrow's own is one of its ArrowExceptions too
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"table {path} cannot be read ({error}); was it damaged?") from None
-    if not names:
-        raise ValueError(f"table {path} has no rows")
-    if len(names) != num_rows:
-        raise ValueError(f"table {path} has another number of rows than it says; was it damaged?")
-    record = (schema.metadata or {}).get(_RECORD, b"{}").decode("utf-8", "replace")
-    return Rows(names, arrays["sorted_probs"], arrays["correct"], arrays.get("classes"), arrays.get("targets"), record)
-
-
-def _names_of(column: pa.DictionaryArray, path: Path) -> list[str]:
-    """Names, which Parquet may have repeated at no cost: as a dictionary each takes its memory once."""
-    _check_cells(column, "file", path)
-    names = _decode(column.dictionary)
-    return [names[index] for index in column.indices.to_pylist()]
-
-
-def _numbers_of(column: pa.Array, name: str, path: Path) -> NDArray[Any]:
-    column.validate(full=True)
-    _check_cells(column, name, path)
-    values = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
-    if name == "classes":
-        _check_cells(values, name, path)
-    numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False)
-    return numbers
-
-
-def _check_cells(column: pa.Array, name: str, path: Path) -> None:
-    if column.null_count:
-        raise ValueError(f"table {path} has empty cells in column {name}")
-
-
-def _open_parquet(path: Path) -> pa.parquet.ParquetFile:
-    """A Parquet file whose columns have the types of a table."""
-    try:
-        file = pa.parquet.ParquetFile(path)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"table {path} is not a Parquet file ({error}); was it cut short?") from None
     names = file.schema_arrow.names
-    types = {field.name: field.type for field in file.schema_arrow}
+    types = dict(zip(names, file.schema_arrow.types, strict=True))
     if len(types) < len(names):
         raise ValueError(f"table {path} has two columns called {max(names, key=names.count)}")
     num_classes = getattr(types.get("sorted_probs"), "list_size", 0)
     of_classes = pa.list_(pa.from_numpy_dtype(np.min_scalar_type(max(num_classes - 1, 0))), num_classes)
     expected: dict[str, Callable[[Any], bool]] = {
-        "file": lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
+        "file": pa.types.is_dictionary,  # of text alone
         "sorted_probs": lambda kind: pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type),
         "correct": lambda kind: pa.types.is_integer(kind) or pa.types.is_boolean(kind),
         "classes": lambda kind: kind.equals(of_classes),
@@ -421,4 +362,54 @@ def _open_parquet(path: Path) -> pa.parquet.ParquetFile:
     of_names = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == "file")
     if of_names > _LONGEST_NAME * file.metadata.num_rows + _SAMPLE:
         raise ValueError(f"table {path} has names of more than {_LONGEST_NAME:,} bytes; was it damaged?")
-    return file
+    return file, file.metadata, types
+
+
+def _read_parquet(path: Path) -> Rows:
+    file, metadata, types = _open_parquet(path)
+    num_rows, num_classes = metadata.num_rows, types["sorted_probs"].list_size
+    names: list[str] = []
+    arrays: dict[str, NDArray[Any]] = {
+        "sorted_probs": np.empty((num_rows, num_classes), np.float32),
+        "correct": np.empty(num_rows, np.int64),
+        "targets": np.empty(num_rows, np.int64),
+        "classes": np.empty((num_rows, num_classes), np.min_scalar_type(num_classes - 1)),
+    }
+    arrays = {name: array for name, array in arrays.items() if name in types}
+    try:
+        for batch in file.iter_batches(max(_VALUES_A_READ // num_classes, 1), columns=["file", *arrays]):
+            rows = slice(len(names), len(names) + len(batch))
+            # as a dictionary, a name that is repeated at no cost takes its memory once
+            known = _decode(_cells(batch, "file", path).dictionary)
+            names += [known[index] for index in batch["file"].indices.to_pylist()]
+            if len(names) > num_rows:
+                break
+            for name, array in arrays.items():
+                array[rows] = _numbers(batch, name, path).reshape(array[rows].shape)
+    except MemoryError:  # pyarrow's own is one of its ArrowExceptions too
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"table {path} cannot be read ({error}); was it damaged?") from None
+    if not names:
+        raise ValueError(f"table {path} has no rows")
+    if len(names) != num_rows:
+        raise ValueError(f"table {path} has another number of rows than it says; was it damaged?")
+    record = None
+    with contextlib.suppress(ValueError):
+        record = parse_json((metadata.metadata or {}).get(_RECORD, b"{}"))
+    return Rows(names, arrays["sorted_probs"], arrays["correct"], arrays.get("classes"), arrays.get("targets"), record)
+
+
+def _cells(batch: pa.RecordBatch, name: str, path: Path) -> Any:
+    column = batch[name]
+    if column.null_count or (name == "classes" and column.flatten().null_count):
+        raise ValueError(f"table {path} has empty cells in column {name}")
+    return column
+
+
+def _numbers(batch: pa.RecordBatch, name: str, path: Path) -> NDArray[Any]:
+    column = _cells(batch, name, path)
+    column.validate(full=True)
+    values = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
+    numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    return numbers

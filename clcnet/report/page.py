@@ -223,7 +223,7 @@ def _thumbnails(outputs: Outputs, images: ImageSet, wanted: NDArray[np.bool_]) -
     for row in rows[np.unique(np.linspace(0, len(rows) - 1, MOST_THUMBNAILS // 2).astype(int))] if len(rows) else []:
         name = outputs.names[row]
         with contextlib.suppress(Exception):  # PIL's decoders raise nearly everything
-            picture = read_image(images.path(place_of[name]), "RGB", (3, _SIDE, _SIDE))
+            picture = read_image(images.open(place_of[name]), "RGB", (3, _SIDE, _SIDE))
             picture.thumbnail((_SIDE, _SIDE))
             buffer = io.BytesIO()
             picture.save(buffer, "JPEG", quality=75)
