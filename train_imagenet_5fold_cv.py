@@ -42,8 +42,15 @@ from clcnet.network.weights import SPLIT_FILE, check_no_other_fold_weights, fold
 def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
     add = parser.add_argument_group("images").add_argument
-    add("--imagenet-split", type=Path, default=cli.IMAGENET_SPLITS, metavar="FOLDER", help="images, cut in five parts")
+    add(
+        "--imagenet-split",
+        type=cli.images,
+        default=cli.IMAGENET_SPLITS,
+        metavar="FOLDER",
+        help="images, cut in five parts",
+    )
     add("--class-map", type=Path, metavar="FILE", help="class folders, one a line, where they are nested")
+    cli.add_data_set_arguments(parser)
     add_training_arguments(parser)
     return parser
 
@@ -60,7 +67,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     table, source = load_tables(args.cls_output)
     correct = table.correct
     assert correct is not None
-    images = list_images(args.imagenet_split, class_map=args.class_map)
+    images = list_images(args.imagenet_split, args.class_map, options=cli.data_set_options(args))
     image_of_row = match_rows(table, images, ", ".join(map(str, args.cls_output)), source)
     folds = images.folds[image_of_row]
     with output_lock(split_path):

@@ -387,7 +387,7 @@ def test_torchrun_starts_it_as_the_readme_says(
 def test_images_without_labels_are_refused(generate: Generate, tmp_path: Path) -> None:
     (tmp_path / "flat").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "flat" / "a.png")
-    with pytest.raises(ValueError, match="has no class folders; make them, or give --labels"):
+    with pytest.raises(ValueError, match="does not say which classes its images have"):
         generate(tmp_path / "flat", tmp_path / "t.csv")
 
 

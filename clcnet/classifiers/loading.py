@@ -28,6 +28,12 @@ _LONGEST_TEMPORARY = 70  # bytes of a folder; of a socket's path in it, Unix tak
 _LITTLE_SHARED_MEMORY = 2**30
 _SHARED = Path("/dev/shm")
 REMARK = "clcnet remark"  # in PIL's `info`
+REMARKS = (  # stores keep their numbers: append only
+    "values beyond 8 bits, which are clipped",
+    "fractions from 0 to 1, which become black",
+    "an orientation tag, which is not heeded",
+    "transparency, which is dropped",
+)
 
 
 def default_workers() -> int:
@@ -107,7 +113,9 @@ class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int, str, str]])
         return " ".join(text.split()) or type(error).__name__
 
 
-def read_image(image: Image.Image | BinaryIO | str | os.PathLike[str], mode: str, input_size: tuple[int, int, int]) -> Image.Image:
+def read_image(
+    image: Image.Image | BinaryIO | str | os.PathLike[str], mode: str, input_size: tuple[int, int, int]
+) -> Image.Image:
     """Decode an image as timm's dataset does: first frame, orientation tag unheeded, in the model's mode.
 
     Args:
@@ -141,17 +149,17 @@ def remark_on(image: Image.Image) -> str:
     if image.mode == "F" or image.mode.startswith("I"):
         low, high = cast(tuple[float, float], image.getextrema())
         if low < 0 or high > 255:
-            return "values beyond 8 bits, which are clipped"
+            return REMARKS[0]
         if image.mode == "F" and high <= 1:
-            return "fractions from 0 to 1, which become black"
+            return REMARKS[1]
     with contextlib.suppress(Exception):  # a broken tag is no broken image
         if image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # PIL turns a TIFF itself
-            return "an orientation tag, which is not heeded"
+            return REMARKS[2]
     if (
         image.has_transparency_data
         and cast(tuple[int, int], image.convert("RGBA").getchannel("A").getextrema())[0] < 255
     ):
-        return "transparency, which is dropped"
+        return REMARKS[3]
     return ""
 
 

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ from clcnet.data.labels import (
     read_labels,
     shown,
 )
-from clcnet.data.sources import DataSetOptions, Source, file_state, is_data_set, open_data_set, open_tars
+from clcnet.data.sources import DataSetOptions, Opened, Source, file_state, is_data_set, open_data_set, open_tar
 from clcnet.files import atomic_path, csv_writer
 from clcnet.strangers import for_spreadsheet
 
@@ -81,7 +80,7 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.files)
 
-    def open(self, index: int) -> str | BinaryIO | Image.Image:
+    def open(self, index: int) -> Opened:
         """One image, for PIL: a path, or its content."""
         file = self.files[index]
         return os.path.join(self.root, file) if self.source is None else self.source.open(file)
@@ -116,7 +115,7 @@ def image_keys(images: ImageSet) -> NDArray[np.uint8]:
     root = os.path.abspath(os.path.realpath(images.root))
     keys = bytearray()
     for file in images.files:
-        state = images.source.key(file) if images.source else file_state(os.path.join(root, file))
+        state = images.source.keys[file] if images.source else file_state(os.path.join(root, file))
         keys += hashlib.blake2b(state, digest_size=16).digest()
     return np.frombuffer(bytes(keys), np.uint8).reshape(-1, 16)
 
@@ -160,14 +159,16 @@ def list_images(
         if labels is not None:
             raise ValueError(f"{folder} has labels of its own, so --labels would contradict them; leave it out")
         return _of_data_set(str(folder), options or DataSetOptions(), class_map)
+    if options and options != DataSetOptions():
+        raise ValueError(f"{folder} is not the name of a data set, so --split and the like say nothing of it")
     root, source = Path(folder), None
     if not root.exists():
         raise FileNotFoundError(f"image folder {root} does not exist; check the path")
     if root.is_dir():
         files, passed_over, notes = _walk(root)
     elif root.suffix.lower() == ".tar":
-        source = open_tars([root])
-        reasons = {file: _why_left_out(file) for file in source.places}
+        source = open_tar(os.fspath(root))
+        reasons = {file: _why_left_out(file) for file in source.items}
         files, notes = [file for file, why in reasons.items() if not why], []
         passed_over = {file: why for file, why in reasons.items() if why}
     else:
@@ -220,11 +221,11 @@ def _of_data_set(name: str, options: DataSetOptions, class_map: Path | str | Non
         index_of = {name: index for index, name in enumerate(mapped)}
         places = np.array([*(index_of[name_of[name]] for name in known), UNKNOWN])
         classes_by, known, targets = "map", mapped, places[targets]
-    names = _unique_names(found.files)
+    files = [*found.source.items]
+    names = _unique_names(files)
     folds = balanced_folds(names, targets)
-    return ImageSet(
-        name, found.files, names, targets, known, folds, classes_by, found.passed_over, found.notes, found.source
-    )
+    left_out = found.passed_over, found.notes
+    return ImageSet(name, files, names, targets, known, folds, classes_by, *left_out, found.source)
 
 
 def balanced_folds(names: Sequence[str], targets: np.ndarray, num_folds: int = NUM_FOLDS) -> np.ndarray:
@@ -329,7 +330,7 @@ def _parts(root: Path, files: list[str]) -> list[int] | None:
     if len(present) < NUM_FOLDS:
         missing = ", ".join(name for name in PART_NAMES if name not in present)
         raise ValueError(
-            f"image folder {root} has images in {', '.join(present)} but not in {missing}; give all five parts"
+            f"image folder {root} holds images in {', '.join(present)} but not {missing}; give all five parts"
         )
     stray = next((file for file, top in zip(files, tops, strict=True) if top not in PART_NAMES), None)
     if stray:

@@ -12,14 +12,15 @@ import hashlib
 import importlib
 import io
 import json
+import logging
 import os
 import tarfile
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from clcnet.files import naming_full_disks
 _NEEDS = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets", "torch": ""}
 _WDS_IMAGES = "jpg;jpeg;png;webp"
 _LARGEST_SIDECAR = 2**20  # bytes of a .cls or .json beside an image
+Opened = str | BinaryIO | Image.Image  # what PIL opens, or has opened
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class DataSetOptions:
 
     Attributes:
         split: which part of it; the only one when left out.
-        input_key: the column, or extension, of the images.
+        input_key: the column, or extensions, of the images.
         target_key: likewise, of the classes.
         data_dir: where it lies, or is kept once it was downloaded.
     """
@@ -51,12 +53,23 @@ class DataSetOptions:
     data_dir: str | None = None
 
 
-class Source(Protocol):
-    """Opens images by the names that `ImageSet.files` gives them, from any process."""
+@dataclass(eq=False)
+class Source:
+    """Opens images by the names that `ImageSet.files` gives them, in any process.
 
-    def open(self, file: str) -> str | BinaryIO | Image.Image: ...
-    def key(self, file: str) -> bytes:
-        """What tells the image from every other, and from itself once it was changed."""
+    Attributes:
+        items: by name, in order, what `read` takes.
+        read: opens an item; can be sent to another process.
+        keys: by name, what tells an image from every other, and from itself once it was changed.
+    """
+
+    items: Mapping[str, Any]
+    read: Callable[[Any], Opened]
+    keys: Mapping[str, bytes]
+
+    def open(self, file: str) -> Opened:
+        """One image."""
+        return self.read(self.items[file])
 
 
 @dataclass(frozen=True)
@@ -64,22 +77,20 @@ class DataSet:
     """A data set, in its own order.
 
     Attributes:
-        files: N names, all different.
+        source: its images.
         targets: (N,) index into `class_names`; -1 where the class is not known.
         class_names: all its classes.
-        source: opens them.
-        classes_by: "data set" where it names its classes itself, "labels" where they are what stands beside images.
+        classes_by: "data set" where it numbers its classes itself, "labels" where they are but names beside images.
         passed_over: what was left out -> why.
         notes: what the user should know, a line each.
     """
 
-    files: list[str]
+    source: Source
     targets: NDArray[np.int64]
     class_names: list[str]
-    source: Source
-    classes_by: str = "labels"
+    classes_by: str
     passed_over: Mapping[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str] = ()
 
 
 def is_data_set(name: Path | str) -> bool:
@@ -97,32 +108,48 @@ def open_data_set(name: str, options: DataSetOptions) -> DataSet:
         options: what the name leaves open.
 
     Raises:
-        OSError, ValueError: a library is missing, or the data set is; the message says what timm or the library said.
+        ValueError: a library is missing, or the data set is; the message says what timm or the library said.
     """
     prefix, _, rest = name.partition("/")
-    prefix = prefix.lower()
-    if _NEEDS[prefix]:
-        try:
-            importlib.import_module(_NEEDS[prefix])
-        except ImportError as error:
-            raise ValueError(
-                f"{name} needs the library {_NEEDS[prefix]} ({error}); pip install {_NEEDS[prefix]}"
-            ) from None
-    kinds: dict[str, Callable[[str, DataSetOptions], DataSet]] = {
-        "hfds": _hugging_face,
-        "hfids": _stream,
-        "tfds": _stream,
-        "wds": _web_data_set,
-        "torch": _torchvision,
-    }
+    library = _NEEDS[prefix := prefix.lower()]
     try:
-        found = kinds[prefix](f"{prefix}/{rest}", options)
+        importlib.import_module(library or "torchvision")
+    except ImportError as error:
+        raise ValueError(f"{name} needs the library {library} ({error}); pip install {library}") from None
+    openers = {"hfds": _hugging_face, "hfids": _stream, "tfds": _stream, "wds": _web_data_set, "torch": _torchvision}
+    try:
+        found = openers[prefix](f"{prefix}/{rest}", options)
     except Exception as error:  # these libraries raise anything, and most of it is about the name or a flag
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{name} cannot be read ({reason})") from error
-    if not found.files:
+    if not found.source.items:
         raise ValueError(f"{name} holds no images")
     return found
+
+
+def _create_reader(name: str, split: str | None, options: DataSetOptions, **arguments: Any) -> Any:
+    from timm.data.readers.reader_factory import create_reader  # timm takes seconds to import
+
+    keys = {"input_key": options.input_key, "target_key": options.target_key}
+    return create_reader(name, **{"root": options.data_dir, "split": split, **keys, **arguments})
+
+
+def _with_labels(
+    source: Source,
+    labels: Sequence[Any],
+    class_names: Sequence[str] = (),
+    passed_over: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> DataSet:
+    """A data set whose labels are numbers, of classes with names or without, or names; None where there is none."""
+    names, classes_by = [plain(name) for name in class_names], "data set"
+    if any(isinstance(label, str) for label in labels):
+        words = [None if label is None else plain(str(label)) for label in labels]
+        names, classes_by = sorted(set(words) - {None}, key=natural_key), "labels"  # type: ignore[arg-type, type-var]
+        labels = [None if word is None else names.index(word) for word in words]
+    targets = np.array([UNKNOWN if label is None else max(int(label), UNKNOWN) for label in labels], dtype=np.int64)
+    names = names or [str(number) for number in range(int(targets.max(initial=UNKNOWN)) + 1)]
+    return DataSet(source, targets, names, classes_by, passed_over or {}, notes)
 
 
 def file_state(path: str) -> bytes:
@@ -137,36 +164,23 @@ def file_state(path: str) -> bytes:
 
 # ---------------------------------------------------------------- tar files
 
-
-class Packed:
-    """Images that lie in a few large files.
-
-    Args:
-        paths: of the large files.
-        places: by image, the number of its file, and where its bytes begin and end.
-        digests: by image, of its content, where the files are of this run alone.
-    """
-
-    def __init__(
-        self, paths: list[str], places: dict[str, tuple[int, int, int]], digests: dict[str, bytes] | None = None
-    ) -> None:
-        self.paths, self.places, self._digests = paths, places, digests
-        self._states = [file_state(os.path.abspath(os.path.realpath(path))) for path in paths]
-
-    def open(self, file: str) -> BinaryIO:
-        number, start, end = self.places[file]
-        with open(self.paths[number], "rb") as packed:
-            packed.seek(start)
-            return io.BytesIO(packed.read(end - start))
-
-    def key(self, file: str) -> bytes:
-        if self._digests:
-            return self._digests[file]
-        number, start, _ = self.places[file]
-        return b"%b\0%d" % (self._states[number], start)
+Piece = tuple[int, int, int]  # of some large files: the number of one, and where bytes begin and end in it
 
 
-def _members(path: Path | str) -> Iterator[tuple[str, int, int]]:
+def _read_piece(paths: Sequence[str], piece: Piece) -> BinaryIO:
+    number, start, end = piece
+    with open(paths[number], "rb") as file:
+        file.seek(start)
+        return io.BytesIO(file.read(end - start))
+
+
+def _pieces(paths: Sequence[str], pieces: Mapping[str, Piece]) -> Source:
+    states = [file_state(os.path.realpath(path)) for path in paths]
+    keys = {name: b"%b\0%d" % (states[number], start) for name, (number, start, _) in pieces.items()}
+    return Source(pieces, functools.partial(_read_piece, paths), keys)
+
+
+def _members(path: str) -> Iterator[tuple[str, int, int]]:
     """The files of a tar file: name, and where its bytes begin and end. Nothing is unpacked; links are left out."""
     try:
         with tarfile.open(path, "r:") as tar:
@@ -177,165 +191,108 @@ def _members(path: Path | str) -> Iterator[tuple[str, int, int]]:
         raise ValueError(f"{path} is no tar file, or a compressed one ({error}); unpack it first") from None
 
 
-def open_tars(paths: list[Path]) -> Packed:
-    """All files in tar files, by their names there."""
-    places = {name: (number, *ends) for number, path in enumerate(paths) for name, *ends in _members(path)}
-    return Packed([os.fspath(path) for path in paths], places)  # type: ignore[arg-type]
+def open_tar(path: str) -> Source:
+    """All files in a tar file, images or not."""
+    return _pieces([path], {name: (0, start, end) for name, start, end in _members(path)})
 
 
 def _web_data_set(name: str, options: DataSetOptions) -> DataSet:
-    """Shards of WebDataset: files of one name and several extensions, one after the other, are a sample."""
-    from timm.data.readers.reader_factory import create_reader
-
+    """Shards of WebDataset: files that differ in nothing but their extensions are a sample."""
     path, split = name.partition("/")[2], options.split
-    if not os.path.isdir(path):
+    is_folder = os.path.isdir(path)
+    if not is_folder:
         path, split = os.path.split(path)
     elif split is None:
-        tars = sorted((entry for entry in os.listdir(path) if entry.endswith(".tar")), key=natural_key)
-        split = "::".join(tars)
-        if not tars:
+        split = "::".join(sorted((entry for entry in os.listdir(path) if entry.endswith(".tar")), key=natural_key))
+        if not split:
             raise FileNotFoundError(f"{path} holds no .tar files")
-    reader = create_reader("wds/", root=path or ".", split=split)
+    logging.getLogger("timm.data.readers.reader_wds").setLevel(logging.ERROR)  # it warns where there is no _info.json
+    reader = _create_reader("wds/", split, DataSetOptions(), root=path or ".")
+    if is_folder and options.split is None and len(reader.info.get("splits", ())) > 1:
+        raise ValueError(f"it holds several splits: {', '.join(reader.info['splits'])}; give one of them as --split")
     shards = [os.path.join(path, shard) for shard in reader.split_info.filenames]
     target_key = options.target_key or reader.split_info.alt_label
     extensions = (options.input_key or _WDS_IMAGES).split(";")
-    samples: dict[tuple[int, str], dict[str, tuple[int, int]]] = {}
+    samples: dict[tuple[int, str], dict[str, Piece]] = {}
     for number, shard in enumerate(shards):
-        for member, *ends in _members(shard):
-            folder, _, base = member.rpartition("/")
+        for member, start, end in _members(shard):
+            folder, slash, base = member.rpartition("/")
             stem, _, extension = base.partition(".")
-            sample = samples.setdefault((number, f"{folder}/{stem}" if folder else stem), {})
-            if extension.lower() in sample:
+            sample = samples.setdefault((number, folder + slash + stem), {})
+            if sample.setdefault(extension.lower(), (number, start, end))[1] != start:
                 raise ValueError(f"{shard} holds {member} twice")
-            sample[extension.lower()] = (ends[0], ends[1])
-    keys = [key for _, key in samples]
-    repeated = len(set(keys)) < len(keys)
-    places: dict[str, tuple[int, int, int]] = {}
-    labels: list[Any] = []
+    repeated = len({key for _, key in samples}) < len(samples)
+    pieces: dict[str, Piece] = {}
+    labels: list[int | None] = []
     passed_over = {}
     for (number, key), sample in samples.items():
         file = f"{os.path.splitext(os.path.basename(shards[number]))[0]}/{key}" if repeated else key
-        extension = next((each for each in extensions if each in sample), "")
-        if not extension:
+        kind = next((extension for extension in extensions if extension in sample), None)
+        if kind is None:
             passed_over[file] = f"no {' or '.join(extensions)} in the sample, only {' '.join(sample)}"
             continue
-        places[f"{file}.{extension}"] = (number, *sample[extension])
-        labels.append(_sidecar(shards[number], file, sample, target_key))
-    files = [*places]
-    return _with_labels(files, labels, Packed(shards, places), passed_over=passed_over)
+        pieces[f"{file}.{kind}"] = sample[kind]
+        labels.append(_sidecar(shards, file, sample.get("json" if target_key else "cls"), target_key))
+    return _with_labels(_pieces(shards, pieces), labels, passed_over=passed_over)
 
 
-def _sidecar(shard: str, file: str, sample: Mapping[str, tuple[int, int]], target_key: str | None) -> int | None:
+def _sidecar(shards: Sequence[str], file: str, piece: Piece | None, target_key: str | None) -> int | None:
     """The class that stands beside an image in its sample; None where none does."""
-    start, end = sample.get("json" if target_key else "cls", (0, 0))
-    if start == end:
+    if piece is None:
         return None
-    with open(shard, "rb") as tar:
-        tar.seek(start)
-        text = tar.read(min(end - start, _LARGEST_SIDECAR))
+    text = _read_piece(shards, piece).read(_LARGEST_SIDECAR)
     try:
         return int(json.loads(text)[target_key]) if target_key else int(text)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{shard}: the class of {file} cannot be read: {type(error).__name__}: {error}") from None
-
-
-def _with_labels(
-    files: list[str],
-    labels: list[Any],
-    source: Source,
-    class_names: Iterable[str] = (),
-    passed_over: Mapping[str, str] | None = None,
-    notes: Iterable[str] = (),
-) -> DataSet:
-    """A data set of labels that are numbers, of classes with names or without, or names; None where there is none."""
-    names, classes_by = [plain(name) for name in class_names], "data set"
-    if any(isinstance(label, str) for label in labels):
-        labels = [None if label is None else plain(str(label)) for label in labels]
-        names, classes_by = sorted({label for label in labels if label is not None}, key=natural_key), "labels"
-        place = {name: number for number, name in enumerate(names)}
-        labels = [place.get(label) for label in labels]
-    targets = np.array([UNKNOWN if label is None else max(int(label), UNKNOWN) for label in labels], dtype=np.int64)
-    names = names or [str(number) for number in range(int(targets.max(initial=UNKNOWN)) + 1)]
-    return DataSet(files, targets, names, source, classes_by, passed_over or {}, [*notes])
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{shards[piece[0]]}: the class of {file} cannot be read: {reason}") from None
 
 
 # ---------------------------------------------------------------- data sets with an index
 
 
-class Indexed:
-    """Images that a reader gives by their place.
-
-    Args:
-        files: their names.
-        read: gives an image, or its path, by place; can be sent to another process.
-        identity: of the data set, another one once it was changed.
-        paths: where the images lie, where they are files.
-    """
-
-    def __init__(
-        self, files: list[str], read: Callable[[int], Any], identity: str, paths: list[str] | None = None
-    ) -> None:
-        self._place = {file: place for place, file in enumerate(files)}
-        self._read, self._identity, self._paths = read, identity.encode(), paths
-
-    def open(self, file: str) -> str | BinaryIO | Image.Image:
-        image: str | BinaryIO | Image.Image = self._read(self._place[file])
-        return image
-
-    def key(self, file: str) -> bytes:
-        place = self._place[file]
-        return b"%b\0%d\0%b" % (self._identity, place, file_state(self._paths[place]) if self._paths else b"")
-
-
-def _names(paths: list[str | None]) -> list[str]:
+def _names(paths: Sequence[str | None]) -> list[str]:
     """Names by which a data set knows its images, where all have one of their own; else their numbers."""
     known = [path for path in paths if path]
     if len(set(known)) < len(paths):
         return [f"{number:0{len(str(len(paths)))}d}" for number in range(len(paths))]
-    above = os.path.commonpath([os.path.dirname(path) for path in known]) if all(map(os.path.isabs, known)) else ""
-    return [Path(os.path.relpath(path, above) if above else path).as_posix() for path in known]
+    if not all(map(os.path.isabs, known)):
+        return known
+    above = os.path.commonpath([os.path.dirname(path) for path in known])
+    return [Path(os.path.relpath(path, above)).as_posix() for path in known]
 
 
-def _only_split(name: str, options: DataSetOptions) -> str:
+def _the_split(name: str, options: DataSetOptions) -> str:
+    """The split that was asked for, or the only one that there is."""
     import datasets
 
-    splits = [options.split] if options.split else datasets.get_dataset_split_names(name)
+    splits = [options.split] if options.split else datasets.get_dataset_split_names(name.partition("/")[2])
     if len(splits) > 1:
         raise ValueError(f"it holds several splits: {', '.join(splits)}; give one of them as --split")
     return str(splits[0])
 
 
-def _keys(options: DataSetOptions) -> dict[str, str | None]:
-    return {"root": options.data_dir, "input_key": options.input_key, "target_key": options.target_key}
-
-
-def _read_cell(dataset: Any, key: str, place: int) -> str | BinaryIO:
+def _read_cell(dataset: Any, key: str, place: int) -> Opened:
     cell = dataset[place][key]
     return io.BytesIO(cell["bytes"]) if cell["bytes"] else str(cell["path"])
 
 
 def _hugging_face(name: str, options: DataSetOptions) -> DataSet:
-    from timm.data.readers.reader_factory import create_reader
-    from timm.data.readers.targets import has_field
-
-    split = _only_split(name.partition("/")[2], options)
-    reader: Any = create_reader(name, split=split, **_keys(options))
-    if not (options.target_key or has_field(reader.dataset.features, reader.label_key)):
-        labels, notes = [None] * len(reader), [f"{name} has no column {reader.label_key}, so no image has a class"]
-    else:
+    reader = _create_reader(name, _the_split(name, options), options)
+    labels, notes = [None] * len(reader), [f"{name} has no column {reader.label_key}, so no image has a class"]
+    if options.target_key or reader.label_key in reader.dataset.features:
         labels, notes = list(reader.iter_targets()), []
-    cells = reader.dataset.select_columns(reader.image_key).with_format("arrow")
-    paths: list[str | None] = []
-    for batch in cells.iter(1000):  # which reads no image
-        paths += batch[reader.image_key].combine_chunks().field("path").to_pylist()
-    files = _names(paths)
-    on_disk = [path or "" for path in paths] if all(path and os.path.isabs(path) for path in paths) else None
+    cells = reader.dataset.select_columns(reader.image_key).with_format("arrow").iter(1000)  # which reads no image
+    paths = [path for batch in cells for path in batch[reader.image_key].combine_chunks().field("path").to_pylist()]
+    files, identity = _names(paths), reader.dataset._fingerprint.encode()
+    states = [file_state(path) if path and os.path.isabs(path) else b"" for path in paths]
+    keys = {file: b"%b\0%d\0%b" % (identity, place, states[place]) for place, file in enumerate(files)}
     read = functools.partial(_read_cell, reader.dataset, reader.image_key)
-    source = Indexed(files, read, reader.dataset._fingerprint, on_disk)
-    return _with_labels(files, labels, source, reader.class_to_idx, notes=notes)
+    source = Source({file: place for place, file in enumerate(files)}, read, keys)
+    return _with_labels(source, labels, [*reader.class_to_idx], notes=notes)
 
 
-def _item(items: Any, place: int) -> Any:
+def _first(items: Any, place: int) -> Any:
     return items[place][0]
 
 
@@ -344,72 +301,70 @@ def _torchvision(name: str, options: DataSetOptions) -> DataSet:
 
     if options.data_dir is None:
         raise ValueError("give --data-dir, the folder where it lies")
-    split = options.split or "validation"
-    dataset: Any = create_dataset(name, root=options.data_dir, split=split, download=False)
-    targets = getattr(dataset, "targets", None)
+    dataset: Any = create_dataset(name, options.data_dir, options.split or "validation", download=False)
+    targets, samples = (getattr(dataset, attribute, None) for attribute in ("targets", "samples"))
     if targets is None:
         raise ValueError("torchvision keeps no list of its classes; give the folder of its images instead")
     labels = np.asarray(targets).reshape(len(dataset), -1)[:, 0].tolist()
     classes = [each if isinstance(each, str) else ", ".join(each) for each in getattr(dataset, "classes", ())]
-    samples = getattr(dataset, "samples", None) or getattr(dataset, "imgs", None)
-    if samples:  # to be opened here, where it is known which formats are opened
+    if samples:  # files, to be opened where it is known which formats are
         paths = [os.path.abspath(path) for path, _ in samples]
-        files = _names([*paths])
-        return _with_labels(files, labels, Indexed(files, functools.partial(_item, samples), name, paths), classes)
-    files = _names([None] * len(dataset))
-    identity = hashlib.blake2b(np.ascontiguousarray(np.asarray(dataset.data))).hexdigest()
-    return _with_labels(files, labels, Indexed(files, functools.partial(_item, dataset), identity), classes)
+        items = dict(zip(_names(paths), paths, strict=True))
+        return _with_labels(
+            Source(items, str, {file: file_state(path) for file, path in items.items()}), labels, classes
+        )
+    places = {file: place for place, file in enumerate(_names([None] * len(dataset)))}
+    identity = hashlib.blake2b(np.ascontiguousarray(np.asarray(dataset.data)), digest_size=16).digest()
+    keys = {file: b"%b%d" % (identity, place) for file, place in places.items()}
+    return _with_labels(Source(places, functools.partial(_first, dataset), keys), labels, classes)
 
 
 # ---------------------------------------------------------------- streams
 
 
 def _stream(name: str, options: DataSetOptions) -> DataSet:
-    """Copy a stream into one file, which goes when the images do, in the order in which it comes."""
-    from timm.data.readers.reader_factory import create_reader
-
+    """Copy a stream, in the order in which it comes, into one file, which goes when the images do."""
     if name.startswith("hfids/"):
-        split = _only_split(name.partition("/")[2], options)
-        # timm wants a number of samples, for training; all are read
-        reader: Any = create_reader(name, split=split, num_samples=1, **_keys(options))
-        items = _undecoded(reader, name, options)
+        # timm wants to know how many samples a training has; all are read
+        reader = _create_reader(name, _the_split(name, options), options, num_samples=1)
+        samples = _undecoded(reader, options)
+    elif options.split is None:
+        raise ValueError("give --split")
     else:
-        if options.split is None:
-            raise ValueError("give --split")
-        reader = create_reader(name, split=options.split, **_keys(options))
-        items = ((None, _png(image), target) for image, target in reader)
+        reader = _create_reader(name, options.split, options)
+        samples = ((None, _png(image), target) for image, target in reader)
     handle, spool = tempfile.mkstemp(suffix=".images")
-    names: list[str | None] = []
-    labels: list[Any] = []
-    ends, digests = [0], []
+    paths, labels, ends, digests = [], [], [0], []
     with naming_full_disks(Path(spool)), os.fdopen(handle, "wb") as file:
-        for path, content, label in items:
+        for path, content, label in samples:
             file.write(content)
-            names.append(path)
+            paths.append(path)
             labels.append(label)
             ends.append(file.tell())
             digests.append(hashlib.blake2b(content, digest_size=16).digest())
-    files = _names(names)
-    places = {name: (0, start, end) for name, start, end in zip(files, ends[:-1], ends[1:], strict=True)}
-    source = Packed([spool], places, dict(zip(files, digests, strict=True)))
+    files = _names(paths)
+    pieces = {name: (0, start, end) for name, start, end in zip(files, ends[:-1], ends[1:], strict=True)}
+    keys = {file: b"%b\0%b" % (digest, os.fsencode(file)) for file, digest in zip(files, digests, strict=True)}
+    source = Source(pieces, functools.partial(_read_piece, [spool]), keys)
     weakref.finalize(source, os.unlink, spool)
-    note = f"{name}: {len(files)} images, {ends[-1] / 1e6:.1f} MB, were copied from the stream to {spool} for this run"
-    return _with_labels(files, labels, source, reader.class_to_idx, notes=[note])
+    note = f"{len(files)} images, {ends[-1] / 1e6:.1f} MB, were copied from the stream to {spool} for this run"
+    return _with_labels(source, labels, [*reader.class_to_idx], notes=[note])
 
 
-def _undecoded(reader: Any, name: str, options: DataSetOptions) -> Iterator[tuple[str | None, bytes, Any]]:
+def _undecoded(reader: Any, options: DataSetOptions) -> Iterator[tuple[str | None, bytes, Any]]:
+    """Paths, contents and labels of a streamed data set of Hugging Face's."""
     import datasets
     import fsspec
-    from timm.data.readers.targets import get_field, has_field
+    from timm.data.readers.targets import get_field
 
     stream = reader.builder.as_streaming_dataset(split=reader.split)
     for sample in stream.cast_column(reader.input_key, datasets.Image(decode=False)):
-        cell, content = sample[reader.input_key], sample[reader.input_key]["bytes"]
+        path, content = (sample[reader.input_key][part] for part in ("path", "bytes"))
         if not content:
-            with fsspec.open(cell["path"], "rb") as file:
+            with fsspec.open(path, "rb") as file:
                 content = file.read()
-        known = options.target_key or has_field(sample, reader.target_key)
-        yield cell["path"], content, get_field(sample, reader.target_key) if known else None
+        known = options.target_key or reader.target_key in sample
+        yield path, content, get_field(sample, reader.target_key) if known else None
 
 
 def _png(image: Image.Image) -> bytes:
