@@ -99,9 +99,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     device = resolve_device(args.device)
     images = list_images(args.data_path, args.class_map, args.labels, options=cli.data_set_options(args))
     if not images.has_labels:
-        raise ValueError(
-            f"{args.data_path} does not say of which classes its images are; give class folders or --labels"
-        )
+        raise ValueError(f"{args.data_path} does not say which classes its images have; give --labels")
     with distributed.processes():
         classifier = load_classifier(
             args.model,

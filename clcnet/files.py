@@ -75,14 +75,7 @@ def _make_partial(path: Path) -> Path:
     """Make an empty file beside `path`, with its suffix, under a name that nobody can have laid a link at."""
     partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.partial{path.suffix}")
     partial.touch(exist_ok=False)  # O_EXCL, which follows no link; the mode is what the umask leaves
-    os.utime(partial, (0, 0))  # until it is written to
     return partial
-
-
-def _check_written(partial: Path) -> None:
-    status = partial.stat()
-    if not status.st_size and not status.st_mtime:
-        raise FileNotFoundError(f"{partial} was never written")
 
 
 @contextlib.contextmanager
@@ -112,7 +105,6 @@ def atomic_paths(paths: Sequence[Path | str]) -> Iterator[list[Path]]:
             temporaries += map(_make_partial, targets)
             yield temporaries
             for temporary in temporaries:
-                _check_written(temporary)
                 sync(temporary)
         for temporary, path in zip(temporaries, targets, strict=True):
             os.replace(temporary, path)

@@ -146,7 +146,8 @@ def _with_labels(
     if any(isinstance(label, str) for label in labels):
         words = [None if label is None else plain(str(label)) for label in labels]
         names, classes_by = sorted(set(words) - {None}, key=natural_key), "labels"  # type: ignore[arg-type, type-var]
-        labels = [None if word is None else names.index(word) for word in words]
+        place = {name: number for number, name in enumerate(names)}
+        labels = [None if word is None else place[word] for word in words]
     targets = np.array([UNKNOWN if label is None else max(int(label), UNKNOWN) for label in labels], dtype=np.int64)
     names = names or [str(number) for number in range(int(targets.max(initial=UNKNOWN)) + 1)]
     return DataSet(source, targets, names, classes_by, passed_over or {}, notes)
@@ -310,11 +311,10 @@ def _torchvision(name: str, options: DataSetOptions) -> DataSet:
     if samples:  # files, to be opened where it is known which formats are
         paths = [os.path.abspath(path) for path, _ in samples]
         items = dict(zip(_names(paths), paths, strict=True))
-        return _with_labels(
-            Source(items, str, {file: file_state(path) for file, path in items.items()}), labels, classes
-        )
+        keys = {file: file_state(path) for file, path in items.items()}
+        return _with_labels(Source(items, str, keys), labels, classes)
     places = {file: place for place, file in enumerate(_names([None] * len(dataset)))}
-    identity = hashlib.blake2b(np.ascontiguousarray(np.asarray(dataset.data)), digest_size=16).digest()
+    identity = hashlib.blake2b(np.asarray(dataset.data).tobytes(), digest_size=16).digest()
     keys = {file: b"%b%d" % (identity, place) for file, place in places.items()}
     return _with_labels(Source(places, functools.partial(_first, dataset), keys), labels, classes)
 
@@ -354,7 +354,7 @@ def _stream(name: str, options: DataSetOptions) -> DataSet:
 def _undecoded(reader: Any, options: DataSetOptions) -> Iterator[tuple[str | None, bytes, Any]]:
     """Paths, contents and labels of a streamed data set of Hugging Face's."""
     import datasets
-    import fsspec
+    import fsspec  # type: ignore[import-untyped]
     from timm.data.readers.targets import get_field
 
     stream = reader.builder.as_streaming_dataset(split=reader.split)

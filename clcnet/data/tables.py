@@ -17,8 +17,7 @@ import mmap
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -86,20 +85,14 @@ class TableWriter:
         self.path = check_table_output(path)
         self.record = record
         self.num_rows = 0
-        self._csv: IO[bytes] | None = None
-        self._parquet: pa.parquet.ParquetWriter | None = None
+        self._file: Any = None
 
     def __enter__(self) -> TableWriter:
-        if self.path.suffix.lower() == ".csv":
-            self._csv = open(self.path, "wb")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for file in (self._csv, self._parquet):
-            if file is not None:
-                file.close()
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def write(self, outputs: Outputs) -> None:
         """Append rows; of the first ones' number of classes, and with classes if those had them.
@@ -107,32 +100,34 @@ class TableWriter:
         Raises:
             ValueError: it is not known which answers are right, which CSV must say.
         """
-        if self._csv is not None and outputs.correct is None:
+        is_csv = self.path.suffix.lower() == ".csv"
+        if is_csv and outputs.correct is None:
             raise ValueError(
                 "a CSV table says which answers are right, and these outputs do not; give the true classes, or save "
                 "them as .parquet"
             )
         for start in range(0, len(outputs), ROWS_A_CHUNK):
             piece = outputs.subset(range(start, min(start + ROWS_A_CHUNK, len(outputs))))
-            if self._csv is not None and piece.correct is not None:
-                self._csv.write(encode_rows(piece.names, piece.sorted_probs, piece.correct))
+            if is_csv and piece.correct is not None:
+                self._file = self._file or open(self.path, "wb")
+                self._file.write(encode_rows(piece.names, piece.sorted_probs, piece.correct))
             else:
-                self._write_parquet(_to_batch(piece), outputs.record if self.record is None else self.record)
+                batch = _to_batch(piece)
+                self._file = self._file or _parquet_writer(self.path, batch.schema, self.record or outputs.record)
+                self._file.write_batch(batch)
         self.num_rows += len(outputs)
 
-    def _write_parquet(self, batch: pa.RecordBatch, record: Record) -> None:
-        if self._parquet is None:
-            schema = batch.schema.with_metadata({_RECORD: json.dumps(dataclasses.asdict(record))})
-            lists = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
-            self._parquet = pa.parquet.ParquetWriter(
-                self.path,
-                schema,
-                compression="zstd",
-                use_dictionary=False,  # numbers hardly repeat, so one costs time and saves nothing
-                # the bytes of a number apart: what the first ones hold changes slowly along a row
-                column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in lists},
-            )
-        self._parquet.write_batch(batch)
+
+def _parquet_writer(path: Path, schema: pa.Schema, record: Record) -> pa.parquet.ParquetWriter:
+    lists = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
+    return pa.parquet.ParquetWriter(
+        path,
+        schema.with_metadata({_RECORD: json.dumps(dataclasses.asdict(record))}),
+        compression="zstd",
+        use_dictionary=False,  # numbers hardly repeat, so one costs time and saves nothing
+        # the bytes of a number apart: what the first ones hold changes slowly along a row
+        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in lists},
+    )
 
 
 def encode_rows(names: Sequence[str], sorted_probs: NDArray[np.float32], correct: NDArray[np.bool_]) -> bytes:
@@ -228,7 +223,7 @@ def _needed_bytes(path: Path) -> int:
         lines = _first_lines(path)
         num_rows, num_values = (math.ceil(size / len(lines) * max(lines.count(mark), 1)) for mark in (b"\n", b","))
         on_its_way = 8 * min(size, _BLOCK)
-    return 2 * 4 * num_values + num_rows * _BYTES_A_NAME + on_its_way
+    return int(2 * 4 * num_values + num_rows * _BYTES_A_NAME + on_its_way)
 
 
 def _is_parquet(path: Path) -> bool:
