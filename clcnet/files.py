@@ -25,15 +25,8 @@ def check_output(path: Path | str, inputs: Iterable[Path | str | None] = ()) -> 
     """Refuse, before any work is done, an output path that could not be written at the end.
 
     Args:
-        path: the file to be written later.
+        path: the file to be written later; its folder is made if it is missing.
         inputs: files that it must not be, because they are read from.
-
-    Returns:
-        The path, its parent folder made if it was missing.
-
-    Raises:
-        OSError: the path is a folder or a device, or its folder cannot be made or written to.
-        ValueError: it is one of the inputs.
     """
     path = given = Path(path)
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
@@ -82,14 +75,7 @@ def _make_partial(path: Path) -> Path:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Give a temporary path to write to; it takes the place of `path` only when the block ends without an error.
 
-    Args:
-        path: the file to replace; of a link, what it leads to. Its folder is made if missing.
-
-    Yields:
-        A path in the same folder, with the same suffix.
-
-    Raises:
-        OSError: see `check_output`; the disk is full.
+    The temporary path lies in the same folder and has the same suffix. Of a link, what it leads to is replaced.
     """
     with atomic_paths([path]) as (temporary,):
         yield temporary

@@ -157,11 +157,6 @@ def class_readings(images: ImageSet, classifier: Classifier) -> list[Reading]:
     return readings_of_classes(images.class_names, classifier.num_classes, known, images.classes_by, classifier.name)
 
 
-def class_indices(images: ImageSet, classifier: Classifier) -> NDArray[np.int64]:
-    """The images' classes as the classifier numbers them, by the likeliest reading: (N,), UNKNOWN without a label."""
-    return class_readings(images, classifier)[0].of(images.targets)
-
-
 def possible_readings(images: ImageSet, classifier: Classifier) -> tuple[list[Reading], str]:
     """As `class_readings`, for folders that may be no classes: then there are none, and the line says why.
 

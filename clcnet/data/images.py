@@ -107,11 +107,7 @@ class ImageSet:
 
 
 def image_keys(images: ImageSet) -> NDArray[np.uint8]:
-    """What tells each image from every other, and from itself once it was written to: path, size and times.
-
-    Returns:
-        (N, 16), digests; of a file that is not there, one that only its path decides.
-    """
+    """What tells each image from every other, and from itself once it was written to: (N, 16), digests."""
     root = os.path.abspath(os.path.realpath(images.root))
     keys = bytearray()
     for file in images.files:
@@ -147,11 +143,6 @@ def list_images(
             the class, or a class map knows none of them, no image has a class. Otherwise these are errors.
         model_classes: names of the model's classes, where it has any.
         options: of a data set.
-
-    Raises:
-        OSError: the folder or a file named is missing or cannot be read.
-        ValueError: no images, several splits, a missing part, no telling which folders are the classes, a class that
-            the map does not know, an image without a label.
     """
     if folder == "":
         raise ValueError("the path of the image folder is empty; name it, or give . for the current folder")
@@ -240,7 +231,7 @@ def balanced_folds(names: Sequence[str], targets: np.ndarray, num_folds: int = N
         num_folds: how many folds.
 
     Returns:
-        (N,) fold numbers from 0; fold sizes, and each class's counts over the folds, differ by at most one.
+        (N,) from 0; fold sizes, and each class's counts over the folds, differ by at most one.
     """
     hashes = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names]
     order = sorted(range(len(names)), key=lambda index: (targets[index], hashes[index]))

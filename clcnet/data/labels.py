@@ -123,10 +123,6 @@ def class_map_readings(path: Path) -> list[list[str]]:
 
     A line is a class (timm), or its first word is (synset_words.txt: `n01440764 tench, Tinca tinca`), or a number
     stands before or after it (CUB's classes.txt: `1 001.Black_footed_Albatross`) and gives its place.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no text.
     """
     if path.suffix.lower() not in (".txt", ".names", ".tsv", ".lst", ".list", ""):
         raise ValueError(
@@ -156,15 +152,8 @@ def _by_number(rows: list[list[str]], column: int) -> list[str] | None:
 def fit_class_map(path: Path, classes: Collection[str]) -> tuple[dict[str, str], list[str]]:
     """Find the reading of a class map in which every class of the images has its line.
 
-    Args:
-        path: the class map.
-        classes: those of the images; none where they have none.
-
     Returns:
         The map's name for each of the classes, and all the map's classes in order.
-
-    Raises:
-        OSError, ValueError: the map cannot be read, names a class twice, or lacks one.
     """
     readings = class_map_readings(path)
     known = next((known for known in readings if set(classes) <= set(known)), readings[0])
@@ -250,10 +239,6 @@ def read_labels(path: Path, root: Path, files: Sequence[str]) -> tuple[list[str]
     Returns:
         The class of each image; all classes of the file in order, numbers by their size and names in natural order;
         and what the user should know of how the file was read.
-
-    Raises:
-        OSError: it, or meta.mat beside the ground truth, cannot be read.
-        ValueError: it is no such file, or an image has no label, or two.
     """
     finder = _Finder(root, files)
     rows = _rows(path, finder)

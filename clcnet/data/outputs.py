@@ -103,18 +103,9 @@ class Outputs:
         flops: float | None = None,
         **record: Any,
     ) -> Outputs:
-        """Take anybody's logits, not timm's alone.
+        """Take anybody's logits (N, n), not timm's alone: any real numbers, -inf for a class that is impossible.
 
-        Args:
-            logits: (N, n), any real numbers; -inf for a class that is impossible.
-            names: of the images; "0", "1", ... when left out.
-            targets: (N,) true classes.
-            model: its name, as tables print it.
-            flops: billions of multiply-adds an image.
-            record: further fields of `Record`.
-
-        Raises:
-            ValueError: wrong shapes, or a row without a finite largest logit.
+        `record` takes further fields of `Record`; for the rest see `from_probs`.
         """
         rows = np.asarray(logits, dtype=np.float64)
         if rows.ndim != 2 or rows.shape[1] < 2:
@@ -135,8 +126,11 @@ class Outputs:
     ) -> Outputs:
         """Sort probabilities (N, n) in the order of the classes.
 
-        Raises:
-            ValueError: lengths differ, a target is no class, or a row is none of probabilities.
+        Args:
+            probs: of which each row sums to one.
+            names: of the images; "0", "1", ... when left out.
+            targets: (N,) true classes, UNKNOWN where one is not known.
+            record: where they come from.
         """
         rows = np.asarray(probs, dtype=np.float32)
         refuse_rows(~are_probs(rows), "probs", lambda row: "is no row of probabilities; give softmax outputs")
@@ -168,12 +162,7 @@ class Outputs:
         return cls(names, sorted_probs, classes, targets, correct, Record.checked(record, source))
 
     def save(self, path: Path | str) -> None:
-        """Write .parquet, or .csv without classes, targets and record; only a finished file replaces an existing one.
-
-        Raises:
-            OSError: the file cannot be written.
-            ValueError: another extension; no rows; or .csv, and it is not known which answers are right.
-        """
+        """Write .parquet, or .csv without classes, targets and record; only a finished file replaces another."""
         if not len(self):
             raise ValueError(f"there are no outputs to write to {path}")
         with atomic_path(check_table_output(path)) as temporary, TableWriter(temporary) as writer:
@@ -189,11 +178,7 @@ class Outputs:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """(N,) the answered classes.
-
-        Raises:
-            ValueError: the table does not say which class a probability belongs to.
-        """
+        """(N,) the answered classes; ValueError where a table does not say which class a probability belongs to."""
         return self._classes()[:, 0].astype(np.int64)
 
     @property
@@ -213,11 +198,7 @@ class Outputs:
 
     @property
     def accuracy(self) -> float:
-        """Top-1 in percent.
-
-        Raises:
-            ValueError: it is not known which answers are right.
-        """
+        """Top-1 in percent; ValueError where it is not known which answers are right."""
         if self.correct is None:
             raise ValueError(f"the outputs of {self.record.model or 'this model'} do not say which answers are right")
         return 100 * float(self.correct.mean())
@@ -240,9 +221,6 @@ def sort_probs(probs: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
 
     Args:
         probs: (N, n), none negative, none NaN.
-
-    Returns:
-        sorted_probs (N, n) float32, classes (N, n) of the smallest unsigned type.
     """
     sorted_probs = np.empty(probs.shape, np.float32)
     places = np.arange(probs.shape[1], dtype=np.uint64)
@@ -260,11 +238,7 @@ def sort_probs(probs: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
 
 
 def load_labelled(*paths: Path | str) -> list[Outputs]:
-    """Read tables of the same classes that say which answers are right.
-
-    Raises:
-        OSError, ValueError: see `Outputs.load`; or one does not say so, or they have different numbers of classes.
-    """
+    """Read tables of the same number of classes that say which answers are right; see `Outputs.load`."""
     check_memory([Path(path) for path in paths])
     tables = [Outputs.load(path) for path in paths]
     for path, table in zip(paths, tables, strict=True):
@@ -279,13 +253,10 @@ def load_labelled(*paths: Path | str) -> list[Outputs]:
 
 
 def load_tables(paths: Sequence[Path | str]) -> tuple[Outputs, NDArray[np.int64]]:
-    """Read one or more labelled tables and concatenate them.
+    """Read labelled tables, none twice, and concatenate them.
 
     Returns:
         The outputs, and source (N,): the position in `paths` of the table that a row came from.
-
-    Raises:
-        OSError, ValueError: see `load_labelled`; or a table is given twice.
     """
     for position, path in enumerate(paths):
         if Path(path).resolve() in [Path(earlier).resolve() for earlier in paths[:position]]:
@@ -304,16 +275,13 @@ def load_tables(paths: Sequence[Path | str]) -> tuple[Outputs, NDArray[np.int64]
 def match_rows(
     outputs: Outputs, images: ImageSet, label: str = "the table", source: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """Find the image of every row, by its name in tables, by bare name, or by path.
+    """Find the image of every row, by its name in tables, by bare name, or by path: (N,) indices into `images`.
 
     Args:
         outputs: of one or several tables read together.
         images: the data set.
         label: what to call the table in messages.
         source: (N,) which table a row came from, where there are several.
-
-    Returns:
-        (N,) index into `images` for every row.
 
     Raises:
         ValueError: a row names no image, or more than one, or two rows of one table name the same image.

@@ -50,9 +50,6 @@ class Store:
         folder: of all models' answers.
         model_key: digest of all that determines this model's answers.
         num_classes: C.
-
-    Raises:
-        OSError: the folder cannot be read.
     """
 
     def __init__(self, folder: Path | str, model_key: str, num_classes: int) -> None:
@@ -112,9 +109,6 @@ class Store:
 
         Returns:
             (B,) the places of its answers.
-
-        Raises:
-            OSError: the disk is full, or the folder cannot be written.
         """
         records = np.zeros(len(keys), self.record)
         records["key"], records["status"], records["probs"] = keys, status, probs
@@ -139,11 +133,7 @@ class Store:
         return self._own
 
     def probs(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Answers (M, C) kept at these places, in the model's own order of classes.
-
-        Raises:
-            ValueError: what is kept there are no probabilities; the message names the folder to delete.
-        """
+        """Answers (M, C) kept at these places, in the model's own order of classes."""
         probs = np.empty((len(places), *self.record["probs"].shape), np.float32)
         starts = self._starts
         segment_of = np.searchsorted(starts, places, side="right") - 1

@@ -75,10 +75,7 @@ class TableWriter:
     """Writes outputs piece by piece, in bounded memory. A context manager; the format follows the extension.
 
     It writes to the path given, as it goes: wrap it in `files.atomic_path` where a half-written file must not be seen.
-
-    Args:
-        path: .csv or .parquet.
-        record: what Parquet keeps of the model; that of the first piece when left out.
+    `record` is what Parquet keeps of the model; that of the first piece when left out.
     """
 
     def __init__(self, path: Path | str, record: Record | None = None) -> None:
@@ -95,11 +92,7 @@ class TableWriter:
             self._file.close()
 
     def write(self, outputs: Outputs) -> None:
-        """Append rows; of the first ones' number of classes, and with classes if those had them.
-
-        Raises:
-            ValueError: it is not known which answers are right, which CSV must say.
-        """
+        """Append rows; of the first ones' number of classes, and with classes if those had them."""
         is_csv = self.path.suffix.lower() == ".csv"
         if is_csv and outputs.correct is None:
             raise ValueError(
@@ -179,12 +172,7 @@ def _lists(rows: NDArray[Any]) -> pa.Array:
 
 
 def read_rows(path: Path) -> Rows:
-    """Read a file of outputs: Parquet if it is called so or begins so, else CSV.
-
-    Raises:
-        OSError: the file is missing or cannot be read, or it would not fit into the memory that is free.
-        ValueError: it is no such file; the message names it, and the row where there is one.
-    """
+    """Read a file of outputs: Parquet if it is called so or begins so, else CSV; see `Outputs.load`."""
     check_memory([path])
     try:
         return _read_parquet(path) if _is_parquet(path) else _read_csv(path)
