@@ -54,7 +54,7 @@ DEFECTS: dict[str, tuple[bytes, str]] = {
     "semicolons": (GOOD.replace(b",", b";"), "row 1 has 1 columns"),
     "no text": (bytes(range(256)) * 4, "row 1"),
     "UTF-16": (GOOD.decode().encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
-    "one endless cell": (b"a" * (2**24 + 1), "is not a CSV file (a line has more than 4,194,304 characters)"),
+    "one endless cell": (b"a" * (2**24 + 1), "is not a CSV file (field larger than"),
     "gzip": (gzip.compress(GOOD, mtime=0), "is compressed with gzip; unpack it first"),
     "bzip2": (bz2.compress(GOOD), "is compressed with bzip2; unpack it first"),
     "xz": (lzma.compress(GOOD), "is compressed with xz; unpack it first"),

@@ -15,7 +15,7 @@ import json
 import math
 import mmap
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +41,13 @@ _LONGEST_LINE = 1 << 22  # characters; 21,843 classes take 300,000
 _SAMPLE = 1 << 20  # bytes of a file from which its numbers of rows and values are told
 _RECORD = b"clcnet"  # the record's key in the metadata
 _TO_QUOTE = re.compile(r'[,"\r\n]|^\s|\s$')
+_NO_TABLE = (
+    "table {} is not a Parquet table with file (text), sorted_probs (lists of n numbers), correct (0 or 1) and, maybe, "
+    "classes and targets: {} is {}"
+)
+_BLANKS = re.compile(r"got 1: \s*\Z")  # pyarrow's words
+_RAGGED = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
+_NO_NUMBER = re.compile(r"column #(\d+): Row #(\d+): .* invalid value ('.*')", re.DOTALL)
 _NO_CSV = {  # how other files begin, whatever their name says
     b"\x1f\x8b": "compressed with gzip; unpack it first",
     b"BZh": "compressed with bzip2; unpack it first",
@@ -236,25 +243,17 @@ def _first_lines(path: Path) -> bytes:
 
 
 def _read_csv(path: Path) -> Rows:
-    first = next(_rows_of_text(path), None)
-    if first is None:
-        raise ValueError(f"table {path} has no rows")
-    if len(first) < 4:
+    num_columns = len(_first_row(path))
+    if num_columns < 4:
         raise ValueError(
-            f"{path}: row 1 has {len(first)} columns; expected a file name, at least 2 probabilities, and a label"
+            f"{path}: row 1 has {num_columns} columns; expected a file name, at least 2 probabilities, and a label"
         )
-    if not _is_number(first[1]):
-        raise ValueError(f"{path}: row 1 holds {first[1]!r} where a probability should be; a table has no header row")
-    columns = [str(index) for index in range(len(first))]
+    columns = [str(index) for index in range(num_columns)]
     try:
         table = _parse_csv(path, columns)
     except pa.ArrowInvalid:
-        _refuse_first_bad_row(path, len(first))
-        try:  # lines of blanks are no rows; pyarrow would complain on stderr of others that are not UTF-8
-            table = _parse_csv(path, columns, lambda row: "error" if row.text.strip() else "skip")
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"table {path} cannot be read ({str(error)[:200]})") from None
-    sorted_probs = np.empty((len(table), len(first) - 2), np.float32)
+        table = _parse_odd_csv(path, columns)
+    sorted_probs = np.empty((len(table), num_columns - 2), np.float32)
     done = 0
     for batch in table.select(columns[1:-1]).to_batches():
         sorted_probs[done : done + len(batch)] = batch.to_tensor().to_numpy()
@@ -262,7 +261,20 @@ def _read_csv(path: Path) -> Rows:
     return Rows(_decode(table[0]), sorted_probs, table[columns[-1]].to_numpy(), None, None, {})
 
 
-def _parse_csv(path: Path, columns: list[str], on_other_rows: Callable[[Any], str] | None = None) -> pa.Table:
+def _first_row(path: Path) -> list[str]:
+    with open(path, encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
+        lines = iter(lambda: file.readline(_LONGEST_LINE), "")
+        try:
+            return next(row for row in csv.reader(lines) if len(row) > 1 or (row and row[0].strip()))
+        except StopIteration:
+            raise ValueError(f"table {path} has no rows") from None
+        except csv.Error as error:
+            raise ValueError(f"table {path} is not a CSV file ({error})") from None
+
+
+def _parse_csv(
+    path: Path, columns: list[str], threads: bool = True, on_other_rows: Callable[[Any], str] | None = None
+) -> pa.Table:
     types = {columns[0]: pa.binary()} | dict.fromkeys(columns[1:], pa.float32())
     with open(path, "rb") as file:  # pyarrow would unpack a path by its extension
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -270,45 +282,33 @@ def _parse_csv(path: Path, columns: list[str], on_other_rows: Callable[[Any], st
             has_quotes = content.find(b'"') >= 0
         return pa.csv.read_csv(
             file,
-            pa.csv.ReadOptions(column_names=columns, block_size=_BLOCK),
+            pa.csv.ReadOptions(column_names=columns, block_size=_BLOCK, use_threads=threads),
             pa.csv.ParseOptions(newlines_in_values=has_quotes, invalid_row_handler=on_other_rows),
             pa.csv.ConvertOptions(column_types=types, null_values=[]),
         )
 
 
-def _rows_of_text(path: Path) -> Iterator[list[str]]:
-    """The rows by Python's own reader: slow, used for the first row and to find the row that pyarrow refused."""
-
-    def lines() -> Iterator[str]:
-        while line := file.readline(_LONGEST_LINE):
-            if len(line) == _LONGEST_LINE:
-                raise csv.Error(f"a line has more than {_LONGEST_LINE:,} characters")
-            yield line
-
-    with open(path, encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
-        try:
-            yield from (row for row in csv.reader(lines()) if len(row) > 1 or (row and row[0].strip()))
-        except csv.Error as error:
-            raise ValueError(f"table {path} is not a CSV file ({error})") from None
-
-
-def _is_number(text: str) -> bool:
+def _parse_odd_csv(path: Path, columns: list[str]) -> pa.Table:
+    """Read what holds lines of blanks, which are no rows; name the first row that is none of a table."""
     try:
-        float(text.replace("_", "?"))  # as in no file, only in Python
-    except ValueError:
-        return False
-    return True
-
-
-def _refuse_first_bad_row(path: Path, num_columns: int) -> None:
-    for number, row in enumerate(_rows_of_text(path), start=1):
-        if len(row) != num_columns:
-            raise ValueError(
-                f"{path}: row {number} has {len(row)} columns but row 1 has {num_columns}; was the file cut short?"
-            )
-        bad = next((cell for cell in row[1:] if not _is_number(cell)), None)
-        if bad is not None:
-            raise ValueError(f"{path}: row {number} holds {bad!r} where a number should be")
+        try:
+            return _parse_csv(path, columns, threads=False)  # in one thread, pyarrow counts rows
+        except pa.ArrowInvalid as error:
+            if not _BLANKS.search(str(error)):
+                raise
+            # not for all files, since pyarrow complains on stderr of rows that are not UTF-8
+            return _parse_csv(path, columns, False, lambda row: "error" if row.text.strip() else "skip")
+    except pa.ArrowInvalid as error:
+        message = str(error)
+    if ragged := _RAGGED.search(message):
+        row, expected, found = ragged.groups()
+        raise ValueError(f"{path}: row {row} has {found} columns but row 1 has {expected}; was the file cut short?")
+    if no_number := _NO_NUMBER.search(message):
+        column, row, cell = no_number.groups()
+        is_header = (row, column) == ("1", "1")
+        wanted = "a probability should be; a table has no header row" if is_header else "a number should be"
+        raise ValueError(f"{path}: row {row} holds {cell} where {wanted}")
+    raise ValueError(f"table {path} cannot be read ({message[:200]})")
 
 
 # ---------------------------------------------------------------- Parquet
@@ -318,6 +318,8 @@ def _open_parquet(path: Path) -> tuple[pa.parquet.ParquetFile, pa.parquet.FileMe
     """A Parquet file, what it says of itself, and the types of its columns, which are those of a table."""
     try:  # pre_buffer would hold all of the file at once
         file = pa.parquet.ParquetFile(path, pre_buffer=False, read_dictionary=["file"])
+    except KeyError:
+        raise ValueError(_NO_TABLE.format(path, "file", "missing")) from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"table {path} is not a Parquet file ({error}); was it cut short?") from None
     names = file.schema_arrow.names
@@ -336,10 +338,7 @@ def _open_parquet(path: Path) -> tuple[pa.parquet.ParquetFile, pa.parquet.FileMe
     for name, is_right in expected.items():
         optional = name in ("classes", "targets")
         if not (optional if name not in types else is_right(types[name])):
-            raise ValueError(
-                f"table {path} is not a Parquet table with file (text), sorted_probs (lists of n numbers), correct "
-                f"(0 or 1) and, maybe, classes and targets: {name} is {types.get(name, 'missing')}"
-            )
+            raise ValueError(_NO_TABLE.format(path, name, types.get(name, "missing")))
     groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
     chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
     of_names = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == "file")
