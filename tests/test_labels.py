@@ -6,16 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
+from test_images import touch
 
 from clcnet.data.images import list_images
-
-
-def touch(root: Path, *names: str) -> Path:
-    """Listing never opens an image, so empty files will do."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
 
 
 def classes_of(folder: Path, **options: object) -> dict[str, str]:
