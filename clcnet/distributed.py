@@ -37,7 +37,7 @@ def processes() -> Iterator[None]:
         )
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         _wait_for_others()
-    dist.init_process_group("gloo", timeout=_PATIENCE)
+    _together(dist.init_process_group, "gloo", timeout=_PATIENCE)  # one may have failed while the others still meet
     try:
         yield
         barrier()  # torchrun ends all processes as soon as one has ended with an error
@@ -144,8 +144,8 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
                 )
 
 
-def _together(operation: Any, *arguments: Any) -> None:
+def _together(operation: Any, *arguments: Any, **options: Any) -> None:
     try:
-        operation(*arguments)
+        operation(*arguments, **options)
     except RuntimeError as error:
         raise ConnectionAbortedError("another process of this run failed and said why; see its message") from error

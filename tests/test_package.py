@@ -74,8 +74,8 @@ def test_a_library_of_an_extra_that_is_missing_is_named_in_one_line(installed: P
 
 
 def test_every_pin_lies_in_its_range_and_every_range_has_a_pin() -> None:
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    files = [(ROOT / name).read_text(encoding="utf-8") for name in ("requirements.txt", "requirements-dev.txt")]
+    pins = dict(line.split("==") for file in files for line in file.splitlines() if "==" in line)
     extras = [text for group in PROJECT["optional-dependencies"].values() for text in group]
     for requirement in map(Requirement, [*PROJECT["dependencies"], *extras]):
         assert requirement.specifier.contains(pins[requirement.name]), requirement
