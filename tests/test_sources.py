@@ -183,6 +183,29 @@ def test_a_stream_that_gives_pictures_alone_is_kept_without_loss(
             assert kept.tobytes() == picture.tobytes()
 
 
+def test_a_data_set_of_torchvisions_that_lies_in_memory_is_called_by_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dataset:  # as CIFAR-10, whose files cannot be made up
+        data = np.arange(3 * 8 * 8 * 3, dtype=np.uint8).reshape(3, 8, 8, 3)
+        targets = [1, 0, 1]
+        classes = ["plane", ("car", "motor car")]
+
+        def __getitem__(self, place: int) -> tuple[Image.Image, int]:
+            return Image.fromarray(self.data[place]), self.targets[place]
+
+        def __len__(self) -> int:
+            return 3
+
+    monkeypatch.setattr("timm.data.create_dataset", lambda *_, **__: Dataset())
+    images = list_images("torch/cifar10", options=DataSetOptions(data_dir="data"))
+    assert images.names == ["0", "1", "2"] and images.targets.tolist() == [1, 0, 1]
+    assert images.class_names == ["plane", "car, motor car"]
+    assert images.open(2).tobytes() == Dataset.data[2].tobytes()  # type: ignore[union-attr]
+    before = image_keys(images)
+    monkeypatch.setattr(Dataset, "data", Dataset.data + 1)
+    after = image_keys(list_images("torch/cifar10", options=DataSetOptions(data_dir="data")))
+    assert len(np.unique(before, axis=0)) == 3 and (before != after).any(axis=1).all()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

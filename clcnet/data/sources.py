@@ -32,6 +32,7 @@ from clcnet.files import naming_full_disks
 
 _NEEDS = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets", "torch": ""}
 _WDS_IMAGES = "jpg;jpeg;png;webp"
+_LARGEST_IMAGE = 2**30  # bytes, in a tar file, from which it is read whole
 _LARGEST_SIDECAR = 2**20  # bytes of a .cls or .json beside an image
 Opened = str | BinaryIO | Image.Image  # what PIL opens, or has opened
 
@@ -170,6 +171,8 @@ Piece = tuple[int, int, int]  # of some large files: the number of one, and wher
 
 def _read_piece(paths: Sequence[str], piece: Piece) -> BinaryIO:
     number, start, end = piece
+    if end - start > _LARGEST_IMAGE:
+        raise ValueError(f"{end - start:,} bytes are more than an image may have here")
     with open(paths[number], "rb") as file:
         file.seek(start)
         return io.BytesIO(file.read(end - start))
@@ -241,12 +244,13 @@ def _sidecar(shards: Sequence[str], file: str, piece: Piece | None, target_key: 
     """The class that stands beside an image in its sample; None where none does."""
     if piece is None:
         return None
-    text = _read_piece(shards, piece).read(_LARGEST_SIDECAR)
+    number, start, end = piece
+    text = _read_piece(shards, (number, start, min(end, start + _LARGEST_SIDECAR))).read()
     try:
         return int(json.loads(text)[target_key]) if target_key else int(text)
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{shards[piece[0]]}: the class of {file} cannot be read: {reason}") from None
+        raise ValueError(f"{shards[number]}: the class of {file} cannot be read: {reason}") from None
 
 
 # ---------------------------------------------------------------- data sets with an index
