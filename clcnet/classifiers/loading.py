@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from clcnet.classifiers.classifier import Classifier
 from clcnet.data.images import IMAGE_FORMATS, ImageSet
@@ -105,6 +105,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int, str, str]])
         return read_image(image, self.mode, self.input_size)
 
     def _reason(self, position: int, error: Exception) -> str:
+        if isinstance(error, UnidentifiedImageError):
+            return "cannot identify image file"  # without PIL's name for what it was given
         path = self.path(position)  # which PIL likes to repeat
         text = (error.strerror if isinstance(error, OSError) else None) or str(error)
         text = text.replace(repr(path), "").replace(path, "")
