@@ -148,4 +148,6 @@ def _together(operation: Any, *arguments: Any, **options: Any) -> None:
     try:
         operation(*arguments, **options)
     except RuntimeError as error:
-        raise ConnectionAbortedError("another process of this run failed and said why; see its message") from error
+        raise ConnectionAbortedError(
+            "another process of this run failed or was killed; where it ran it says why, and the same command goes on"
+        ) from error

@@ -63,6 +63,16 @@ def test_the_array_modules_load_without_torch() -> None:
     assert loaded.stdout == "False\n"
 
 
+def test_importing_the_package_takes_under_300_ms_and_no_torch() -> None:
+    program = (
+        "import sys, time; start = time.process_time(); import clcnet; "
+        "print(time.process_time() - start, 'torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    seconds, *loaded = done.stdout.split()
+    assert float(seconds) < 0.3 and loaded == ["False", "False"]
+
+
 def is_guard(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.If) and ast.unparse(statement.test) == "__name__ == '__main__'"
 

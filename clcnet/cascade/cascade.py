@@ -109,12 +109,13 @@ class Cascade:
     @classmethod
     def from_policy(
         cls,
-        path: Path | str,
+        path: Policy | Path | str,
         device: torch.device | str | None = None,
         batch_size: int | None = None,
         on_drift: OnDrift = "warn",
+        models: Sequence[str] | None = None,
     ) -> Cascade:
-        """Load what a policy names: models, rule, thresholds.
+        """Load what a policy, or its file, names: rule, thresholds, and models, from where they lie here if given.
 
         Its `watch` compares the images that come with those that the policy was measured on, and warns, or raises
         `DriftError`; take the place of `watch` for another window or level, or set it to None.
@@ -122,8 +123,8 @@ class Cascade:
         Raises:
             OSError, ValueError: see `Policy.load` and `Policy.load_classifiers`.
         """
-        policy = Policy.load(path)
-        cascade = cls.of(policy.load_classifiers(device=device), policy.rule, policy.thresholds, batch_size)
+        policy = path if isinstance(path, Policy) else Policy.load(path)
+        cascade = cls.of(policy.load_classifiers(models, device), policy.rule, policy.thresholds, batch_size)
         cascade.policy = policy
         cascade._class_names = cascade._class_names or policy.class_names(cascade.models[0].num_classes)
         cascade.watch = Watch(policy.expected, on_drift=on_drift) if policy.expected else None

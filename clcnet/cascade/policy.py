@@ -15,8 +15,10 @@ from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from huggingface_hub import ModelCard, ModelHubMixin
 from numpy.typing import NDArray
 
+from clcnet import hub
 from clcnet.cascade.drift import MOST, Expected
 from clcnet.cascade.rule import Rule
 from clcnet.cascade.rules import rule_from_json
@@ -24,6 +26,7 @@ from clcnet.data.outputs import Record
 from clcnet.files import atomic_path
 from clcnet.metrics import format_flops
 from clcnet.network.model import CLCNet
+from clcnet.network.weights import CONFIG_FILE, TENSORS_FILE
 from clcnet.strangers import LARGEST_JSON, is_line, is_number, parse_json, read_bytes
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "clcnet cascade", 1
 _LONGEST = 300  # characters of a message's reason
+_CLCNET = "clcnet"  # folder of its network in a repository
 _HUB = re.compile(r"\s*hf[-_]hub\s*:", re.IGNORECASE)
 
 
@@ -89,8 +93,11 @@ def _better(drop: float) -> str:
 
 
 @dataclass(frozen=True)
-class Policy:
+class Policy(ModelHubMixin):
     """A cascade, ready to run.
+
+    `save_pretrained(folder)`, `push_to_hub("user/name")` and `from_pretrained("user/name")` are `ModelHubMixin`'s. They
+    keep the policy and its CLCNet; the models go by their names on the Hub or in timm, see `naming`.
 
     Attributes:
         models: of the K models, in the order in which an image sees them.
@@ -100,6 +107,8 @@ class Policy:
         certificate: None where nothing is promised.
         unsure_below: a final confidence below it makes the answer "unsure"; None where it never is.
     """
+
+    _hub_mixin_config = hub.NO_CONFIG
 
     models: list[Record]
     rule: Rule
@@ -141,6 +150,60 @@ class Policy:
         }
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+
+    def naming(self, *names: str) -> Policy:
+        """The same, whose models are had under these names, of timm or hf-hub:."""
+        if len(names) != len(self.models):
+            raise ValueError(f"the policy has {len(self.models)} models, and {len(names)} names were given for them")
+        sources = [{**model.loaded_from, "name": name} for model, name in zip(self.models, names, strict=True)]
+        for source in sources:
+            source.pop("weight", None)
+        models = [
+            dataclasses.replace(model, loaded_from=source) for model, source in zip(self.models, sources, strict=True)
+        ]
+        return dataclasses.replace(self, models=models)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        for model in self.models:
+            if "weight" in model.loaded_from or _local(model.loaded_from.get("name", "local-dir:")):
+                raise ValueError(
+                    f"model {model.model} of the policy lies on this machine alone; push it to the Hub with timm's "
+                    "push_to_hf_hub, and give all models' names there, or in timm, with policy.naming(...)"
+                )
+        network: CLCNet | None = getattr(self.rule, "network", None)
+        if network is not None:
+            network.save_pretrained(save_directory / _CLCNET)
+        self.save(save_directory / CONFIG_FILE, None if network is None else save_directory / _CLCNET)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, config: Any = None, **options: Any) -> Policy:
+        if isinstance(config, dict) and config.get("clcnet"):
+            for name in (CONFIG_FILE, TENSORS_FILE):
+                hub.fetch(model_id, f"{_CLCNET}/{name}", options)
+        return cls.load(hub.fetch(model_id, CONFIG_FILE, options))
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """What it is made of and what it was measured to do."""
+        expected, shares = self.expected, self.expected.shares if self.expected else [None] * len(self.models)
+        models = [
+            (
+                model.model,
+                model.loaded_from.get("name", ""),
+                "" if model.flops is None else f"{model.flops:.4g}B",
+                "" if share is None else f"{share:.1%}",
+            )
+            for model, share in zip(self.models, shares, strict=True)
+        ]
+        measured = ["Nothing was measured."]
+        if expected:
+            low, high = expected.accuracy_interval
+            measured = [
+                f"On {expected.num_images:,} images that nothing in it was chosen on: top-1 {expected.accuracy:.2f}% "
+                f"[{low:.2f}, {high:.2f}] at {expected.flops:.4g}B multiply-adds an image."
+            ]
+        if self.certificate:
+            measured += ["", self.certificate.describe()]
+        return hub.policy_card(self.rule.name, self.thresholds, models, measured)
 
     @classmethod
     def load(cls, path: Path | str) -> Policy:
@@ -275,14 +338,21 @@ def _lying_beside(folder: Path) -> Callable[[str], str]:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    """Of a weights file, or of a folder as `save_pretrained` makes it."""
+    files = [path / name for name in (CONFIG_FILE, TENSORS_FILE)] if path.is_dir() else [path]
+    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=16).hexdigest()
+
+
+def _local(name: str) -> bool:
+    """Whether a model's name is a folder of this machine."""
+    return name.strip().lower().startswith("local")
 
 
 def _network(reference: dict[str, str] | None, folder: Path) -> CLCNet | None:
     if reference is None:
         return None
     weights = folder / reference["file"]  # anywhere, since it can do no more than be a CLCNet
-    network = CLCNet.load(weights)
+    network = CLCNet.from_pretrained(weights) if weights.is_dir() else CLCNet.load(weights)
     if _digest(weights) != reference["digest"]:
         raise ValueError(f"the CLCNet weights {weights} are not those that it was measured with")
     return network

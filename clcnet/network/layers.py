@@ -28,6 +28,8 @@ ALL = slice(None)
 
 def descending(x: Tensor) -> Tensor:
     """The last dimension sorted from largest to smallest; no gradient. NumPy's sort is ten times torch's on a CPU."""
+    if torch.compiler.is_compiling():
+        return x.topk(x.shape[-1]).values  # ONNX has no other sort
     if x.device.type != "cpu":
         return x.sort(dim=-1, descending=True).values
     return torch.from_numpy(np.sort(x.detach().numpy(), axis=-1)).flip(-1)
@@ -35,6 +37,8 @@ def descending(x: Tensor) -> Tensor:
 
 def _descending_order(x: Tensor) -> Tensor:
     """Indices that sort the last dimension from largest to smallest."""
+    if torch.compiler.is_compiling():
+        return x.topk(x.shape[-1]).indices
     if x.device.type != "cpu":
         return x.argsort(dim=-1, descending=True)
     return torch.from_numpy(np.argsort(x.detach().numpy(), axis=-1)).flip(-1)
@@ -202,7 +206,7 @@ def _bands(
 def times_gaussian(x: Tensor, mapping_dim: int) -> Tensor:
     """`x @ gaussian_basis(n, mapping_dim)` for x (..., n), leaving out what the kernel does not reach."""
     num_positions, like = x.shape[-1], (x.dtype, x.device)
-    if num_positions <= BAND:
+    if num_positions <= BAND or torch.compiler.is_compiling():
         return x @ gaussian_basis(num_positions, mapping_dim, like)
     rows = x.reshape(-1, num_positions)
     product = torch.zeros(len(rows), mapping_dim, dtype=x.dtype, device=x.device)

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from clcnet import hub
 from clcnet.confidence import SUM_TOLERANCE
 from clcnet.network.calibration import Calibration
 from clcnet.network.layers import (
@@ -29,11 +31,16 @@ from clcnet.network.layers import (
     times_gaussian,
 )
 from clcnet.network.weights import (
+    CONFIG_FILE,
+    PARAMS_MEMBER,
     STATE_MEMBER,
+    TENSORS_FILE,
     check_state,
     metadata_of,
+    read_pretrained,
     read_weights,
     to_params,
+    write_pretrained,
     write_weights,
 )
 
@@ -41,8 +48,10 @@ _GROUP = 64  # rows that products of matrices are sure to treat alike
 LARGEST_SCORE = 1e37  # on the way to a score; a tenth of float32's largest leaves room for rounding
 
 
-class CLCNet(nn.Module):
+class CLCNet(nn.Module, ModelHubMixin):
     """The confidence network: restricted self-attention, then a TabNet encoder, then one linear layer.
+
+    `save_pretrained(folder)`, `push_to_hub("user/name")` and `from_pretrained("user/name")` are `ModelHubMixin`'s.
 
     Args:
         num_classes: n of the rows it is trained on. The network takes any n; `predict` warns when it meets another.
@@ -63,6 +72,8 @@ class CLCNet(nn.Module):
         calibration: turns raw scores into probabilities in `predict`, or None.
         metadata: what the weights file says about the training: metrics, arguments, folds.
     """
+
+    _hub_mixin_config = hub.NO_CONFIG
 
     def __init__(
         self,
@@ -206,8 +217,11 @@ class CLCNet(nn.Module):
             metadata: JSON values to keep beside the weights, added to `self.metadata`.
         """
         self.metadata = self.metadata | (metadata or {})
+        write_weights(path, *self._content())
+
+    def _content(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         calibration = None if self.calibration is None else self.calibration.to_json()
-        write_weights(path, to_params(vars(self), calibration, self.metadata), to_released_state(self))
+        return to_params(vars(self), calibration, self.metadata), to_released_state(self)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "CLCNet":
@@ -225,14 +239,33 @@ class CLCNet(nn.Module):
             ValueError: the file is not a CLCNet weights file; the message says what is wrong with it.
         """
         try:
-            params, arguments, state = read_weights(path)
-            model = cls(**arguments)
-            load_released_state(model, state)
-            model.calibration = Calibration.from_json(params.get("calibration"))
+            return cls._made_of(*read_weights(path)).to(device)
         except ValueError as problem:
             raise ValueError(f"{path}: {problem}") from None
+
+    @classmethod
+    def _made_of(cls, params: dict[str, Any], arguments: dict[str, Any], state: dict[str, Any]) -> "CLCNet":
+        model = cls(**arguments)
+        load_released_state(model, state)
+        model.calibration = Calibration.from_json(params.get("calibration"))
         model.metadata = metadata_of(params)
-        return model.to(device).eval()
+        return model.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_pretrained(save_directory, *self._content())
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, device: str | torch.device = "cpu", **options: Any) -> "CLCNet":
+        files = [hub.fetch(model_id, name, options) for name in (CONFIG_FILE, TENSORS_FILE)]
+        try:
+            return cls._made_of(*read_pretrained(*files)).to(device)
+        except ValueError as problem:
+            text = str(problem).replace(PARAMS_MEMBER, CONFIG_FILE).replace(STATE_MEMBER, TENSORS_FILE)
+            raise ValueError(f"{model_id}: {text}") from None
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """What it was trained on and how well it judged there, by its metadata."""
+        return hub.clcnet_card(self.num_classes, self.calibration is not None, self.metadata)
 
 
 # ---------------------------------------------------------------------------------------------------------- scoring

@@ -19,18 +19,20 @@ from pathlib import Path
 from reprlib import repr as short  # of what a stranger wrote, for one line
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from clcnet.data.images import NUM_FOLDS
 from clcnet.files import atomic_path
-from clcnet.strangers import parse_json
+from clcnet.strangers import parse_json, read_bytes
 
 FORMAT_VERSION = 1
 LARGEST_MEMBER = 8 * 2**20  # bytes, packed or not; a network for 1,000 classes takes 150 kB
 LARGEST_PARAMS = 2**18  # bytes; 1,200 are usual
 LARGEST_NUMBER = 1e10  # in a tensor; trained ones stay below 1e3
 PARAMS_MEMBER, STATE_MEMBER = "model_params.json", "network.pt"
+CONFIG_FILE, TENSORS_FILE = "config.json", "model.safetensors"
 SPLIT_FILE = "CLCNet_imagenet_split.csv"  # beside the five weights: the fold of each image when they were trained
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same network gives the same file
 
@@ -92,6 +94,32 @@ def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], dict
     arguments = _constructor_arguments(params)
     limit = _largest_state(arguments)
     return params, arguments, _read_state(_read_member(archive, STATE_MEMBER, limit), limit)
+
+
+def write_pretrained(folder: Path, params: Mapping[str, Any], state: dict[str, Tensor]) -> None:
+    """Write the same as the Hub has it: JSON and safetensors, in which no two names share a tensor."""
+    for name, content in (
+        (CONFIG_FILE, json.dumps(params, indent=1, sort_keys=True).encode()),
+        (TENSORS_FILE, safetensors.torch.save({name: tensor.clone() for name, tensor in state.items()})),
+    ):
+        with atomic_path(folder / name) as temporary:
+            temporary.write_bytes(content)
+
+
+def read_pretrained(config: Path, tensors: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Read what `write_pretrained` wrote, as `read_weights` does.
+
+    Raises:
+        OSError: a file is missing.
+        ValueError: what is wrong with them.
+    """
+    params = _read_params(read_bytes(config, LARGEST_PARAMS))
+    arguments = _constructor_arguments(params)
+    content = read_bytes(tensors, 2 * _largest_state(arguments))  # a shared layer is there for each of its names
+    try:
+        return params, arguments, safetensors.torch.load(content)
+    except safetensors.SafetensorError as problem:
+        raise ValueError(f"{STATE_MEMBER} cannot be read ({problem}); download it again") from None
 
 
 def _check_size(name: str, num_bytes: int, limit: int) -> None:
