@@ -16,7 +16,7 @@ import eval_imagenet_5fold_cv as script
 from clcnet.cascade import comparison, from_images, selection
 from clcnet.cascade.selection import Reference
 from clcnet.classifiers import timing
-from clcnet.classifiers.classes import class_indices
+from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.classifiers.stream import classify
 from clcnet.data.images import list_images
@@ -268,7 +268,7 @@ def direct_answers(name, images, weights):
     listed = list_images(images)
     classifier = load_classifier(name, device="cpu")
     probs = np.concatenate([batch.probs for batch in classify(classifier, listed, workers=0)])
-    outputs = Outputs.from_probs(probs, targets=class_indices(listed, classifier))
+    outputs = Outputs.from_probs(probs, targets=class_readings(listed, classifier)[0].of(listed.targets))
     return np.array(confidence_by_fold(weights, outputs.sorted_probs, listed.folds)), outputs.correct, probs
 
 

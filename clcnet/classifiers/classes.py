@@ -48,7 +48,8 @@ def readings_of_classes(
         names: K classes of the images.
         num_classes: C, of the model.
         known: its classes by name; None where it has no names.
-        classes_by: what says which classes there are: "folders", "labels", or a class "map" in the model's order.
+        classes_by: what says which classes there are: "folders", "labels", a "data set", or a class "map" in the
+            model's order.
         model: its name, for messages.
 
     Raises:
@@ -63,6 +64,8 @@ def readings_of_classes(
         if not unknown:
             return [Reading("", np.array([place[plain(name)] for name in names], np.int64))]
         found = _as_numbers(names, num_classes) if len(unknown) == count else []
+        if not found and classes_by == "data set" and len(unknown) == count == num_classes:
+            found = [Reading("as the data set numbers them", np.arange(count))]
         if not found and known:
             stranger = unknown[-1 if unknown[0].isdigit() else 0]  # of numbers, the one that is too large
             raise ValueError(
@@ -154,11 +157,6 @@ def class_readings(images: ImageSet, classifier: Classifier) -> list[Reading]:
     return readings_of_classes(images.class_names, classifier.num_classes, known, images.classes_by, classifier.name)
 
 
-def class_indices(images: ImageSet, classifier: Classifier) -> NDArray[np.int64]:
-    """The images' classes as the classifier numbers them, by the likeliest reading: (N,), UNKNOWN without a label."""
-    return class_readings(images, classifier)[0].of(images.targets)
-
-
 def possible_readings(images: ImageSet, classifier: Classifier) -> tuple[list[Reading], str]:
     """As `class_readings`, for folders that may be no classes: then there are none, and the line says why.
 
@@ -172,7 +170,7 @@ def possible_readings(images: ImageSet, classifier: Classifier) -> tuple[list[Re
         return class_readings(images, classifier), ""
     except ValueError as error:
         names = set(map(plain, classifier.label_names or ()))
-        if images.classes_by != "folders" or not names.isdisjoint(images.class_names):
+        if images.classes_by in ("labels", "map") or not names.isdisjoint(images.class_names):
             raise
         return [], f"the folders are not taken for classes, so no accuracy is reported: {error}"
 

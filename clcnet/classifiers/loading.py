@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from clcnet.classifiers.classifier import Classifier
 from clcnet.data.images import IMAGE_FORMATS, ImageSet
@@ -28,6 +28,12 @@ _LONGEST_TEMPORARY = 70  # bytes of a folder; of a socket's path in it, Unix tak
 _LITTLE_SHARED_MEMORY = 2**30
 _SHARED = Path("/dev/shm")
 REMARK = "clcnet remark"  # in PIL's `info`
+REMARKS = (  # stores keep their numbers: append only
+    "values beyond 8 bits, which are clipped",
+    "fractions from 0 to 1, which become black",
+    "an orientation tag, which is not heeded",
+    "transparency, which is dropped",
+)
 
 
 def default_workers() -> int:
@@ -70,7 +76,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int, str, str]])
     """Images for timm's loader, each with its position; for a file that cannot be read a black one, and the reason."""
 
     def __init__(self, images: ImageSet, classifier: Classifier) -> None:
-        self._root = os.fspath(images.root)
+        self._root, self._source = os.fspath(images.root), images.source
         self._files = np.array([os.fsencode(file) for file in images.files])  # one block, shared with forked workers
         self.mode = classifier.image_mode
         self.input_size = classifier.input_size
@@ -95,9 +101,12 @@ class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int, str, str]])
     def read(self, position: int) -> Image.Image:
         """Decode an image in the model's mode."""
         Image.MAX_IMAGE_PIXELS = self._most_pixels
-        return read_image(self.path(position), self.mode, self.input_size)
+        image = self._source.open(os.fsdecode(self._files[position])) if self._source else self.path(position)
+        return read_image(image, self.mode, self.input_size)
 
     def _reason(self, position: int, error: Exception) -> str:
+        if isinstance(error, UnidentifiedImageError):
+            return "cannot identify image file"  # without PIL's name for what it was given
         path = self.path(position)  # which PIL likes to repeat
         text = (error.strerror if isinstance(error, OSError) else None) or str(error)
         text = text.replace(repr(path), "").replace(path, "")
@@ -106,11 +115,13 @@ class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int, str, str]])
         return " ".join(text.split()) or type(error).__name__
 
 
-def read_image(image: Image.Image | str | os.PathLike[str], mode: str, input_size: tuple[int, int, int]) -> Image.Image:
+def read_image(
+    image: Image.Image | BinaryIO | str | os.PathLike[str], mode: str, input_size: tuple[int, int, int]
+) -> Image.Image:
     """Decode an image as timm's dataset does: first frame, orientation tag unheeded, in the model's mode.
 
     Args:
-        image: a file, or an image that PIL has opened.
+        image: a file, its path, or an image that PIL has opened.
         mode: of PIL, for what is returned.
         input_size: channels, height and width of what the model sees.
 
@@ -129,7 +140,7 @@ def read_image(image: Image.Image | str | os.PathLike[str], mode: str, input_siz
         if remark:
             converted.info[REMARK] = remark
         return converted
-    if not stat.S_ISREG(os.stat(image).st_mode):
+    if isinstance(image, str | os.PathLike) and not stat.S_ISREG(os.stat(image).st_mode):
         raise OSError("a directory, pipe or device, not a file")  # a pipe would be waited for forever
     with Image.open(image, formats=[*IMAGE_FORMATS]) as opened:
         return read_image(opened, mode, input_size)
@@ -140,17 +151,17 @@ def remark_on(image: Image.Image) -> str:
     if image.mode == "F" or image.mode.startswith("I"):
         low, high = cast(tuple[float, float], image.getextrema())
         if low < 0 or high > 255:
-            return "values beyond 8 bits, which are clipped"
+            return REMARKS[0]
         if image.mode == "F" and high <= 1:
-            return "fractions from 0 to 1, which become black"
+            return REMARKS[1]
     with contextlib.suppress(Exception):  # a broken tag is no broken image
         if image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # PIL turns a TIFF itself
-            return "an orientation tag, which is not heeded"
+            return REMARKS[2]
     if (
         image.has_transparency_data
         and cast(tuple[int, int], image.convert("RGBA").getchannel("A").getextrema())[0] < 255
     ):
-        return "transparency, which is dropped"
+        return REMARKS[3]
     return ""
 
 
