@@ -13,7 +13,7 @@ define run
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo cifar10 cifar10-steps imagenet imagenet-steps test lint bench faults coverage figures clean
+.PHONY: help .venv demo cifar10 cifar10-steps imagenet imagenet-steps test lint bench gpu faults coverage figures clean
 
 help: ## list the commands
 	@grep -hE '^[a-zA-Z0-9_.-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -96,6 +96,10 @@ bench: .venv/installed-dev ## measure speed, as ratios, into benchmarks/results
 		module=benchmarks.$$(basename $$bench .py); \
 		echo "$(PY) -m $$module"; $(PY) -m $$module || exit 1; \
 	done
+
+gpu: .venv/installed-dev ## on a machine with GPUs: speed, how busy, the same bytes from two processes, into benchmarks/results
+	$(PY) -m pytest tests/test_classifiers.py tests/test_runner.py tests/test_cascade_on_images.py
+	$(PY) -m benchmarks.bench_processes
 
 faults: .venv/installed-dev ## try to break everything, count what broke into benchmarks/results: about six minutes
 	OMP_NUM_THREADS=1 $(PY) benchmarks/faults.py

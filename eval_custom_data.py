@@ -40,6 +40,7 @@ from clcnet.cascade.rule import CLCNET, Surest
 from clcnet.cascade.runner import run_folder, write_result
 from clcnet.classifiers.classes import name_classes, possible_readings
 from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
+from clcnet.classifiers.fast import fastest
 from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.files import check_output, output_lock
 from clcnet.network.weights import weights_or_shipped
@@ -91,8 +92,7 @@ def load_cascade(args: argparse.Namespace, device: torch.device) -> tuple[list[C
     options = cli.classifier_options(args)
     if args.policy:
         policy = Policy.load(args.policy)
-        how = {name: options[name] for name in ("amp", "channels_last", "compile")}
-        models = policy.load_classifiers(args.models, device, **how)
+        models = policy.load_classifiers(args.models, device, **{name: options[name] for name in cli.SPEED})
         return models, policy, [model.flops for model in policy.models]
     # never asked at such a threshold, so the deep one need not be had
     stages = STAGES if args.threshold > SHALLOW_ALONE else STAGES[:1]
@@ -126,6 +126,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         own_names = args.policy and len(models) != len(STAGES)
         names = distinct_names([model.name for model in models]) if own_names else STAGES[: len(models)]
         readings, note = possible_readings(images, models[0])
+        if args.fast:
+            models = [fastest(model, images, args.batch_size) for model in models]
         if distributed.is_main():
             for name, model in zip(names, models, strict=True):
                 print(f"{name} model: {model.describe()}" if name in STAGES else model.describe(), flush=True)

@@ -194,6 +194,7 @@ def run_models(args: argparse.Namespace) -> Evaluation | None:
     # timm takes seconds to import, and tables need none of it
     from clcnet.cascade.from_images import evaluation_of_images
     from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
+    from clcnet.classifiers.fast import fastest
     from clcnet.data.images import errors_file, write_errors
 
     images = images_of(args)
@@ -203,12 +204,13 @@ def run_models(args: argparse.Namespace) -> Evaluation | None:
 
     @functools.cache
     def load_model(number: int) -> Classifier:
-        return load_classifier(
+        model = load_classifier(
             getattr(args, f"{PLACES[number]}_model") or cli.PAIR[PLACES[number]],
             weight=getattr(args, f"{PLACES[number]}_model_weight"),
             device=device,
             **cli.classifier_options(args),
         )
+        return fastest(model, images, args.batch_size) if args.fast else model
 
     threshold = None if is_searching(args) else threshold_of(args)
     needs_networks = threshold is None or threshold > SHALLOW_ALONE

@@ -40,14 +40,16 @@ from clcnet import distributed
 from clcnet.classifiers.checkpoint import doubt_top1
 from clcnet.classifiers.classes import class_readings, name_classes
 from clcnet.classifiers.classifier import load_classifier, resolve_device
+from clcnet.classifiers.fast import fastest
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
 from clcnet.classifiers.loading import sum_up_remarks
-from clcnet.data.checks import doubts
+from clcnet.classifiers.stream import describe_waiting
+from clcnet.data.checks import ROWS_A_CHUNK, doubts
 from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.data.tables import TableWriter, check_table_output
 from clcnet.files import atomic_path, output_lock
 
-_ROWS_AT_ONCE = 1024
+_COLUMNS_AT_ONCE = 1 << 13  # of all chunks of rows that are sorted and encoded side by side
 
 
 def get_args_parser() -> cli.ArgumentParser:
@@ -109,6 +111,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             **cli.classifier_options(args),
         )
         readings = class_readings(images, classifier)
+        if args.fast:
+            classifier = fastest(classifier, images, args.batch_size)
         if distributed.is_main():
             print(classifier.describe(), flush=True)
             print(f"{len(images)} images of {len(images.class_names)} classes in {args.data_path}", flush=True)
@@ -116,7 +120,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                 print(cli.one_line(note), flush=True)
         with kept_answers(args.store, classifier, images) as kept:
             num_before = kept.num_before if kept else 0
-            seconds = classify_missing(kept, classifier, images, None, args.batch_size, args.workers)
+            seconds, waited = classify_missing(kept, classifier, images, None, args.batch_size, args.workers)
             if kept is None:
                 return {}
             for note in filter(None, (kept.settle(readings), sum_up_remarks(kept.remarks.values()))):
@@ -128,7 +132,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             summary += f", {num_unreadable} unreadable ones left out ({errors_file(output)})"
         speed = (len(images) - num_before) / seconds if seconds else math.nan
         if seconds:
-            summary += f"; {speed:.1f} images/s"
+            summary += f"; {speed:.1f} images/s{describe_waiting(seconds, waited)}"
         print(f"{summary}; table in {output}")
         doubt = doubt_top1(num_right, num_rows, classifier.num_classes, classifier.trained_top1)
         for line in doubts({classifier.name: top1}) or ([f"warning: {doubt}"] if doubt else []):
@@ -148,12 +152,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def write_table(kept: Kept, output: Path) -> tuple[int, int]:
     """Write the table, in bounded memory, and the errors file; returns the numbers of rows and of right answers."""
     answered = np.flatnonzero(kept.places >= 0)
-    num_right = 0
+    num_right, step = 0, ROWS_A_CHUNK * max(_COLUMNS_AT_ONCE // kept.classifier.num_classes, 1)
     named = name_classes(kept.images, kept.targets, kept.classifier)
     record = dataclasses.replace(kept.record, class_names=named)
     with output_lock(output), atomic_path(output) as temporary, TableWriter(temporary, record) as writer:
-        for start in range(0, len(answered), _ROWS_AT_ONCE):
-            outputs = kept.outputs(answered[start : start + _ROWS_AT_ONCE])
+        for start in range(0, len(answered), step):
+            outputs = kept.outputs(answered[start : start + step])
             assert outputs.correct is not None, "every image has a class"
             num_right += int(outputs.correct.sum())
             writer.write(outputs)

@@ -7,9 +7,8 @@ on. Started without torchrun, a script is the one and only process and nothing i
 import contextlib
 import datetime
 import os
-import socket
 import sys
-import time
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch.distributed as dist
 
 # the main process may be writing a large table meanwhile; a process that died is noticed by torchrun, not by this
 _PATIENCE = datetime.timedelta(hours=12)
+_FAILED = "another process of this run failed or was killed; where it ran it says why, and the same command goes on"
 
 
 @contextlib.contextmanager
@@ -26,7 +26,11 @@ def processes() -> Iterator[None]:
     Raises:
         ValueError: the environment speaks of several processes, as clusters set it, and does not say which one this is.
     """
-    if _number("WORLD_SIZE", 1) == 1 or dist.is_initialized():
+    text = os.environ.get("WORLD_SIZE") or "1"  # an empty one counts as not set
+    if not text.isdigit():
+        raise ValueError(f"WORLD_SIZE is {text!r} in the environment, and should be a number; unset it to run alone")
+    world = int(text)
+    if world == 1 or dist.is_initialized():
         yield
         return
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
@@ -35,9 +39,11 @@ def processes() -> Iterator[None]:
             f"WORLD_SIZE is set in the environment but {missing[0]} is not, so torchrun did not start this; unset "
             "WORLD_SIZE to run alone"
         )
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        _wait_for_others()
-    _together(dist.init_process_group, "gloo", timeout=_PATIENCE)  # one may have failed while the others still meet
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # the variables may be left over, and nobody else may come
+        count, place = world - 1, f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        others = f"{count} other process{'es' if count > 1 else ''} at {place}"
+        print(f"waiting for {others}, since WORLD_SIZE is {world}; unset it to run alone", file=sys.stderr, flush=True)
+    _meet_others()
     try:
         yield
         barrier()  # torchrun ends all processes as soon as one has ended with an error
@@ -45,49 +51,25 @@ def processes() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _number(name: str, default: int) -> int:
-    """A whole number of the environment; an empty one counts as not set."""
-    text = os.environ.get(name) or str(default)
-    if not text.isdigit():
-        raise ValueError(f"{name} is {text!r} in the environment, and should be a number; unset it to run alone")
-    return int(text)
+def _meet_others() -> None:
+    """In a thread, beside which Python acts on signals: torch waits for hours in one call."""
+    errors: list[Exception] = []
 
-
-def _wait_for_others() -> None:
-    """Wait until all processes are there, and say so: the variables may be left over, and nobody else may come.
-
-    In steps, between which Python acts on a signal: torch's own rendezvous waits for hours in one call.
-    """
-    number, count = _number("RANK", 0), _number("WORLD_SIZE", 1)
-    place = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0)
-    others = f"{count - 1} other process{'es' if count > 2 else ''} at {place[0]}:{place[1]}"
-    print(f"waiting for {others}, since WORLD_SIZE is {count}; unset it to run alone", file=sys.stderr, flush=True)
-    if number == 0:
-        _meet_others(place, count)
-        return
-    while True:
+    def meet() -> None:
         try:
-            with socket.create_connection(place, timeout=1) as meeting:
-                meeting.settimeout(None)
-                if meeting.recv(1):
-                    return
-        except OSError:  # the main process is not there yet
-            time.sleep(0.2)
+            dist.init_process_group("gloo", timeout=_PATIENCE)
+        except Exception as error:
+            errors.append(error)
 
-
-def _meet_others(place: tuple[str, int], count: int) -> None:
-    """Take a call from each of the other processes, then tell all of them that they are complete."""
-    try:
-        server = socket.create_server(place)
-    except OSError as error:
-        raise ValueError(
-            f"MASTER_ADDR {place[0]} and MASTER_PORT {place[1]} cannot be used ({error.strerror})"
-        ) from None
-    with server:
-        calls = [server.accept()[0] for _ in range(count - 1)]
-    for call in calls:
-        call.sendall(b"!")
-        call.close()
+    thread = threading.Thread(target=meet, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if errors and "listen" in str(errors[0]):
+        place = f"MASTER_ADDR {os.environ['MASTER_ADDR']} and MASTER_PORT {os.environ['MASTER_PORT']}"
+        raise ValueError(f"{place} cannot be used ({str(errors[0]).splitlines()[0]})")
+    if errors:
+        raise ConnectionAbortedError(_FAILED) from errors[0]
 
 
 def rank() -> int:
@@ -130,11 +112,7 @@ def broadcast(value: Any) -> Any:
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
-    """Refuse to share work among processes that were given different work.
-
-    Raises:
-        ValueError: in the main process, naming the first fact that differs.
-    """
+    """Refuse, in the main process, to share work among processes that were given different work."""
     for number, theirs in enumerate(gather(dict(facts)) or []):
         for name, value in facts.items():
             if theirs[name] != value:
@@ -144,10 +122,8 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
                 )
 
 
-def _together(operation: Any, *arguments: Any, **options: Any) -> None:
+def _together(operation: Any, *arguments: Any) -> None:
     try:
-        operation(*arguments, **options)
+        operation(*arguments)
     except RuntimeError as error:
-        raise ConnectionAbortedError(
-            "another process of this run failed or was killed; where it ran it says why, and the same command goes on"
-        ) from error
+        raise ConnectionAbortedError(_FAILED) from error

@@ -34,9 +34,9 @@ def images_of(names: list[str], targets: list[int] | None = None, classes_by: st
     return ImageSet(Path("."), files, files, numbers, names, numbers % 5, classes_by)
 
 
-def class_indices(images: ImageSet, classifier: Classifier) -> np.ndarray:
-    """By the likeliest reading."""
-    return class_readings(images, classifier)[0].of(images.targets)
+def indices(images: ImageSet, classifier: Classifier) -> list[int]:
+    """The images' classes by the likeliest reading."""
+    return class_readings(images, classifier)[0].of(images.targets).tolist()
 
 
 def taken(images: ImageSet, classifier: Classifier) -> str:
@@ -100,13 +100,13 @@ def test_classes_that_cannot_be_the_models_are_refused(
 
 def test_wordnet_folders_are_found_among_imagenets_thousand_whosoever_the_weights_are() -> None:
     names = ["n01440764", "n02119789", "n15075141"]  # tench is ImageNet's first class, toilet tissue its last
-    assert class_indices(images_of(names), fake(1000)).tolist() == [0, 0, 278, 278, 999, 999]
+    assert indices(images_of(names), fake(1000)) == [0, 0, 278, 278, 999, 999]
     with pytest.raises(ValueError, match="the images have 2 classes but M has 1000"):
-        class_indices(images_of(["n01440764", "n00000000"]), fake(1000))
+        class_readings(images_of(["n01440764", "n00000000"]), fake(1000))
 
 
 def test_images_without_labels_stay_without() -> None:
-    assert class_indices(images_of([], [-1, -1]), fake(3)).tolist() == [-1, -1]
+    assert indices(images_of([], [-1, -1]), fake(3)) == [-1, -1]
     assert possible_readings(images_of([], [-1]), fake(3)) == ([], "")
 
 
@@ -180,7 +180,7 @@ def test_classes_are_named_by_the_map_then_the_model_then_the_folders(
     names: list[str], classes_by: str, own: list[str] | None, inferred: bool, expected: list[str] | None
 ) -> None:
     images, classifier = images_of(names, None if names else [-1], classes_by), fake(3, own, inferred)
-    assert name_classes(images, class_indices(images, classifier), classifier) == expected
+    assert name_classes(images, class_readings(images, classifier)[0].of(images.targets), classifier) == expected
 
 
 def test_imagenets_names_are_guessed_for_timms_own_weights_alone() -> None:

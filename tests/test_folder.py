@@ -23,6 +23,7 @@ FIGURES: dict[str, Any] = {
     "last_seconds": 18.0,
     "time_saving": 1.8,
     "images_per_second": 20.0,
+    "waiting": "",
     "classes": [
         {"name": "cat", "images": 60, "num_deferred": 30, "deferred": 50.0},
         {"name": "8", "images": 80, "num_deferred": 20, "deferred": 25.0},

@@ -1,6 +1,7 @@
 """Images through models into a result file: against the definition image by image, interrupted, by two processes."""
 
 import csv
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,10 @@ from scripts import interrupt_after
 from clcnet import Cascade, distributed
 from clcnet.cascade.rule import Surest
 from clcnet.cascade.runner import FolderRun, Stopwatch, run_folder, write_result
+from clcnet.classifiers import decoded
 from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import Classifier, load_classifier
+from clcnet.classifiers.decoded import DecodedImages
 from clcnet.classifiers.loading import ImageDataset
 from clcnet.classifiers.schedule import NOTHING, Indices, cut
 from clcnet.classifiers.stream import Batch, Round, classify, stream
@@ -258,9 +261,40 @@ def test_an_image_that_only_a_later_model_cannot_read_is_left_out_too(
         return image
 
     monkeypatch.setattr(ImageDataset, "read", read_and_remove)
+    monkeypatch.setattr(DecodedImages, "put", lambda *_: None)  # as where there is no room to keep decoded images
     found = run(models, thresholds, images, tmp_path)
     assert found is not None
     assert list(found.unreadable) == [gone] and found.answers.places.tolist() == [k for k in range(27) if k != gone]
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_an_image_is_decoded_once_for_all_models_where_there_is_room(
+    models: list[Classifier],
+    images: ImageSet,
+    probs: np.ndarray,
+    thresholds: list[float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    room: bool,
+) -> None:
+    reads: Counter[int] = Counter()
+    read = ImageDataset.read
+
+    def count(self: ImageDataset, place: int) -> Image.Image:
+        reads[place] += 1
+        return read(self, place)
+
+    monkeypatch.setattr(ImageDataset, "read", count)
+    monkeypatch.setattr(decoded, "SHARED", tmp_path / "memory")
+    monkeypatch.setattr(decoded, "free_bytes", lambda: None if room else 0)
+    monkeypatch.setattr(decoded.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**30, 0, 2**30))
+    (tmp_path / "memory" / f"clcnet-{2**22 + 1}-of-a-killed-run").mkdir(parents=True)  # no process has this number
+    found = run(models, thresholds, images, tmp_path)
+    assert found is not None
+    seen = [1] * 27 if room else [literal(probs[:, place], thresholds)[3] + 1 for place in range(27)]
+    assert [reads[place] for place in range(27)] == seen
+    assert not list((tmp_path / "memory").iterdir())
+    assert found.answers.labels.tolist() == [literal(probs[:, place], thresholds)[0] for place in range(27)]
 
 
 # ---------------------------------------------------------------- the stream below

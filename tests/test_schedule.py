@@ -5,6 +5,7 @@ from collections import deque
 import numpy as np
 import pytest
 
+from benchmarks.bench_schedule import efficiency
 from clcnet.classifiers.schedule import NOTHING, Schedule, Task, cut
 
 RNG = np.random.default_rng(0)
@@ -105,3 +106,9 @@ def test_the_queue_of_waiting_images_stays_short_however_many_images_there_are()
         schedule.add([(1, task.indices)] if task.stage == 0 else [])
         longest = max(longest, len(schedule._waiting[1]))
     assert longest <= 64
+
+
+@pytest.mark.parametrize("num_models", [2, 3])
+@pytest.mark.parametrize("num_processes", [2, 4, 8, 16])
+def test_processes_are_busy_for_nine_tenths_of_the_time(num_processes: int, num_models: int) -> None:
+    assert efficiency(num_processes, num_models) >= 0.9

@@ -36,11 +36,12 @@ class Stopwatch:
     def __init__(self, num_stages: int) -> None:
         self._started = time.perf_counter()
         self._rounds: list[list[tuple[int, float]]] = [[] for _ in range(num_stages)]  # images and seconds
-        self.wall = 0.0
+        self.wall = self.waited = 0.0
 
     def add(self, found: Round) -> None:
         """Count a round."""
         self.wall = time.perf_counter() - self._started
+        self.waited += found.waited
         if found.stage != NOTHING:
             self._rounds[found.stage].append((found.num_images, found.seconds))
 

@@ -6,7 +6,6 @@ Whatever wrapped the weights is taken off; what is no checkpoint is called what 
 import argparse
 import pathlib
 import re
-import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,13 +22,20 @@ from clcnet.intervals import exact_interval
 Tensors = dict[str, torch.Tensor]
 
 _EXPECTED = "expected .pth, .pth.tar or .safetensors"
-_BEGINNINGS = {
-    b"version https://git-lfs": "a Git LFS pointer, not the weights; run git lfs pull in the repository it came from",
-    b"\x89HDF": "an HDF5 file, as Keras writes it",
-    b"GGUF": "a GGUF file",
-    b"\x1f\x8b": "compressed with gzip; unpack it",
-    b"BZh": "compressed with bzip2; unpack it",
-    b"\xfd7zXZ": "compressed with xz; unpack it",
+_OTHER_KINDS = {  # how files begin that are no checkpoints
+    rb"\Z": "empty",
+    rb"version https://git-lfs": (
+        "a Git LFS pointer, not the weights; run git lfs pull in the repository it came from"
+    ),
+    rb"\x89HDF": "an HDF5 file, as Keras writes it",
+    rb"GGUF": "a GGUF file",
+    rb"\x1f\x8b": "compressed with gzip; unpack it",
+    rb"BZh": "compressed with bzip2; unpack it",
+    rb"\xfd7zXZ": "compressed with xz; unpack it",
+    rb"(?s:.{257})ustar": "an archive of files; unpack it",
+    rb"(?i:(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head|!--))": (
+        "a web page, perhaps one that asks before a download; open the address in a browser and save the file"
+    ),
 }
 # harmless, and what trainings save beside weights: their arguments, and figures as numpy has them
 _HARMLESS: list[Any] = [
@@ -53,25 +59,15 @@ _NEAR_CHANCE, _POINTS_BELOW, _POINTS_ABOVE = 0.15, 10, 5
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file of weights holds.
-
-    Attributes:
-        path: the file.
-        content: as `torch.load` or safetensors gives it.
-        settings: what its training's arguments say of the model and its preprocessing, as far as it makes sense.
-        top1: percent, as the training measured it; None where it does not say.
-    """
+    """What a file of weights holds."""
 
     path: Path
-    content: Any
-    settings: dict[str, Any]
-    top1: float | None
+    content: Any  # as `torch.load` or safetensors gives it
+    settings: dict[str, Any]  # what its training says of the model and its preprocessing, as far as it makes sense
+    top1: float | None  # percent, as the training measured it, where it says so
 
     def weights(self, wanted: Mapping[str, torch.Tensor]) -> tuple[Tensors, str]:
-        """The tensors that fit best, by the model's own names, and what to say of the choice.
-
-        Args:
-            wanted: the model's own.
+        """The tensors that fit the wanted ones best, by the model's own names, and what to say of the choice.
 
         Raises:
             ValueError: no tensors, tensors without plain values, or several that fit alike.
@@ -115,7 +111,7 @@ def read(path: Path | str) -> Checkpoint:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"weights file {path} does not exist; check the path")
-    if not stat.S_ISREG(path.stat().st_mode):
+    if not path.is_file():
         raise OSError(f"weights file {path} is a folder, pipe or device, not a file; {_EXPECTED}")
     content = _content(path)
     record = content if isinstance(content, dict) else {}
@@ -140,18 +136,18 @@ def _content(path: Path) -> Any:
     except Exception as error:  # every format has errors of its own
         text = f"{error} {error.__cause__}"
         whole = _A_MODEL.search(text)
-        if whole:
+        if whole or "unsupported global" in text.lower():  # torch's words
+            held = f"is a whole pickled model ({whole[1]})" if whole else "holds Python objects besides weights"
             raise ValueError(
-                f"weights file {path} cannot be read: it is a whole pickled model ({whole[1]}), which may run code; "
-                "save the model's state_dict() alone with torch.save"
+                f"weights file {path} cannot be read: it {held}, which may run code; save the model's state_dict() "
+                "alone with torch.save"
             ) from error
-        if "unsupported global" in text.lower():  # torch's words
-            raise ValueError(
-                f"weights file {path} cannot be read: it holds Python objects besides weights, which may run code; "
-                "save the model's state_dict() alone with torch.save"
-            ) from error
-        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__
-        raise ValueError(f"weights file {path} cannot be read ({reason}); {_EXPECTED}") from error
+        raise ValueError(f"weights file {path} cannot be read ({first_sentence(error)}); {_EXPECTED}") from error
+
+
+def first_sentence(error: BaseException) -> str:
+    """What a library's error says, in short."""
+    return " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -160,18 +156,12 @@ def _is_safetensors(head: bytes) -> bool:
 
 def _other_kind(path: Path, head: bytes) -> str:
     """What a file is that is no checkpoint, as far as its bytes say; empty where it may be one."""
-    if not head:
-        return "empty"
-    for beginning, what in _BEGINNINGS.items():
-        if head.startswith(beginning):
+    for beginning, what in _OTHER_KINDS.items():
+        if re.match(beginning, head):
             return what
-    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head|!--)", head, re.IGNORECASE):
-        return "a web page, perhaps one that asks before a download; open the address in a browser and save the file"
-    if head[257:262] == b"ustar":
-        return "an archive of files; unpack it"
     if head.startswith(b"PK"):
         return _other_zip(path)
-    text = head[:1] != b"\x80" and not _is_safetensors(head) and all(9 <= byte < 127 for byte in head)
+    text = not _is_safetensors(head) and all(9 <= byte < 127 for byte in head)
     return f"text that begins with {' '.join(head[:60].decode().split())!r}" if text else ""
 
 
@@ -243,16 +233,9 @@ def _preference(candidate: tuple[str, str, Tensors]) -> tuple[bool, int, int]:
 
 
 def doubt_top1(num_right: int, num_images: int, num_classes: int, trained: float | None = None) -> str:
-    """What to say of a measured top-1 that guessing would reach, or that is not what the training measured.
+    """What to say of a measured top-1 that guessing would reach, or that is not what the training measured, if at all.
 
-    Args:
-        num_right: right answers.
-        num_images: of so many images, at least 1.
-        num_classes: C.
-        trained: percent, as the training measured it, where it says so.
-
-    Returns:
-        A line, empty where there is nothing to doubt; chance alone seldom brings one about (95% intervals).
+    `trained` is percent, as the training measured it. Chance alone seldom brings a line about (95% intervals).
     """
     low, high = exact_interval(num_right, num_images)
     top1, chance = 100 * num_right / num_images, 100 / num_classes

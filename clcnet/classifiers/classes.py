@@ -7,7 +7,7 @@ hundred images say which one fits.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +24,10 @@ _DOUBT = 1e-3  # two readings fit alike unless chance would set them so far apar
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to number the images' classes as a model does.
+    """One way to number the images' classes as a model does."""
 
-    Attributes:
-        words: what it is, for a message; empty where no other would make sense.
-        positions: (K,) the model's class that each of the images' classes is.
-    """
-
-    words: str
-    positions: NDArray[np.int64]
+    words: str  # what it is, for a message; empty where no other would make sense
+    positions: NDArray[np.int64]  # (K,) the model's class that each of the images' classes is
 
     def of(self, targets: NDArray[np.int64]) -> NDArray[np.int64]:
         """(N,) indices among the images' classes -> the model's; UNKNOWN stays."""
@@ -114,14 +109,9 @@ def telling_images(readings: Sequence[Reading], targets: NDArray[np.int64], most
 def choose_reading(
     readings: Sequence[Reading], targets: NDArray[np.int64], top1: NDArray[np.int64]
 ) -> tuple[Reading, str]:
-    """Choose among readings by a model's answers to some images.
+    """Choose among readings by a model's answers `top1` to M images of the classes `targets`.
 
     The first stands unless another fits better than chance explains (sign test on the images that part the two).
-
-    Args:
-        readings: at least one.
-        targets: (M,) indices among the images' classes.
-        top1: (M,) the model's answers; UNKNOWN where there is none.
 
     Returns:
         The reading, and one line on what was taken and how well each fits; empty where there was nothing to say.
@@ -178,15 +168,8 @@ def possible_readings(images: ImageSet, classifier: Classifier) -> tuple[list[Re
 def name_classes(images: ImageSet, targets: NDArray[np.int64], classifier: Classifier) -> list[str] | None:
     """Name the classifier's classes by the class map, else by the model's own names, the folders, or ImageNet.
 
-    ImageNet's names are guessed from the number of classes for timm's own weights alone.
-
-    Args:
-        images: the images.
-        targets: (N,) their classes as the classifier numbers them, UNKNOWN where not known.
-        classifier: the model.
-
-    Returns:
-        A name for every class, empty where none is known; None where none at all is.
+    ImageNet's names are guessed from the number of classes for timm's own weights alone. `targets` are the images'
+    classes as the classifier numbers them. A name is empty where none is known; None where none at all is.
     """
     names = [""] * classifier.num_classes
     subset = infer_imagenet_subset(classifier.model) if classifier.label_names_inferred else None
@@ -199,34 +182,20 @@ def name_classes(images: ImageSet, targets: NDArray[np.int64], classifier: Class
     if classifier.label_names and not classifier.label_names_inferred:
         names = list(classifier.label_names)
     if images.classes_by == "map":
-        named = images.class_names[: classifier.num_classes]
-        names[: len(named)] = named
+        names = [*images.class_names[: len(names)], *names[len(images.class_names) :]]
     return names if any(names) else None
 
 
-class HasClasses(Protocol):
-    """What `match_classes` asks of a model."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def num_classes(self) -> int | None: ...
-    @property
-    def label_names(self) -> list[str] | None: ...
-    @property
-    def label_names_inferred(self) -> bool: ...
-
-
-def match_classes(models: Sequence[HasClasses]) -> list[NDArray[np.int64] | None]:
+def match_classes(models: Sequence[Any]) -> list[NDArray[np.int64] | None]:
     """For each model the place of the first model's classes among its own; None where both number them alike.
 
-    Raises:
-        ValueError: the models have different classes.
+    Models have the name, num_classes, label_names and label_names_inferred of a `Classifier`; ValueError where they
+    have different classes.
     """
     return [_match(models[0], model) for model in models]
 
 
-def _match(first: HasClasses, other: HasClasses) -> NDArray[np.int64] | None:
+def _match(first: Any, other: Any) -> NDArray[np.int64] | None:
     if None not in (first.num_classes, other.num_classes) and first.num_classes != other.num_classes:
         raise ValueError(
             f"{first.name} has {first.num_classes} classes and {other.name} has {other.num_classes}; a cascade needs "
@@ -237,8 +206,7 @@ def _match(first: HasClasses, other: HasClasses) -> NDArray[np.int64] | None:
         return None
     missing = sorted(set(theirs) - set(ours))
     if missing and (first.label_names_inferred or other.label_names_inferred):
-        # ImageNet's names, which timm guesses from the number of classes, say nothing about a model of others
-        return None
+        return None  # ImageNet's names, guessed from the number of classes, say nothing about a model of others
     if missing:
         raise ValueError(
             f"the class {missing[0]!r} of {other.name} is not among those of {first.name}; a cascade needs models of "

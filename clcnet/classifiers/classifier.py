@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import PIL
@@ -30,12 +30,9 @@ from clcnet.classifiers import models as timm_models
 from clcnet.classifiers.flops import count_flops
 from clcnet.metrics import format_flops
 
-_PLAIN = bool | int | float | str | tuple | None
+_PLAIN = bool | int | float | str | tuple | None  # what a module holds besides weights
 
 _logger = logging.getLogger(__name__)
-
-GPU_BATCH_SIZE = 256
-CPU_BATCH_SIZE = 64
 
 
 @dataclass
@@ -51,6 +48,8 @@ class Classifier:
         data_config: timm's: input size, interpolation, crop, mean, standard deviation.
         device: where it runs.
         amp: type of the mixed precision, or None for float32 throughout.
+        tf32: whether a GPU may multiply in TF32 and choose algorithms by trying, as in timm's scripts; else float32 is
+            float32, and each process chooses the same.
         channels_last: whether images are laid out with channels last.
         compile: whether it runs through `torch.compile`.
         trained_top1: percent, as the training that wrote its checkpoint measured it; None where it does not say.
@@ -67,6 +66,7 @@ class Classifier:
     amp: torch.dtype | None = None
     channels_last: bool = False
     compile: bool = False
+    tf32: bool = False
     trained_top1: float | None = None
     loaded_from: dict[str, Any] = field(default_factory=dict)
 
@@ -78,12 +78,11 @@ class Classifier:
             ValueError: the model cannot take images of this size; this is the first that it is shown.
         """
         try:
-            return count_flops(self.model, self.data_config["input_size"])
+            return count_flops(self.model, self.input_size)
         except (RuntimeError, AssertionError) as error:
             if is_out_of_memory(error):
                 raise
-            height, width = self.data_config["input_size"][1:]
-            reason = " ".join(str(error).split())
+            (height, width), reason = self.input_size[1:], " ".join(str(error).split())
             raise ValueError(
                 f"{self.name} cannot take images of {height}x{width} pixels ({reason}); give another --img-size"
             ) from error
@@ -91,8 +90,7 @@ class Classifier:
     @functools.cached_property
     def transform(self) -> Callable[[Image.Image], torch.Tensor]:
         """timm's evaluation transform: a PIL image in `image_mode` -> a normalised (channels, height, width) tensor."""
-        transform: Callable[[Image.Image], torch.Tensor] = create_transform(**self.data_config, is_training=False)
-        return transform
+        return create_transform(**self.data_config, is_training=False)
 
     @functools.cached_property
     def key(self) -> str:
@@ -112,13 +110,13 @@ class Classifier:
         Apart from the batch that an image stands in and the number of a CPU's threads, which may sway the last bit.
         """
         run = [self.key, str(self.amp), self.device.type, self.channels_last, self.compile, versions()]
+        run += [self.tf32] if self.device.type == "cuda" else []
         return hashlib.blake2b(json.dumps(run).encode(), digest_size=16).hexdigest()
 
     @property
     def input_size(self) -> tuple[int, int, int]:
         """Channels, height and width of what the model sees."""
-        size: tuple[int, int, int] = self.data_config["input_size"]
-        return size
+        return tuple(self.data_config["input_size"])  # type: ignore[return-value]
 
     @property
     def image_mode(self) -> str:
@@ -127,21 +125,16 @@ class Classifier:
 
     @functools.cached_property
     def _runner(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        runner: Callable[[torch.Tensor], torch.Tensor] = torch.compile(self.model) if self.compile else self.model
-        return runner
+        return torch.compile(self.model) if self.compile else self.model
 
     @torch.inference_mode()
     def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
-        """Classify a batch.
-
-        Args:
-            batch: (B, channels, height, width), transformed.
-
-        Returns:
-            (B, C) softmax in float32, on `device`.
-        """
+        """Transformed images (B, channels, height, width) -> softmax (B, C) in float32, on `device`."""
         batch = batch.to(self.device, memory_format=_memory_format(self.channels_last))
         precision = torch.autocast(self.device.type, self.amp) if self.amp else contextlib.nullcontext()
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
+            torch.backends.cudnn.benchmark = self.tf32
         try:
             with precision:
                 logits = self._runner(batch)
@@ -157,10 +150,10 @@ class Classifier:
 
     def describe(self) -> str:
         """One line for the user: what the model is, what it sees, what it costs, where and how it runs."""
-        config = self.data_config
-        height, width = config["input_size"][1:]
+        config, (height, width) = self.data_config, self.input_size[1:]
         precision = str(self.amp).removeprefix("torch.") if self.amp else "float32"
-        options = [name for name, on in (("channels last", self.channels_last), ("compiled", self.compile)) if on]
+        known = {"TF32": self.tf32, "channels last": self.channels_last, "compiled": self.compile}
+        options = [name for name, on in known.items() if on]
         return (
             f"{self.name}: {self.num_classes} classes, {height}x{width} pixels ({config['interpolation']}, crop "
             f"{config['crop_pct']:g} {config['crop_mode']}), {format_flops(self.flops)} multiply-adds an image, on "
@@ -200,7 +193,7 @@ def resolve_device(text: str | None = None) -> torch.device:
         if device.type == "cuda":
             torch.cuda.set_device(device)  # what names no device is then on this one: events, streams, pinned memory
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0].split(". ")[0]
+        reason = checkpoints.first_sentence(error)
         raise ValueError(f"device {text} cannot be used here ({reason}); give another --device or none") from None
     if device.type == "meta":
         raise ValueError("device meta computes nothing; give another --device or none")
@@ -221,8 +214,9 @@ def load_classifier(
     amp: torch.dtype | str | None = None,
     channels_last: bool = False,
     compile: bool = False,
+    tf32: bool = False,
 ) -> Classifier:
-    """Load a timm model with its weights and its preprocessing.
+    """Load a timm model with its weights and its preprocessing, in the precision and layout of a `Classifier`.
 
     A bare name logs the weights' tag that timm chose for it and, for the paper's models, the tag that the paper used. A
     checkpoint of timm's train.py knows the model's classes and preprocessing, which are taken from there and logged.
@@ -233,9 +227,6 @@ def load_classifier(
         num_classes: classes of that file; what it says itself, or the model's own, when left out.
         device: where to run; the best one here when left out.
         img_size, crop_pct, crop_mode, interpolation, mean, std: override the model's own preprocessing, as in timm.
-        amp: "bfloat16" or "float16" for mixed precision.
-        channels_last: lay images and weights out with channels last.
-        compile: run through `torch.compile`.
 
     Raises:
         ValueError, OSError: unknown name or device, or the weights cannot be had or do not fit.
@@ -253,9 +244,6 @@ def load_classifier(
     if channels and "input_size" not in overrides:
         overrides["input_size"] = (channels, *resolve_model_data_config(model, overrides)["input_size"][1:])
     resolved = timm_models.resolved_name(name, model) if weight is None else name
-    note = timm_models.tag_note(name, resolved)
-    if note:
-        _logger.warning(note)
     label_names, inferred = _label_names(model)
     if inferred and (weight is not None or (":" in name and not name.startswith("hf-hub:timm/"))):
         label_names, inferred = None, False  # somebody's own thousand classes need not be ImageNet's
@@ -270,6 +258,7 @@ def load_classifier(
         amp=getattr(torch, amp) if isinstance(amp, str) else amp,
         channels_last=channels_last,
         compile=compile,
+        tf32=tf32,
         trained_top1=checkpoint.top1 if checkpoint else None,
         loaded_from={argument: value for argument, value in given.items() if value is not None},
     )
@@ -282,9 +271,7 @@ def _settings_of_training(checkpoint: checkpoints.Checkpoint, given: dict[str, A
         size = settings.pop("input_size", None) or [settings.get("in_chans", 3), *settings["img_size"]]
         settings["in_chans"], settings["img_size"] = size[0], size[1]
         if size[1] != size[2]:
-            raise ValueError(
-                f"weights file {checkpoint.path} was trained on images of {size[2]}x{size[1]}; give --img-size"
-            )
+            raise ValueError(f"weights file {checkpoint.path} is of images of {size[2]}x{size[1]}; give --img-size")
     if given["img_size"] is not None:
         settings.pop("img_size", None)
     if settings:
@@ -296,16 +283,14 @@ def _settings_of_training(checkpoint: checkpoints.Checkpoint, given: dict[str, A
 def _data_config(model: nn.Module, overrides: dict[str, Any]) -> dict[str, Any]:
     channels = resolve_model_data_config(model, overrides | {"mean": None, "std": None})["input_size"][0]
     if channels not in (1, 3):
-        raise ValueError(
-            f"the model takes images of {channels} channels; only gray ones (1) and colour ones (3) can be read"
-        )
+        raise ValueError(f"the model takes images of {channels} channels; only gray (1) and colour (3) can be read")
     for name in ("mean", "std"):
-        if overrides[name] and len(overrides[name]) not in (1, channels):
-            raise ValueError(f"--{name} takes 1 number or {channels}, one for each channel, not {len(overrides[name])}")
+        count = len(overrides[name] or [0])
+        if count not in (1, channels):
+            raise ValueError(f"--{name} takes 1 number or {channels}, one for each channel, not {count}")
     if min(overrides["std"] or [1]) <= 0:
         raise ValueError("--std takes numbers above 0")
-    config: dict[str, Any] = resolve_model_data_config(model, overrides)
-    return config
+    return resolve_model_data_config(model, overrides)
 
 
 def _memory_format(channels_last: bool) -> torch.memory_format:
@@ -325,30 +310,18 @@ def _label_names(model: nn.Module) -> tuple[list[str] | None, bool]:
 
 def default_batch_size(device: torch.device) -> int:
     """Images a batch when the user names no number."""
-    return CPU_BATCH_SIZE if device.type == "cpu" else GPU_BATCH_SIZE
-
-
-class AnswersBatches(Protocol):
-    """What `HalvingForward` asks of a classifier."""
-
-    name: str
-    device: torch.device
-
-    def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
-        """Softmax of a batch, (B, C)."""
+    return 64 if device.type == "cpu" else 256
 
 
 class HalvingForward:
-    """Runs batches through a classifier, in ever smaller pieces when memory runs out; threads may share one."""
+    """Runs batches through a classifier in ever smaller pieces when memory runs out; threads may share one."""
 
-    def __init__(self, classifier: AnswersBatches, size: int) -> None:
-        self.classifier = classifier
-        self.size = size
+    def __init__(self, classifier: Any, size: int) -> None:
+        self.classifier, self.size = classifier, size
 
     def __call__(self, batch: torch.Tensor) -> np.ndarray:
         """Probabilities of a batch, (B, C)."""
-        probs: np.ndarray = self.launch(batch).cpu().numpy()
-        return probs
+        return self.launch(batch).cpu().numpy()
 
     def launch(self, batch: torch.Tensor) -> torch.Tensor:
         """The same on the device, where they may be still to compute."""

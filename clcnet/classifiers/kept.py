@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -24,12 +25,7 @@ from clcnet.strangers import is_number
 
 
 class Kept:
-    """What the store knows of one classifier's answers to an image set; to be closed. Of the main process alone.
-
-    Args:
-        folder: of the store.
-        classifier: the model.
-        images: the images.
+    """What the store in a folder knows of one classifier's answers to an image set. Of the main process alone.
 
     Attributes:
         targets: (N,) their classes as the classifier numbers them, once they are settled; UNKNOWN until then.
@@ -53,8 +49,7 @@ class Kept:
 
     def known(self, indices: Indices) -> NDArray[np.bool_]:
         """Whether the store has answers to these images."""
-        known: NDArray[np.bool_] = self.places[indices] >= 0
-        return known
+        return self.places[indices] >= 0
 
     def missing(self, wanted: Indices, batch_size: int) -> list[Indices]:
         """Those of the images that have no answer yet, cut into batches.
@@ -108,7 +103,7 @@ class Kept:
     @functools.cached_property
     def record(self) -> Record:
         """Where the outputs come from; the multiply-adds are counted once in the life of the store."""
-        classifier = self.classifier
+        classifier, device = self.classifier, self.classifier.device
         if is_number(self.store.about.get("flops"), 1e-9, 1e9):  # a stranger may have left the store
             classifier.flops = float(self.store.about["flops"])
         else:
@@ -119,7 +114,7 @@ class Kept:
             flops=classifier.flops,
             class_names=classifier.label_names,
             preprocessing=classifier.data_config,
-            device=str(classifier.device),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
             versions=versions(),
             loaded_from=classifier.loaded_from,
         )
@@ -156,18 +151,14 @@ def classify_missing(
     wanted: Indices | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
-) -> float:
-    """Classify what the store lacks; every process of a torchrun calls this.
+) -> tuple[float, float]:
+    """Classify what the store lacks; every process of a torchrun calls this, the main one with `kept`.
 
     Args:
-        kept: in the main process.
-        classifier: the model.
-        images: the images.
-        wanted: places of those that are wanted; all of them when left out. Read in the main process.
-        batch_size, workers: as in `stream`.
+        wanted: places of the images that are wanted, in the main process; all of them when left out.
 
     Returns:
-        Seconds that it took; 0 where nothing was missing.
+        Seconds that it took, and those of them that the model waited for images; 0 where nothing was missing.
 
     Raises:
         ValueError: of the wanted images none can be read; see `stream` for more.
@@ -179,15 +170,15 @@ def classify_missing(
     if kept and num_missing < len(wanted):
         print(f"{len(wanted) - num_missing} of {len(wanted)} images were classified before; see {kept.store.folder}")
     if not num_missing:
-        return 0.0
-    seconds = 0.0
+        return 0.0, 0.0
+    spent = np.zeros(2)
     with tqdm(total=num_missing, unit="img", desc=Path(classifier.name).name, smoothing=0.1, disable=not kept) as bar:
         for found in stream([classifier], images, batches, batch_size=batch_size, workers=workers):
             assert kept is not None, "rounds are handed out in the main process"
             for batch in found.batches:
                 kept.add(batch)
-            seconds += found.seconds
+            spent += found.seconds, found.waited
             bar.update(found.num_images)
     if kept:
         kept.refuse_nothing_read()
-    return seconds
+    return float(spent[0]), float(spent[1])

@@ -10,24 +10,22 @@ import shutil
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
+from timm.data import create_transform
 
 from clcnet.classifiers.classifier import Classifier
+from clcnet.classifiers.decoded import REMARK, SHARED, DecodedImages
 from clcnet.data.images import IMAGE_FORMATS, ImageSet
-from clcnet.memory import return_freed_memory
+from clcnet.memory import free_bytes, return_freed_memory
 
-MAX_WORKERS = 8  # enough decoders for one device; more only take memory
+_WORKER_BYTES = 300 * 2**20  # what a decoding process may take of the memory, roughly
 _LONGEST_TEMPORARY = 70  # bytes of a folder; of a socket's path in it, Unix takes 107
 _LITTLE_SHARED_MEMORY = 2**30
-_SHARED = Path("/dev/shm")
-REMARK = "clcnet remark"  # in PIL's `info`
 REMARKS = (  # stores keep their numbers: append only
     "values beyond 8 bits, which are clipped",
     "fractions from 0 to 1, which become black",
@@ -36,71 +34,75 @@ REMARKS = (  # stores keep their numbers: append only
 )
 
 
-def default_workers() -> int:
-    """Decoding processes when the user names no number: one a core, shared among the processes of one torchrun."""
+def default_workers(prefetched_bytes: int) -> int:
+    """Decoding processes when the user names no number: one a core but one, among the processes of one torchrun.
+
+    No more than fit into the memory, and than hand over batches of so many bytes each in half of the shared memory.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    room = [cores // processes - 1, (free_bytes() or 2**40) // processes // _WORKER_BYTES]
+    if SHARED.is_dir():
+        room.append(shutil.disk_usage(SHARED).free // 2 // processes // prefetched_bytes)
+    return max(1, min(room))
 
 
-@dataclass(frozen=True)
-class ReadImages:
-    """Which images a batch holds. Not a tensor, which would take a file descriptor from process to process.
+Example = tuple[torch.Tensor, int, str, str]  # (height, width, channels) uint8, its place, why unread, a remark
+Loaded = tuple[torch.Tensor, dict[int, str], dict[int, str]]  # (B, height, width, channels) uint8; by place: as above
 
-    Attributes:
-        positions: (B,) in the data set.
-        reasons: position of an image that could not be read -> why.
-        remarks: position of one of which the model sees less than there is -> what.
+
+def collate(batch: Sequence[Example]) -> Loaded:
+    """Make a batch, maybe of nothing."""
+    if not batch:
+        return torch.empty(0), {}, {}
+    images, places, *texts = zip(*batch, strict=True)
+    reasons, remarks = ({place: text for place, text in zip(places, each, strict=True) if text} for each in texts)
+    return torch.utils.data.default_collate(list(images)), reasons, remarks
+
+
+class ImageDataset(torch.utils.data.Dataset[Example]):
+    """Images as a model sees them, in bytes; for a file that cannot be read a black one, and the reason.
+
+    They are taken from `decoded` where an earlier model's are kept there, and kept there for later ones.
     """
 
-    positions: np.ndarray
-    reasons: dict[int, str]
-    remarks: dict[int, str]
-
-    @property
-    def readable(self) -> np.ndarray:
-        """(B,) bool."""
-        return np.array([position not in self.reasons for position in self.positions.tolist()], np.bool_)
-
-
-def collate(batch: Sequence[tuple[torch.Tensor, int, str, str]]) -> tuple[torch.Tensor, ReadImages]:
-    """Make a batch of what `ImageDataset` gives: (B, channels, height, width) uint8, and which images they are."""
-    images, positions, reasons, remarks = zip(*batch, strict=True)
-    unread, remarked = (
-        {position: text for position, text in zip(positions, texts, strict=True) if text}
-        for texts in (reasons, remarks)
-    )
-    return torch.utils.data.default_collate(list(images)), ReadImages(np.array(positions), unread, remarked)
-
-
-class ImageDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int, str, str]]):
-    """Images for timm's loader, each with its position; for a file that cannot be read a black one, and the reason."""
-
-    def __init__(self, images: ImageSet, classifier: Classifier) -> None:
+    def __init__(self, images: ImageSet, classifier: Classifier, decoded: DecodedImages | None = None) -> None:
+        self._decoded = decoded
         self._root, self._source = os.fspath(images.root), images.source
         self._files = np.array([os.fsencode(file) for file in images.files])  # one block, shared with forked workers
-        self.mode = classifier.image_mode
-        self.input_size = classifier.input_size
-        self.transform: Callable[[Image.Image], torch.Tensor] | None = None  # create_loader sets it
+        self.mode, self.input_size = classifier.image_mode, classifier.input_size
+        self._transform = create_transform(**classifier.data_config, is_training=False, use_prefetcher=True)
         self._most_pixels = Image.MAX_IMAGE_PIXELS  # which a process that is not forked would not know
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, int, str, str]:
-        assert self.transform is not None
+    def __getitem__(self, position: int) -> Example:
         try:
-            image = self.read(position)
-            return self.transform(image), position, "", image.info.get(REMARK, "")
+            image = self._kept_or_read(position)
+            # timm views the channels in front; a device copies them there faster
+            return self._transform(image).permute(1, 2, 0), position, "", image.info.get(REMARK, "")
         except Exception as error:  # PIL's decoders raise nearly everything: OSError, SyntaxError, struct.error, ...
-            return torch.zeros(self.input_size, dtype=torch.uint8), position, self._reason(position, error), ""
+            channels, *sides = self.input_size
+            return torch.zeros(*sides, channels, dtype=torch.uint8), position, self._reason(position, error), ""
 
     def path(self, position: int) -> str:
         """Where the image lies."""
         return os.path.join(self._root, os.fsdecode(self._files[position]))
 
+    def _kept_or_read(self, position: int) -> Image.Image:
+        Image.MAX_IMAGE_PIXELS = self._most_pixels
+        image = self._decoded.take(position, self.mode) if self._decoded else None
+        if image is not None:
+            _refuse_strip(image.size, self.input_size)
+            return image
+        image = self.read(position)
+        if self._decoded:
+            self._decoded.put(position, image)
+        return image
+
     def read(self, position: int) -> Image.Image:
         """Decode an image in the model's mode."""
-        Image.MAX_IMAGE_PIXELS = self._most_pixels
         image = self._source.open(os.fsdecode(self._files[position])) if self._source else self.path(position)
         return read_image(image, self.mode, self.input_size)
 
@@ -120,16 +122,8 @@ def read_image(
 ) -> Image.Image:
     """Decode an image as timm's dataset does: first frame, orientation tag unheeded, in the model's mode.
 
-    Args:
-        image: a file, its path, or an image that PIL has opened.
-        mode: of PIL, for what is returned.
-        input_size: channels, height and width of what the model sees.
-
-    Returns:
-        The image; `info[REMARK]` says what of it the model does not see, where there is something.
-
-    Raises:
-        Exception: it is not a readable image. PIL's decoders raise nearly everything.
+    Its `info[REMARK]` says what of it the model does not see, where there is something. What is no readable image
+    raises nearly everything, as PIL's decoders do.
     """
     if isinstance(image, Image.Image):
         if image.format not in (None, "MPO", *IMAGE_FORMATS):  # MPO: a JPEG of several pictures, opened as JPEG
@@ -157,12 +151,8 @@ def remark_on(image: Image.Image) -> str:
     with contextlib.suppress(Exception):  # a broken tag is no broken image
         if image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # PIL turns a TIFF itself
             return REMARKS[2]
-    if (
-        image.has_transparency_data
-        and cast(tuple[int, int], image.convert("RGBA").getchannel("A").getextrema())[0] < 255
-    ):
-        return REMARKS[3]
-    return ""
+    alpha = image.convert("RGBA").getchannel("A").getextrema() if image.has_transparency_data else (255, 255)
+    return REMARKS[3] if cast(tuple[int, int], alpha)[0] < 255 else ""
 
 
 def sum_up_remarks(remarks: Iterable[str]) -> str:
@@ -179,24 +169,18 @@ def _refuse_strip(size: tuple[int, int], input_size: tuple[int, int, int]) -> No
         raise ValueError(f"{size[0]}x{size[1]} pixels are too long and thin to be resized ({pixels:.1e} pixels)")
 
 
-def loaded_batches(loader: Any) -> Iterator[tuple[torch.Tensor, ReadImages]]:
+def loaded_batches(loader: torch.utils.data.DataLoader[Any]) -> Iterator[Loaded]:
     """The loader's batches; a decoding process that died, or could not be started, is an error with advice."""
     return_freed_memory()
     if loader.num_workers:
         _shorten_temporary_folder()
-    batches = None
-    while True:
-        try:
-            batches = iter(loader) if batches is None else batches
-            batch = next(batches, None)
-        except (RuntimeError, OSError, EOFError) as error:
-            advice = _advice(error)
-            if not advice:
-                raise
-            raise ChildProcessError(advice) from error
-        if batch is None:
-            return
-        yield batch
+    try:
+        yield from loader
+    except (RuntimeError, OSError, EOFError) as error:
+        advice = _advice(error)
+        if not advice:
+            raise
+        raise ChildProcessError(advice) from error
 
 
 def _shorten_temporary_folder() -> None:
@@ -205,11 +189,6 @@ def _shorten_temporary_folder() -> None:
         before, tempfile.tempdir = tempfile.tempdir, "/tmp"
         try:
             multiprocessing.util.get_temp_dir()  # which remembers it, and hands it on to children
-        except OSError as error:
-            raise OSError(
-                f"processes that decode images cannot meet: TMPDIR's name is too long for sockets, and /tmp cannot be "
-                f"written ({error.strerror}); set a shorter TMPDIR, or give --workers 0"
-            ) from error
         finally:
             tempfile.tempdir = before
 
@@ -224,10 +203,10 @@ def _advice(error: Exception) -> str:
     # without the DataLoader's words where the process died while it handed a batch over
     if not isinstance(error, ConnectionError | EOFError) and "DataLoader worker" not in text:
         return ""
-    size = shutil.disk_usage(_SHARED).total if _SHARED.is_dir() else 0
+    size = shutil.disk_usage(SHARED).total if SHARED.is_dir() else 0
     if size < _LITTLE_SHARED_MEMORY or "Bus error" in text or "shared memory" in text:
         return (
-            f"a process that decodes images died: {_SHARED}, where batches are handed over, holds {size >> 20} MiB; "
+            f"a process that decodes images died: {SHARED}, where batches are handed over, holds {size >> 20} MiB; "
             "give it more (docker run --shm-size=2g), or a smaller --batch-size, or --workers 0"
         )
     return "a process that decodes images died, perhaps for want of memory; try again with fewer --workers"

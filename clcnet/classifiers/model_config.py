@@ -17,38 +17,49 @@ from torch import nn
 
 from clcnet.strangers import LARGEST_JSON, is_line, is_number, parse_json, read_bytes
 
-_MOST_CLASSES, _LARGEST_SIDE, _LARGEST_NUMBER, _DEEPEST, _LONGEST = 1_000_000, 4096, 10**9, 4, 64
+_LARGEST_NUMBER, _DEEPEST, _LONGEST = 10**9, 4, 64
 _WORD = re.compile(rf"[\w.+-]{{0,{_LONGEST}}}")  # no path and no address
 _EVERY_ARCHITECTURES = {"num_classes", "in_chans", "img_size", "global_pool", "bn_eps", "bn_momentum", "use_naflex"}
-_THE_FACTORYS = {
+_NEVER = {"device", "dtype"} | {
     name for factory in (timm.create_model, build_model_with_cfg) for name in inspect.signature(factory).parameters
 }
-_OF_THE_MACHINE = {"device", "dtype"}
+
+_Check = tuple[Callable[[Any], bool], str]  # whether a value will do, and in words what would
 
 
-def _is_whole(value: Any, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
+def _number(low: float, high: float) -> _Check:
+    return lambda value: is_number(value, low, high), f"a number from {low:g} to {high:g}"
 
 
-def _is_side(value: Any) -> bool:
-    return _is_whole(value, 1, _LARGEST_SIDE)
+def _whole(low: int, high: int) -> _Check:
+    return lambda value: type(value) is int and low <= value <= high, f"a whole number from {low} to {high}"
 
 
-def _is_channels(value: Any) -> bool:
-    return type(value) is int and value in (1, 3)
+def _one_of(*choices: object) -> _Check:
+    known = [(type(choice), choice) for choice in choices]
+    return lambda value: (type(value), value) in known, " or ".join(map(str, choices))
 
 
-def _is_list(value: Any, lengths: tuple[int, ...], of: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and len(value) in lengths and all(map(of, value))
+def _list(of: _Check, *lengths: int) -> _Check:
+    words = f"a list of {' or '.join(map(str, lengths)) or 'any'} values, each {of[1]}"
+
+    def is_good(value: Any) -> bool:
+        return isinstance(value, list) and (not lengths or len(value) in lengths) and all(map(of[0], value))
+
+    return is_good, words
+
+
+def _either(first: _Check, second: _Check) -> _Check:
+    return lambda value: first[0](value) or second[0](value), f"{first[1]}, or {second[1]}"
+
+
+def _is_input_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and _CHANNELS[0](value[0]) and all(map(_SIDE[0], value[1:]))
 
 
 def _are_labels(value: Any) -> bool:
     labels = [*value, *value.values()] if isinstance(value, dict) else value
     return isinstance(labels, list) and all(type(label) is int or is_line(label) for label in labels)
-
-
-def _are_layers(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(layer, str) for layer in value))
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:
@@ -60,48 +71,27 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     return isinstance(value, bool) or value is None or is_number(value, -_LARGEST_NUMBER, _LARGEST_NUMBER)
 
 
-_Check = tuple[Callable[[Any], bool], str]
-_CLASSES: _Check = (lambda value: _is_whole(value, 0, _MOST_CLASSES), f"a whole number up to {_MOST_CLASSES:,}")
+_CHANNELS, _SIDE, _CLASSES = _one_of(1, 3), _whole(1, 4096), _whole(0, 1_000_000)
 _PLAIN: _Check = (_is_plain, f"a number up to {_LARGEST_NUMBER:,}, a word or a short list of these")
+_TEXT: _Check = (lambda value: isinstance(value, str), "text")
+_LINE: _Check = (is_line, "one line of text")
 _FACTS: dict[str, _Check] = {  # of timm's `pretrained_cfg`, all that a classifier here makes use of
     "num_classes": _CLASSES,
-    "input_size": (
-        lambda value: (
-            _is_list(value, (3,), lambda _: True) and _is_channels(value[0]) and all(map(_is_side, value[1:]))
-        ),
-        f"[1 or 3 channels, height, width] of up to {_LARGEST_SIDE} pixels",
-    ),
-    "fixed_input_size": (lambda value: isinstance(value, bool), "true or false"),
-    "interpolation": (
-        lambda value: value in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
-        "nearest, bilinear, bicubic, lanczos, box or hamming",
-    ),
-    "crop_pct": (lambda value: is_number(value, 0.05, 2), "a number from 0.05 to 2"),
-    "crop_mode": (lambda value: value in ("center", "border", "squash"), "center, border or squash"),
-    "mean": (
-        lambda value: _is_list(value, (1, 3), lambda number: is_number(number, -255, 255)),
-        "1 or 3 numbers from -255 to 255",
-    ),
-    "std": (
-        lambda value: _is_list(value, (1, 3), lambda number: is_number(number, 1e-6, 255)),
-        "1 or 3 numbers from 0.000001 to 255",
-    ),
+    "input_size": (_is_input_size, f"[1 or 3 channels, height, width], each side {_SIDE[1]}"),
+    "fixed_input_size": _one_of(True, False),
+    "interpolation": _one_of("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
+    "crop_pct": _number(0.05, 2),
+    "crop_mode": _one_of("center", "border", "squash"),
+    "mean": _list(_number(-255, 255), 1, 3),
+    "std": _list(_number(1e-6, 255), 1, 3),
     "label_names": (_are_labels, "a list of names, or names by class index"),
     "label_offset": _CLASSES,
-    "first_conv": (_are_layers, "a layer's name or a list of them"),
-    "classifier": (_are_layers, "a layer's name or a list of them"),
+    "first_conv": _either(_TEXT, _list(_TEXT)),
+    "classifier": _either(_TEXT, _list(_TEXT)),
 }
-_ARGUMENTS: dict[str, _Check] = {
-    "num_classes": _CLASSES,
-    "in_chans": (_is_channels, "1 or 3"),
-    "img_size": (
-        lambda value: _is_side(value) or _is_list(value, (2,), _is_side),
-        f"a side, or [height, width], of up to {_LARGEST_SIDE} pixels",
-    ),
-}
-_LOADING: dict[str, _Check] = {key: _FACTS[key] for key in ("num_classes", "crop_pct", "crop_mode", "interpolation")}
-_LOADING |= {"img_size": (_is_side, f"a side of up to {_LARGEST_SIDE} pixels")}
-_LOADING |= {key: (is_line, "one line of text") for key in ("name", "weight")}
+_ARGUMENTS = {"num_classes": _CLASSES, "in_chans": _CHANNELS, "img_size": _either(_SIDE, _list(_SIDE, 2))}
+_LOADING = {key: _FACTS[key] for key in ("num_classes", "crop_pct", "crop_mode", "interpolation")}
+_LOADING |= {"img_size": _SIDE, "name": _LINE, "weight": _LINE}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -127,16 +117,10 @@ def read(path: Path) -> dict[str, Any]:
     if not known:
         raise ValueError(f"timm {timm.__version__} knows no {architecture[:_LONGEST]}, the architecture in {path}")
     facts = {key: value for key, value in facts.items() if key in _FACTS and value is not None}
-    for key, value in facts.items():
-        _check(f"{path}: {key}", value, _FACTS[key])
-    takes = _arguments_of(architecture)
-    for key, value in arguments.items():
-        if key not in takes:
-            raise ValueError(
-                f"{path}: model_args {reprlib.repr(key)} is no argument of {architecture}; delete it there"
-            )
-        if value is not None:
-            _check(f"{path}: model_args {key}", value, _ARGUMENTS.get(key, _PLAIN))
+    arguments = {key: value for key, value in arguments.items() if value is not None}
+    _check(f"{path}:", facts, _FACTS, "")
+    takes = {key: _ARGUMENTS.get(key, _PLAIN) for key in _arguments_of(architecture)}
+    _check(f"{path}: model_args", arguments, takes, f"of {architecture}")
     return {"architecture": architecture, "model_args": arguments, "pretrained_cfg": facts}
 
 
@@ -155,18 +139,16 @@ def check_loading(place: str, arguments: dict[str, Any]) -> None:
     Raises:
         ValueError: what is wrong, and `place`.
     """
-    for key, value in arguments.items():
-        if key not in _LOADING:
-            raise ValueError(
-                f"{place}: {reprlib.repr(key)} is no argument with which a model is loaded; delete it there"
-            )
-        _check(f"{place}: {key}", value, _LOADING[key])
+    _check(f"{place}:", arguments, _LOADING, "with which a model is loaded")
 
 
-def _check(place: str, value: Any, check: _Check) -> None:
-    is_good, wanted = check
-    if not is_good(value):
-        raise ValueError(f"{place} is {reprlib.repr(value)}, not {wanted}; mend it there")
+def _check(place: str, values: dict[str, Any], checks: dict[str, _Check], what_for: str) -> None:
+    for key, value in values.items():
+        if key not in checks:
+            raise ValueError(f"{place} {reprlib.repr(key)} is no argument {what_for}; delete it there")
+        is_good, wanted = checks[key]
+        if not is_good(value):
+            raise ValueError(f"{place} {key} is {reprlib.repr(value)}, not {wanted}; mend it there")
 
 
 def _arguments_of(architecture: str) -> set[str]:
@@ -174,4 +156,4 @@ def _arguments_of(architecture: str) -> set[str]:
     module = sys.modules[model_entrypoint(architecture).__module__]
     networks = [value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, nn.Module)]
     taken = {name for network in networks for name in inspect.signature(network).parameters}
-    return (taken - _THE_FACTORYS - _OF_THE_MACHINE) | _EVERY_ARCHITECTURES
+    return (taken - _NEVER) | _EVERY_ARCHITECTURES

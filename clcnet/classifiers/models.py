@@ -14,11 +14,10 @@ from timm.models._hub import _parse_model_cfg
 from torch import nn
 
 from clcnet.classifiers import model_config
-from clcnet.classifiers.checkpoint import Checkpoint, Tensors, fits, shapes
+from clcnet.classifiers.checkpoint import Checkpoint, Tensors, first_sentence, fits, shapes
 
 # timm 0.5.4, the paper's version, loaded these for the bare names; timm 1.x loads Noisy Student weights (ns_jft_in1k)
 PAPER_TAGS = {f"tf_efficientnet_b{size}": "ra_in1k" if size in (5, 7) else "aa_in1k" for size in range(8)}
-_NAMES_SHOWN = 3
 
 _logger = logging.getLogger(__name__)
 
@@ -30,17 +29,11 @@ def create(
     img_size: int | None = None,
     in_chans: int | None = None,
 ) -> nn.Module:
-    """Create a timm model with its pretrained weights, or with those of a checkpoint.
+    """Create a timm model with its pretrained weights or a checkpoint's, in evaluation mode, on the CPU.
 
     Args:
         name: anything that `timm.create_model` takes, `local-dir:` and `hf-hub:` included.
-        weight: to load in place of the pretrained weights.
-        num_classes: classes of the checkpoint; the model's own when left out.
-        img_size: side of the images, for models that are built for one size.
-        in_chans: channels of the images; the model's own when left out.
-
-    Returns:
-        The model in evaluation mode, on the CPU.
+        num_classes, img_size, in_chans: of the checkpoint; the model's own when left out.
 
     Raises:
         ValueError: timm does not know the name, has no weights for it, the weights do not fit, or it is no classifier.
@@ -48,25 +41,29 @@ def create(
     """
     source, model_id = parse_model_name(name)
     if source is None:
-        _check_registered(model_id, pretrained=weight is None)
-    known = get_pretrained_cfg(model_id) if source is None else None
-    if weight is None and known is not None:
-        _check_num_classes(name, known.num_classes, num_classes)  # before anything is downloaded
-    model = _create(name, weight is None, num_classes=num_classes, img_size=img_size, in_chans=in_chans)
-    if weight is None:
-        _check_num_classes(name, configuration(model)["num_classes"], num_classes_of(model))
-    else:
+        trained = _registered(model_id, pretrained=weight is None)
+        if weight is None and trained is not None:
+            _check_num_classes(name, trained, num_classes)  # before anything is downloaded
+    model = _create(name, weight is None, num_classes, {"img_size": img_size, "in_chans": in_chans})
+    if weight is not None:
         _load_weights(model, weight, name)
+    else:
+        _check_num_classes(name, configuration(model)["num_classes"], num_classes_of(model))
     _check_num_classes(name, num_classes_of(model), None)
     return model.eval()
 
 
 def resolved_name(name: str, model: nn.Module) -> str:
-    """The name with the weights' tag that timm chose for a bare one: `tf_efficientnet_b4.ns_jft_in1k`."""
+    """The name with the weights' tag that timm chose for a bare one, `tf_efficientnet_b4.ns_jft_in1k`; logs it then.
+
+    For the paper's models it also logs the tag that the paper used.
+    """
     source, model_id = parse_model_name(name)
     tag = configuration(model).get("tag")
     if source is not None or "." in model_id or not tag:
         return name
+    paper = f"; the paper used {name}.{PAPER_TAGS[name]}" if name in PAPER_TAGS else ""
+    _logger.warning("%s stands for %s.%s in timm %s%s", name, name, tag, timm.__version__, paper)
     return f"{model_id}.{tag}"
 
 
@@ -80,20 +77,11 @@ def num_classes_of(model: nn.Module) -> int:
     return cast(int, model.num_classes)
 
 
-def tag_note(name: str, resolved: str) -> str | None:
-    """What to tell the user about a bare name: the weights it stands for and, for the paper's models, the paper's."""
-    if resolved == name:
-        return None
-    note = f"{name} stands for {resolved} in timm {timm.__version__}"
-    if name in PAPER_TAGS:
-        note += f"; the paper used {name}.{PAPER_TAGS[name]}"
-    return note
-
-
-def _check_registered(name: str, pretrained: bool) -> None:
+def _registered(name: str, pretrained: bool) -> int | None:
+    """How many classes timm's weights of this name have, where it knows them; raises ValueError where it cannot be."""
     architecture, tag = split_model_name_tag(name)
     if not is_model(architecture):
-        nearest = difflib.get_close_matches(architecture, timm.list_models(), n=_NAMES_SHOWN, cutoff=0.5)
+        nearest = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else "timm.list_models() names them all"
         raise ValueError(f"model {name}: timm {timm.__version__} knows no {architecture}; {hint}")
     known = get_arch_pretrained_cfgs(architecture)
@@ -103,13 +91,14 @@ def _check_registered(name: str, pretrained: bool) -> None:
     config = get_pretrained_cfg(name)
     if pretrained and (config is None or not config.has_weights):
         raise ValueError(f"model {name}: timm has no pretrained weights for it; give a weights file")
+    return config.num_classes if config else None
 
 
 def _check_num_classes(name: str, trained: int, asked: int | None) -> None:
     if trained < 2:
         raise ValueError(
-            f"model {name} has no classifier ({trained} class{'es' if trained != 1 else ''}), and what it says of an "
-            "image are no probabilities; give a model, or a weights file with --num_classes, that has one"
+            f"model {name} has no classifier ({trained} class{'es' if trained != 1 else ''}); give a model, or weights "
+            "and --num_classes, that have one"
         )
     if asked is not None and trained != asked:
         raise ValueError(
@@ -118,29 +107,26 @@ def _check_num_classes(name: str, trained: int, asked: int | None) -> None:
         )
 
 
-def _create(name: str, pretrained: bool, **asked: int | None) -> nn.Module:
+def _create(name: str, pretrained: bool, num_classes: int | None, inputs: dict[str, int | None]) -> nn.Module:
     source, model_id = parse_model_name(name)
-    architecture, given = name, {}
-    config = _read_config(name, source, model_id, pretrained) if source is not None else None
+    architecture, given = name, dict[str, Any](num_classes=num_classes)
+    config = _read_config(name, source, model_id) if source else None
     with _explaining(name, source, pretrained):
         if config is not None:
             place = {"source": source, "file" if source == "local-dir" else "hf_hub_id": model_id}
             facts, architecture, saved = _parse_model_cfg(config, place)
-            given = saved | {"pretrained_cfg": facts, "pretrained_model_args": saved}
-            if asked["img_size"] is not None and "img_size" in saved:
-                given["img_size"] = asked["img_size"]
-        if asked["num_classes"] is not None:
-            given["num_classes"] = asked["num_classes"]
-        inputs = {"img_size": asked["img_size"], "in_chans": asked["in_chans"]}
+            chosen = {"num_classes": num_classes, "img_size": "img_size" in saved and inputs["img_size"]}
+            given = saved | {name: value for name, value in chosen.items() if value}
+            given |= {"pretrained_cfg": facts, "pretrained_model_args": saved}
         arguments = timm.models.resolve_model_input_args(architecture, inputs, **given)
         return timm.create_model(pretrained=pretrained, **arguments)
 
 
-def _read_config(name: str, source: str, model_id: str, pretrained: bool) -> dict[str, Any]:
+def _read_config(name: str, source: str, model_id: str) -> dict[str, Any]:
     config = Path(model_id, "config.json")
     if source == "hf-hub":
         repository, _, revision = model_id.partition("@")
-        with _explaining(name, source, pretrained):
+        with _explaining(name, source):
             config = Path(hf_hub_download(repository, config.name, revision=revision or None))
     if not config.is_file():
         raise FileNotFoundError(
@@ -153,15 +139,13 @@ def _read_config(name: str, source: str, model_id: str, pretrained: bool) -> dic
 
 
 @contextlib.contextmanager
-def _explaining(name: str, source: str | None, pretrained: bool) -> Iterator[None]:
+def _explaining(name: str, source: str | None, pretrained: bool = True) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # hubs and their HTTP libraries raise many kinds, and no common one
-        reason = _first_sentence(error)
-        if source == "local-dir":
-            raise ValueError(f"model {name} cannot be loaded: {reason}") from error
-        if not pretrained:
-            raise ValueError(f"model {name} cannot be made: {reason}") from error
+        reason = first_sentence(error)
+        if source == "local-dir" or not pretrained:
+            raise ValueError(f"model {name} cannot be {'loaded' if source else 'made'}: {reason}") from error
         raise OSError(
             f"model {name}: its pretrained weights cannot be had ({reason}); check the connection, or give a weights "
             "file or a local-dir:FOLDER"
@@ -191,15 +175,9 @@ def _describe_difference(model: nn.Module, weights: Tensors) -> str:
             if len(shape) > axis and shape[axis] != models[axis]:
                 way_out = f"--num_classes {shape[0]}" if axis == 0 else "it as a local-dir:FOLDER of 1 or 3 channels"
                 return f"it has {shape[axis]} {what}, the model {models[axis]}; give {way_out}"
-    missing = [key for key in wanted if key not in found]
-    unexpected = [key for key in found if key not in wanted]
-    reshaped = [
-        f"{key} {found[key]} instead of {wanted[key]}" for key in wanted if key in found and found[key] != wanted[key]
-    ]
-    parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)]
-    return "; ".join(f"{len(keys)} {what}, such as {keys[0]}" for what, keys in parts if keys)
-
-
-def _first_sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text.split(". ")[0].rstrip(".") or type(error).__name__
+    parts = {
+        "missing": [key for key in wanted if key not in found],
+        "unexpected": [key for key in found if key not in wanted],
+        "of another shape": [key for key in wanted if found.get(key, wanted[key]) != wanted[key]],
+    }
+    return "; ".join(f"{len(keys)} {what}, such as {keys[0]}" for what, keys in parts.items() if keys)

@@ -33,15 +33,13 @@ class Task:
 
 
 class Schedule:
-    """The tasks of one process, made as the outcomes come in; iterate over it once.
+    """The tasks of process `rank`, made as the outcomes come in; iterate over it once.
 
     All processes hold the same schedule and are told all outcomes in the same order.
 
     Args:
-        first: the batches of the first model.
-        num_stages: how many models there are.
+        first: the batches of the first model, of `num_stages`.
         batch_size: images a batch of the later ones.
-        rank: number of this process, of `num_ranks`.
         ahead: how many rounds a loader may ask for before it has handed out the outcome of the first of them.
         waiting: images that wait for later models from the start.
     """
@@ -107,6 +105,11 @@ class Schedule:
         queue = self._waiting[stage]
         counts = [min(self.batch_size, max(0, len(queue) - rank * self.batch_size)) for rank in range(self.num_ranks)]
         return [np.array([queue.popleft() for _ in range(count)], np.int64) for count in counts]
+
+
+def later_batch_size(batch_size: int) -> int:
+    """Images a batch of later models: few, so that the last round, in which processes may lack work, is short."""
+    return min(batch_size, 64)
 
 
 def cut(indices: Indices, batch_size: int) -> list[Indices]:

@@ -7,6 +7,7 @@ decoded while an earlier one computes. Only a few batches are in memory at a tim
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.data import create_transform
 from timm.data.loader import adapt_to_chs
 
 from clcnet import distributed
 from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size
-from clcnet.classifiers.loading import ImageDataset, ReadImages, collate, default_workers, loaded_batches
-from clcnet.classifiers.schedule import Entering, Indices, Schedule, Task, cut
+from clcnet.classifiers.decoded import DecodedImages
+from clcnet.classifiers.loading import ImageDataset, Loaded, collate, default_workers, loaded_batches
+from clcnet.classifiers.schedule import Entering, Indices, Schedule, Task, cut, later_batch_size
 from clcnet.data.images import ImageSet
 
+_LEAST_SECONDS, _LEAST_WAITING = 10, 0.2
 PREFETCH = 2  # batches that each decoding process reads ahead
 
 
@@ -35,8 +37,8 @@ class Batch:
     Attributes:
         stage: the model's number.
         indices: (B,) places of the images in the list.
-        readable: (B,) whether an image could be read.
-        probs: (A, C) float32, one row a readable image, in the model's own order of classes.
+        readable: (B,) whether an image could be read, as A of them could.
+        probs: (A, C) float32, in the model's own order of classes.
         reasons: place of an image that could not be read -> why.
         remarks: place of one of which the model sees less than there is -> what.
     """
@@ -56,10 +58,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Round:
-    """One batch from every process, all by the same model, and the seconds since the round before."""
+    """One batch from every process, all by the same model; seconds since the round before, and waiting for images."""
 
     batches: list[Batch]
     seconds: float
+    waited: float = 0.0
 
     @property
     def stage(self) -> int:
@@ -84,12 +87,12 @@ def stream(
     """Run images through models; every process of a torchrun calls this and runs through it.
 
     Args:
-        classifiers: the models, in the order in which an image sees them.
-        images: the images.
+        classifiers: in the order in which an image sees them.
+        images: those of which places are given.
         first: batches of the first model.
         decide: called in the main process for every batch, in order; says which images are to see which model next.
         waiting: images that are to see a later model from the start.
-        batch_size: images a batch; by default what suits the device.
+        batch_size: images a batch of the first model; by default what suits the device.
         workers: processes that decode; 0 decodes in this process; by default what suits the machine.
 
     Yields:
@@ -101,7 +104,12 @@ def stream(
         ChildProcessError: a decoding process died.
     """
     batch_size = batch_size or default_batch_size(classifiers[0].device)
-    workers = default_workers() if workers is None else workers
+    sizes = [batch_size] + [later_batch_size(batch_size)] * (len(classifiers) - 1)
+    decoded = DecodedImages() if len(classifiers) > 1 else None
+    stages = [Stage(classifier, images, size, decoded) for classifier, size in zip(classifiers, sizes, strict=True)]
+    if workers is None:
+        largest = max(math.prod(classifier.input_size) for classifier in classifiers)
+        workers = default_workers(PREFETCH * batch_size * largest)
     distributed.check_agreement(
         {
             "models": [classifier.run_key for classifier in classifiers],
@@ -112,127 +120,113 @@ def stream(
     )
     asynchronous = any(_computes_apart(classifier.device) for classifier in classifiers)
     asked_ahead = distributed.gather(workers * PREFETCH + 1 + asynchronous)
-    schedule = Schedule(
-        first,
-        len(classifiers),
-        batch_size,
-        distributed.rank(),
-        distributed.world_size(),
-        distributed.broadcast(max(asked_ahead) if asked_ahead else None),
-        waiting,
-    )
-    stages = [_Stage(classifier, images, batch_size) for classifier in classifiers]
+    ahead = distributed.broadcast(max(asked_ahead) if asked_ahead else None)
+    ranks = distributed.rank(), distributed.world_size()
+    schedule = Schedule(first, len(classifiers), sizes[-1], *ranks, ahead, waiting)
     given: deque[Task] = deque()
-    loader = torch.utils.data.DataLoader(
-        _AllStages([stage.dataset for stage in stages]),
-        batch_sampler=_give(schedule, given),
-        collate_fn=_collate,
+    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+        torch.utils.data.ConcatDataset([stage.dataset for stage in stages]),
+        batch_sampler=_give(schedule, given, len(images)),
+        collate_fn=collate,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=asynchronous,
     )
-    started = time.perf_counter()
-    for batch in _batches(stages, given, loaded_batches(loader), asynchronous):
-        gathered = distributed.gather(batch)
+    rounds = _rounds(stages, schedule, given, loaded_batches(loader), decide, decoded, asynchronous)
+    try:
+        yield from rounds
+    finally:
+        if decoded:
+            decoded.close()
+
+
+def _rounds(
+    stages: Sequence[Stage],
+    schedule: Schedule,
+    given: deque[Task],
+    loaded: Iterator[Loaded],
+    decide: Callable[[Batch], Entering],
+    decoded: DecodedImages | None,
+    asynchronous: bool,
+) -> Iterator[Round]:
+    under_way = deque[Callable[[], Batch]]()
+    started, waited = time.perf_counter(), 0.0
+    while True:
+        before = time.perf_counter()
+        batch = next(loaded, None)
+        waited += time.perf_counter() - before
+        if batch is not None:
+            task = given.popleft()
+            under_way.append(stages[task.stage].launch(task, *batch))
+            if len(under_way) <= asynchronous:  # a GPU computes the next batch while this process looks at the last one
+                continue
+        elif not under_way:
+            return
+        mine = under_way.popleft()()
+        gathered = distributed.gather(mine)
         entering = [pair for found in gathered for pair in decide(found)] if gathered else None
-        schedule.add(distributed.broadcast(entering))
+        entering = distributed.broadcast(entering)
+        schedule.add(entering)
+        if decoded:
+            decoded.drop(set(mine.indices.tolist()).difference(*(indices.tolist() for _, indices in entering)))
         now = time.perf_counter()
-        seconds, started = now - started, now
         if gathered:
-            yield Round(gathered, seconds)
+            yield Round(gathered, now - started, waited)
+        started, waited = now, 0.0
 
 
 def classify(
-    classifier: Classifier,
-    images: ImageSet,
-    indices: Sequence[int] | Indices | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
+    classifier: Classifier, images: ImageSet, batch_size: int | None = None, workers: int | None = None
 ) -> Iterator[Batch]:
-    """Classify images, all of them or some, batch by batch and in order; nothing is kept.
+    """Classify images, batch by batch and in order; nothing is kept.
 
     A batch that does not fit into memory is halved, as are those after it, and the user is told.
     """
-    wanted = np.arange(len(images)) if indices is None else np.asarray(indices, dtype=np.int64)
-    batches = cut(wanted, batch_size or default_batch_size(classifier.device))
+    batch_size = batch_size or default_batch_size(classifier.device)
+    batches = cut(np.arange(len(images)), batch_size)
     for found in stream([classifier], images, batches, batch_size=batch_size, workers=workers):
         yield from found.batches
 
 
-def _give(schedule: Schedule, given: deque[Task]) -> Iterator[list[tuple[int, int]]]:
+def _give(schedule: Schedule, given: deque[Task], num_images: int) -> Iterator[list[int]]:
     """The schedule as DataLoader takes it, called lazily from the loop that also adds the outcomes."""
     for task in schedule:
         given.append(task)
-        yield [(task.stage, index) for index in task.indices.tolist()]
+        yield [task.stage * num_images + index for index in task.indices.tolist()]
 
 
-def _batches(
-    stages: Sequence[_Stage],
-    given: deque[Task],
-    loaded: Iterator[tuple[torch.Tensor, ReadImages]],
-    asynchronous: bool,
-) -> Iterator[Batch]:
-    """What comes of each task; a GPU computes the next one while the caller looks at this one."""
-    under_way: deque[Callable[[], Batch]] = deque()
-    for pixels, read in loaded:
-        task = given.popleft()
-        under_way.append(stages[task.stage].launch(task, pixels, read) if len(task.indices) else _nothing(task))
-        if len(under_way) > asynchronous:
-            yield under_way.popleft()()
-    while under_way:
-        yield under_way.popleft()()
-
-
-def _nothing(task: Task) -> Callable[[], Batch]:
-    empty = Batch(task.stage, task.indices, np.zeros(0, np.bool_), np.zeros((0, 0), np.float32), {})
-    return lambda: empty
-
-
-class _AllStages(torch.utils.data.Dataset[tuple[torch.Tensor, int, str, str]]):
-    """All images as each of the models sees them, by model and place."""
-
-    def __init__(self, datasets: list[ImageDataset]) -> None:
-        self.datasets = datasets
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, str, str]:
-        stage, place = key
-        return self.datasets[stage][place]
-
-
-def _collate(batch: list[tuple[torch.Tensor, int, str, str]]) -> tuple[torch.Tensor, ReadImages]:
-    return collate(batch) if batch else (torch.empty(0), ReadImages(np.zeros(0, np.int64), {}, {}))
-
-
-class _Stage:
+class Stage:
     """One of the models with the images as it sees them."""
 
-    def __init__(self, classifier: Classifier, images: ImageSet, batch_size: int) -> None:
+    def __init__(
+        self, classifier: Classifier, images: ImageSet, batch_size: int, decoded: DecodedImages | None = None
+    ) -> None:
         self.classifier, self.batch_size = classifier, batch_size
-        self.dataset = ImageDataset(images, classifier)
-        self.dataset.transform = create_transform(**classifier.data_config, is_training=False, use_prefetcher=True)
+        self.dataset = ImageDataset(images, classifier, decoded)
         self.forward = HalvingForward(classifier, batch_size)
-        self.mean, self.std = (self._per_channel(classifier.data_config, name) for name in ("mean", "std"))
+        self.layout = torch.channels_last if classifier.channels_last else torch.contiguous_format
+        config = classifier.data_config
+        self.mean, self.std = (  # in the units of the pixels, as timm's own loader has them
+            torch.tensor([value * 255 for value in adapt_to_chs(config[name], config["input_size"][0])])
+            .view(1, -1, 1, 1)
+            .to(classifier.device)
+            for name in ("mean", "std")
+        )
 
-    def _per_channel(self, data_config: dict[str, Any], name: str) -> torch.Tensor:
-        """In the units of the pixels, as timm's own loader has them."""
-        values = adapt_to_chs(data_config[name], data_config["input_size"][0])
-        return torch.tensor([value * 255 for value in values], device=self.classifier.device).view(1, -1, 1, 1)
-
-    def launch(self, task: Task, pixels: torch.Tensor, read: ReadImages) -> Callable[[], Batch]:
-        """Start to classify a batch; what is returned waits for it.
-
-        Args:
-            task: which images they are.
-            pixels: (B, channels, height, width) uint8.
-            read: which of them could be read.
-        """
-        batch = pixels.to(self.classifier.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
+    def launch(
+        self, task: Task, pixels: torch.Tensor, reasons: dict[int, str], remarks: dict[int, str]
+    ) -> Callable[[], Batch]:
+        """Start to classify a batch, maybe of nothing, from pixels as `Loaded`; what is returned waits for it."""
+        readable = np.array([place not in reasons for place in task.indices.tolist()], np.bool_)
+        if not len(readable):
+            return lambda: Batch(task.stage, task.indices, readable, np.zeros((0, 0), np.float32), {})
+        pixels = pixels.to(self.classifier.device, non_blocking=True).permute(0, 3, 1, 2)
+        batch = pixels.to(torch.float32, memory_format=self.layout).sub_(self.mean).div_(self.std)
         if self.classifier.compile and len(batch) < self.batch_size:  # another size would be compiled anew
             batch = torch.cat([batch, batch[:1].expand(self.batch_size - len(batch), -1, -1, -1)])
-        fetched = _fetch(self.forward.launch(batch)[: len(task.indices)])
+        fetched = _fetch(self.forward.launch(batch)[: len(readable)])
 
         def wait() -> Batch:
-            readable = read.readable
             answers = fetched()[readable]
             broken = ~np.isfinite(answers).all(axis=1)
             if broken.any():
@@ -241,14 +235,19 @@ class _Stage:
                     f"image {self.dataset.path(place)}: the answer of {self.classifier.name} is not a number; check "
                     "its weights, or run without --amp"
                 )
-            return Batch(task.stage, task.indices, readable, answers, read.reasons, read.remarks)
+            return Batch(task.stage, task.indices, readable, answers, reasons, remarks)
 
         return wait
 
 
+def describe_waiting(seconds: float, waited: float) -> str:
+    """What to say of the time that the models waited for images; empty where it was little, or the run short."""
+    share = waited / seconds if seconds > _LEAST_SECONDS else 0
+    return f", {share:.0%} of the time waiting for images to be decoded" if share > _LEAST_WAITING else ""
+
+
 def _computes_apart(device: torch.device) -> bool:
-    """Whether a device goes on computing while this process does something else."""
-    return device.type == "cuda"
+    return device.type == "cuda"  # and this process may do something else meanwhile
 
 
 def _fetch(probs: torch.Tensor) -> Callable[[], NDArray[np.float32]]:
@@ -260,7 +259,6 @@ def _fetch(probs: torch.Tensor) -> Callable[[], NDArray[np.float32]]:
 
     def wait() -> NDArray[np.float32]:
         arrived.synchronize()
-        array: NDArray[np.float32] = copy.numpy()
-        return array
+        return copy.numpy()
 
     return wait

@@ -25,13 +25,9 @@ _SECONDS = 4.0  # after which a turn ends, once two batches were timed
 def milliseconds_together(
     classifiers: Sequence[Classifier], images: ImageSet, batch_size: int | None = None, workers: int | None = None
 ) -> NDArray[np.float64]:
-    """Time all models in one go, one after the other and again, so that a busy moment of the machine hits all of them.
+    """Time all models in turns, so that a busy moment of the machine hits all: (TURNS, K) milliseconds an image.
 
-    In batches, decoding included, with the precision and layout that the models run with. Where the images are fewer
-    than a few batches, some are classified more than once.
-
-    Returns:
-        (TURNS, K) milliseconds an image: a line a turn, so that ratios of two models can be taken within each.
+    In batches, decoding included, as the models run. Of fewer images than a few batches some are classified again.
     """
     size = batch_size or default_batch_size(classifiers[0].device)
     places = np.resize(np.arange(len(images)), _BATCHES * size)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import functools
 import json
 import math
 import mmap
@@ -25,7 +26,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from clcnet.data.checks import ROWS_A_CHUNK, UNKNOWN
+from clcnet.data.checks import ROWS_A_CHUNK, UNKNOWN, map_rows
 from clcnet.files import check_output
 from clcnet.memory import free_bytes
 from clcnet.strangers import parse_json
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 24  # bytes of CSV that one thread takes at a time
 _VALUES_A_READ = 1 << 22  # of Parquet: rows may have 2 numbers or 21,843
+_CHUNKS_AT_ONCE = 8  # of rows of CSV, each encoded by a thread
 _BYTES_A_NAME = 100  # in memory, roughly
 _LONGEST_NAME = 4096  # bytes, as of a path
 _LONGEST_LINE = 1 << 22  # characters; 21,843 classes take 300,000
@@ -106,11 +108,12 @@ class TableWriter:
                 "a CSV table says which answers are right, and these outputs do not; give the true classes, or save "
                 "them as .parquet"
             )
-        for start in range(0, len(outputs), ROWS_A_CHUNK):
-            piece = outputs.subset(range(start, min(start + ROWS_A_CHUNK, len(outputs))))
-            if is_csv and piece.correct is not None:
+        step = ROWS_A_CHUNK * (_CHUNKS_AT_ONCE if is_csv else 1)
+        for start in range(0, len(outputs), step):
+            piece = outputs.subset(range(start, min(start + step, len(outputs))))
+            if is_csv:
                 self._file = self._file or open(self.path, "wb")
-                self._file.write(encode_rows(piece.names, piece.sorted_probs, piece.correct))
+                self._file.writelines(map_rows(functools.partial(_encode_piece, piece), len(piece)))
             else:
                 batch = _to_batch(piece)
                 self._file = self._file or _parquet_writer(self.path, batch.schema, self.record or outputs.record)
@@ -128,6 +131,11 @@ def _parquet_writer(path: Path, schema: pa.Schema, record: Record) -> pa.parquet
         # the bytes of a number apart: what the first ones hold changes slowly along a row
         column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in lists},
     )
+
+
+def _encode_piece(outputs: Outputs, rows: slice) -> bytes:
+    assert outputs.correct is not None, "CSV says which answers are right"
+    return encode_rows(outputs.names[rows], outputs.sorted_probs[rows], outputs.correct[rows])
 
 
 def encode_rows(names: Sequence[str], sorted_probs: NDArray[np.float32], correct: NDArray[np.bool_]) -> bytes:

@@ -141,14 +141,15 @@ class CLCNet(nn.Module, ModelHubMixin):
         return (decision @ self.final_weight.mT).squeeze(-1)
 
     @torch.inference_mode()
-    def predict(self, probs: Any, calibrated: bool = True, batch_size: int = 512) -> Any:
+    def predict(self, probs: Any, calibrated: bool = True, batch_size: int | None = None) -> Any:
         """Confidences of many rows, in evaluation mode whatever the mode of the module.
 
         Args:
             probs: (N, n), each row sorted from largest to smallest; of torch or numpy, or what numpy takes, in any
                 floating dtype, layout and device. Scored as float32.
             calibrated: apply the calibration, if the network has one. False gives the network's own output.
-            batch_size: rows at a time; bounds the memory, and small ones stay in the processor's cache.
+            batch_size: rows at a time, which bounds the memory: by default few, which stay in a processor's cache, and
+                on other devices many, after each of which the checks wait for them.
 
         Returns:
             (N,) float32, on the same device for torch, else numpy.
@@ -158,13 +159,15 @@ class CLCNet(nn.Module, ModelHubMixin):
         """
         rows = probs.detach() if isinstance(probs, Tensor) else np.asanyarray(probs)
         _check_rows(rows)
+        device = self.final_weight.device
+        if batch_size is None:
+            batch_size = 512 if device.type == "cpu" else max(2**25 // rows.shape[1], 1)
         if batch_size < 1:  # a negative one would score nothing
             raise ValueError(f"batch_size is {batch_size}; give at least 1")
         self._warn_of_other_classes(rows.shape[1])
-        device = self.final_weight.device
         scorer = _Scorer(self)
         calibration = self.calibration if calibrated else None
-        scores = torch.empty(len(rows), dtype=torch.float32)
+        scores = torch.empty(len(rows), dtype=torch.float32, device=device)
         for start in range(0, len(rows), batch_size):
             block = _as_tensor(rows[start : start + batch_size]).to(device, torch.float32).contiguous()
             check_sorted_probs(block.cpu().numpy(), first=start + 1)
@@ -172,7 +175,7 @@ class CLCNet(nn.Module, ModelHubMixin):
             raw = scorer(filled)
             filled_scores = raw if calibration is None else calibration.apply(raw, filled)
             scores[start : start + batch_size] = filled_scores[: len(block)]
-        return scores.to(rows.device) if isinstance(rows, Tensor) else scores.numpy()
+        return scores.to(rows.device) if isinstance(rows, Tensor) else scores.cpu().numpy()
 
     def _warn_of_other_classes(self, num_classes: int) -> None:
         if num_classes != self.num_classes and num_classes not in self._warned_classes:

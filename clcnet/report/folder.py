@@ -12,6 +12,7 @@ import numpy as np
 from clcnet.cascade.answers import Answers
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.runner import FolderRun
+from clcnet.classifiers.stream import describe_waiting
 from clcnet.cli import one_line
 from clcnet.data.images import ImageSet, errors_file
 from clcnet.metrics import Bools, format_flops
@@ -56,6 +57,7 @@ def summarise(
         "last_seconds": stopwatch.wall * time_saving,
         "time_saving": time_saving,
         "images_per_second": stopwatch.images_per_second,
+        "waiting": describe_waiting(stopwatch.wall, stopwatch.waited),
         "classes": _classes(answers, class_names),
     }
     if answers.has_labels:
@@ -135,7 +137,7 @@ def _last(stage_names: Sequence[str]) -> str:
 def _describe_time(outcome: dict[str, Any], last: str) -> str:
     if outcome["num_from_store"]:
         return f"time: not compared; {outcome['num_from_store']} answers were in the store"
-    text = f"time: {outcome['seconds']:.1f} s, {outcome['images_per_second']:.1f} images/s"
+    text = f"time: {outcome['seconds']:.1f} s, {outcome['images_per_second']:.1f} images/s{outcome['waiting']}"
     if not last:
         return text
     if math.isnan(outcome["time_saving"]):
