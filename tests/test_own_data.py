@@ -291,9 +291,3 @@ def test_a_model_that_is_nearly_always_right_is_doubted_and_an_able_one_is_not(t
     doubted = [line for line in finished.out.splitlines() if line.startswith("warning")]
     assert len(doubted) == 1 and "model2.parquet is right on 100.00%" in doubted[0]
     assert "no model was trained on" in doubted[0]
-
-
-def test_help_of_step_3_says_which_images_a_table_must_come_from() -> None:
-    import generate_data_for_CLCNet
-
-    assert "not trained on" in " ".join(generate_data_for_CLCNet.get_args_parser().format_help().split())
