@@ -4,7 +4,7 @@
 
 The 10,000 images of ../shared/cifar10/logits.npz stand for all images there are: samples are drawn from them with
 replacement, so that what a threshold loses is known exactly. Results go to benchmarks/results/guarantee.json and, as
-text, to benchmarks/guarantee.md.
+text, to benchmarks/results/guarantee.md.
 """
 
 import json
@@ -19,7 +19,7 @@ from clcnet.cascade.guarantee import loses_less, most_share
 from clcnet.intervals import exact_interval
 
 RESULTS = cli.ROOT / "benchmarks" / "results" / "guarantee.json"
-TEXT = cli.ROOT / "benchmarks" / "guarantee.md"
+TEXT = cli.ROOT / "benchmarks" / "results" / "guarantee.md"
 LOGITS = cli.ROOT.parent / "shared" / "cifar10" / "logits.npz"
 
 NUM_RUNS = 1000
