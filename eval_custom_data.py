@@ -34,7 +34,7 @@ import torch
 
 from clcnet import CLCNet, distributed
 from clcnet.cascade.curve import SHALLOW_ALONE
-from clcnet.cascade.drift import DriftError
+from clcnet.cascade.drift import DriftError, find_drift
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.rule import CLCNET, Surest
 from clcnet.cascade.runner import run_folder, write_result
@@ -42,7 +42,7 @@ from clcnet.classifiers.classes import name_classes, possible_readings
 from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
 from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.files import check_output, output_lock
-from clcnet.report.folder import print_promises, print_summary, summarise
+from clcnet.report.folder import print_summary, promise_lines, summarise, summary_lines, write_page
 from clcnet.report.paper_table import distinct_names
 
 STAGES = ("shallow", "deep")
@@ -52,67 +52,36 @@ DEFAULT_MODELS = ("tf_efficientnet_b4.aa_in1k", "tf_efficientnet_b7.ra_in1k")
 
 def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
-    group = parser.add_argument_group("images")
-    add = group.add_argument
+    add = parser.add_argument_group("images").add_argument
     add("--custom-data", type=Path, required=True, metavar="FOLDER", help="the images; any folder structure")
     add("--labels", type=Path, metavar="FILE", help="CSV file,label for a flat folder; or the ILSVRC2012 ground truth")
-    add(
-        "--class-map",
-        type=Path,
-        metavar="FILE",
-        help="names of the models' classes in their order, one a line, as in timm",
-    )
-    group = parser.add_argument_group("models")
-    add = group.add_argument
+    names = "names of the models' classes in their order, one a line, as in timm"
+    add("--class-map", type=Path, metavar="FILE", help=names)
+    add = parser.add_argument_group("models").add_argument
     for stage, default in zip(STAGES, DEFAULT_MODELS, strict=True):
         add(f"--{stage}-model", default=default, metavar="NAME", help="timm model, local-dir:FOLDER or hf-hub:NAME")
-        add(
-            f"--{stage}-model-weight",
-            type=Path,
-            metavar="FILE",
-            help=".pth, .pth.tar or .safetensors (default: timm's)",
-        )
-        add(
-            f"--{stage}-model-FLOPs",
-            type=cli.positive_float,
-            metavar="BILLIONS",
-            help="multiply-adds an image (default: counted)",
-        )
+        weights = ".pth, .pth.tar or .safetensors (default: timm's)"
+        add(f"--{stage}-model-weight", type=Path, metavar="FILE", help=weights)
+        cost = "multiply-adds an image (default: counted)"
+        add(f"--{stage}-model-FLOPs", type=cli.positive_float, metavar="BILLIONS", help=cost)
     add("--num_classes", type=cli.number_of_classes, metavar="N", help="classes of the models (default: their own)")
-    group = parser.add_argument_group("cascade")
-    add = group.add_argument
+    add = parser.add_argument_group("cascade").add_argument
     add("--weight", type=Path, default=DEFAULT_WEIGHT, metavar="FILE", help="CLCNet weights, of train_custom_data.py")
     any_n = "take CLCNet weights that were trained at another number of classes than the models have"
     add("--any-n", action="store_true", help=any_n)
-    add(
-        "--threshold",
-        type=cli.threshold,
-        default=0.5,
-        metavar="T",
-        help="images with less confidence go to the deep model",
-    )
-    add(
-        "--policy",
-        type=Path,
-        metavar="FILE",
-        help="cascade.json of train_custom_data.py or of step 4, in place of all the above",
-    )
-    add(
-        "--models",
-        nargs="+",
-        metavar="NAME",
-        help="where the policy's models lie here, in its order (default: where they lay when they were measured)",
-    )
-    add(
-        "--on-drift",
-        choices=("warn", "stop"),
-        default="warn",
-        help="what to do where the images are not like those that the policy was measured on",
-    )
+    threshold = "images with less confidence go to the deep model"
+    add("--threshold", type=cli.threshold, default=0.5, metavar="T", help=threshold)
+    policy = "cascade.json of train_custom_data.py or of step 4, in place of all the above"
+    add("--policy", type=Path, metavar="FILE", help=policy)
+    where = "where the policy's models lie here, in its order (default: where they lay when they were measured)"
+    add("--models", nargs="+", metavar="NAME", help=where)
+    drift = "what to do where the images are not like those that the policy was measured on"
+    add("--on-drift", choices=("warn", "stop"), default="warn", help=drift)
     group = parser.add_argument_group("output")
-    add = group.add_argument
-    add("--result", type=Path, default=cli.ROOT / "custom-data-result.csv", metavar="FILE", help="CSV to write")
-    add("--spreadsheet-safe", action="store_true", help="put a ' before names that a spreadsheet takes for formulas")
+    result = "CSV to write; FILE.report.html beside it says what was done, on one page"
+    group.add_argument("--result", type=Path, default=cli.ROOT / "custom-data-result.csv", metavar="FILE", help=result)
+    safe = "put a ' before names that a spreadsheet takes for formulas"
+    group.add_argument("--spreadsheet-safe", action="store_true", help=safe)
     cli.add_store_arguments(group)
     cli.add_preprocessing_arguments(parser)
     cli.add_device_arguments(parser)
@@ -174,20 +143,25 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             )
             if found is None:
                 return {}
-            drift = policy.expected.drift(found.answers.confidences) if policy.expected else []
+            drift = find_drift(found.answers.confidences, policy.expected) if policy.expected else []
             if drift and args.on_drift == "stop":
                 raise DriftError(f"{'; '.join(drift)}; nothing is written, as it would be with --on-drift warn")
-            class_names = name_classes(images, found.targets, models[0])
+            class_names = name_classes(images, found.targets, models[0]) or policy.class_names(models[0].num_classes)
             # without a deep model its columns are there all the same, empty
             columns = STAGES if len(models) < len(STAGES) and not args.policy else names
             unsure = None if policy.unsure_below is None else policy.is_unsure(found.answers.confidence)
             write_result(output, images, found.answers, columns, class_names, unsure, args.spreadsheet_safe)
-            write_errors(errors_file(output), images, found.unreadable, args.spreadsheet_safe)
+            write_errors(errors_file(output), images, found.unreadable, args.spreadsheet_safe, images.files)
         for line in found.notes:
             print(cli.one_line(line))
         outcome = summarise(found, flops, names, class_names)
         outcome |= {"drift": drift, "num_unsure": 0 if unsure is None else int(unsure.sum())}
-        print_promises(policy, outcome, found.answers, unsure)
+        promises = promise_lines(policy, drift, found.answers, unsure)
+        lines = [*summary_lines(outcome, names), *promises]
+        called = distinct_names([model.name for model in models])
+        write_page(output, found.answers, images, outcome, flops, names, called, lines)
+        for line in promises:
+            print(line)
         print_summary(outcome, names, output)
     return outcome
 

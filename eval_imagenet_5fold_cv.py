@@ -106,6 +106,7 @@ def is_searching(args: argparse.Namespace) -> bool:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, write all files, print the report; returns its figures."""
+    wanted.promise_of(args)  # refused before any work
     grid = cli.threshold_grid(args.thresholds or [RELEASED_GRID])
     folder = args.results_folder or args.performance_result.parent / "results"
     inputs = [args.shallow_output, args.deep_output, args.class_map]

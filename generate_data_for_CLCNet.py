@@ -17,6 +17,7 @@ torchrun makes 1 of them all but 0, so under it a run that left images out ends 
 """
 
 import argparse
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from timm.models import safe_model_name
 
 from clcnet import distributed
 from clcnet.classifiers.checkpoint import doubt_top1
-from clcnet.classifiers.classes import class_readings
+from clcnet.classifiers.classes import class_readings, name_classes
 from clcnet.classifiers.classifier import load_classifier, resolve_device
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
 from clcnet.classifiers.loading import sum_up_remarks
@@ -140,7 +141,9 @@ def write_table(kept: Kept, output: Path) -> tuple[int, int]:
     """Write the table, in bounded memory, and the errors file; returns the numbers of rows and of right answers."""
     answered = np.flatnonzero(kept.places >= 0)
     num_right = 0
-    with output_lock(output), atomic_path(output) as temporary, TableWriter(temporary, kept.record) as writer:
+    named = name_classes(kept.images, kept.targets, kept.classifier)
+    record = dataclasses.replace(kept.record, class_names=named)
+    with output_lock(output), atomic_path(output) as temporary, TableWriter(temporary, record) as writer:
         for start in range(0, len(answered), _ROWS_AT_ONCE):
             outputs = kept.outputs(answered[start : start + _ROWS_AT_ONCE])
             assert outputs.correct is not None, "every image has a class"

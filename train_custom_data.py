@@ -33,6 +33,7 @@ from clcnet.cascade.selection import Goal, choose, short_threshold
 from clcnet.classifiers.classifier import resolve_device
 from clcnet.classifiers.timing import milliseconds_of_records
 from clcnet.data.checks import doubts
+from clcnet.data.images import list_images
 from clcnet.data.outputs import Outputs, load_tables
 from clcnet.files import atomic_paths, check_output, csv_writer, output_lock
 from clcnet.network.training import Split, split_rows, train_clcnet
@@ -54,11 +55,14 @@ def get_args_parser() -> cli.ArgumentParser:
     where = "tables of the search (default: results, in --weight-save)"
     parser.add_argument_group("output").add_argument("--results-folder", type=Path, metavar="FOLDER", help=where)
     cli.add_search_arguments(parser)
+    photos = "the images that the tables are of, for thumbnails in the report"
+    parser.add_argument_group("report").add_argument("--images", type=Path, metavar="FOLDER", help=photos)
     return parser
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Search, train, save; returns the recommendation, the held-out figures, the suggested threshold and the paths."""
+    wanted.promise_of(args)  # refused before any work
     settings, device = settings_of(args), resolve_device(args.device)
     print(f"device: {device}")
     path, split_path = (check_output(args.weight_save / f"CLCNet_custom_data{end}") for end in (".zip", "_split.csv"))
@@ -94,6 +98,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def search(args: argparse.Namespace, folder: Path, device: torch.device) -> dict[str, Any]:
     """Find the best cascade of the tables' models, where they know classes and are over the same images."""
+    photos = list_images(args.images, any_folder=True) if args.images else None
     try:
         images, _ = images_of_outputs(args.cls_output[0], args.weight_save)
         evaluation = evaluation_of_tables(args.cls_output, images, [])
@@ -109,7 +114,7 @@ def search(args: argparse.Namespace, folder: Path, device: torch.device) -> dict
         milliseconds = milliseconds_of_records(records, device)
     asked = wanted.wanted_of(args, milliseconds)
     return cascades.search_and_report(
-        evaluation.outputs, evaluation.folds, asked, folder, args.weight_save / "cascade.json"
+        evaluation.outputs, evaluation.folds, asked, folder, args.weight_save / "cascade.json", photos
     )
 
 

@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from fuzz import fuzz  # noqa: E402
 from killing import kill_and_compare  # noqa: E402
-from scripts import SCRIPTS, build_workshop  # noqa: E402
+from scripts import SCRIPTS, build_workshop, save_classifier  # noqa: E402
 
 CASES = ("bad_tables", "bad_weights", "strangers", "bad_images", "bad_machines", "numbers", "flags", "properties")
 KINDS = {
@@ -33,6 +33,7 @@ KINDS = {
     "configurations of models": ("config.json",),
     "policies": ("policy.json",),
     "stores": ("answers",),
+    "checkpoints": ("pth", "safetensors"),
 }
 RESULT = ROOT / "benchmarks" / "results" / "faults.md"
 
@@ -70,26 +71,13 @@ def run_cases(name: str) -> Line:
     return Line(f"Cases of `{file}`{note}", passed + broken, passed)
 
 
-def classifier_dir(root: Path, seed: int) -> Path:
-    """A tiny timm classifier saved as a user would."""
-    import timm
-    import torch
-    from timm.models import save_for_hf
-
-    torch.manual_seed(seed)
-    model = timm.create_model("test_resnet", num_classes=3)
-    torch.nn.init.normal_(model.get_classifier().weight, std=10.0)
-    names = ["ant", "bee", "cat"]
-    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 32, 32), "num_classes": 3, "label_names": names}
-    save_for_hf(model, root / str(seed), safe_serialization=True)
-    return root / str(seed)
-
-
 def kill_stages(num_kills: int) -> Iterator[Line]:
     """Kill every stage that often."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        workshop = build_workshop(folder / "workshop", lambda seed: classifier_dir(folder / "models", seed))
+        workshop = build_workshop(
+            folder / "workshop", lambda seed: save_classifier(folder / "models" / str(seed), seed=seed)
+        )
         for script in SCRIPTS:
             toll = kill_and_compare(workshop, script, folder / script, num_kills)
             hurt = toll.lost + toll.different + toll.bad_exits

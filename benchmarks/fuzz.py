@@ -2,10 +2,10 @@
 
     python benchmarks/fuzz.py --files 10000
 
-Tables (CSV and Parquet), weights files, configurations of models, policies and stores take turns. Checksums would catch
-most damage to a zip, so half of the weights files are damaged inside and packed anew. A reader may read what it is
-given or raise ValueError or OSError; anything else, or more than `SLOW` seconds for a file, is a failure, and the file
-is kept in --keep.
+Tables (CSV and Parquet), weights files, checkpoints of timm's training, configurations of models, policies and stores
+take turns. Checksums would catch most damage to a zip, so half of these are damaged inside and packed anew. A reader
+may read what it is given or raise ValueError or OSError; anything else, or more than `SLOW` seconds for a file, is a
+failure, and the file is kept in --keep.
 """
 
 import argparse
@@ -22,14 +22,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import safetensors.torch
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.one_layer import one_layer  # noqa: E402
 from clcnet import CLCNet  # noqa: E402
 from clcnet.cascade.fused import Fused, Pool  # noqa: E402
 from clcnet.cascade.policy import Policy  # noqa: E402
 from clcnet.cascade.rule import TEMPERED, Surest  # noqa: E402
-from clcnet.classifiers import model_config  # noqa: E402
+from clcnet.classifiers import checkpoint, model_config  # noqa: E402
 from clcnet.data.outputs import Outputs, Record  # noqa: E402
 from clcnet.data.store import READ, Store  # noqa: E402
 
@@ -45,6 +48,13 @@ def read_store(segment: Path) -> None:
     store.probs(places[places >= 0])
 
 
+def read_checkpoint(path: Path) -> None:
+    """A checkpoint of timm's training, into the model that it is of."""
+    wanted = one_layer().state_dict()
+    weights, _ = checkpoint.read(path).weights(wanted)
+    checkpoint.fits(weights, wanted)
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     "csv": Outputs.load,
     "parquet": Outputs.load,
@@ -52,8 +62,11 @@ READERS: dict[str, Callable[[Path], object]] = {
     "config.json": model_config.read,
     "policy.json": Policy.load,
     "answers": read_store,
+    "pth": read_checkpoint,
+    "safetensors": read_checkpoint,
 }
-TURNS = ("csv", "zip", "parquet", "zip", "config.json", "policy.json", "answers", "zip")
+TORCH = ("zip", "pth")  # zips, the latter's members of torch's own
+TURNS = ("csv", "zip", "parquet", "pth", "config.json", "zip", "policy.json", "answers", "zip", "safetensors", "pth")
 TEXT = b"0123456789.,-+eEnaifNI\"'\r\n\t ;{}[]:\0\xff\xef\xbb\xbf"
 
 
@@ -87,6 +100,14 @@ def make_samples(folder: Path) -> Samples:
         keys = KEYS[start : start + 2]
         store.append(keys, np.full(len(keys), READ, np.uint8), np.full((len(keys), 10), 0.1, np.float32))
     store.close()
+    state = one_layer().state_dict()
+    training = {"arch": "one_layer", "epoch": 7, "metric": 80.5, "state_dict": state, "state_dict_ema": state}
+    training["args"] = argparse.Namespace(model="one_layer", num_classes=3, img_size=8, mean=[0.5] * 3, crop_pct=0.9)
+    for content in (training, state):
+        torch.save(content, folder / "sample.pth")
+        samples["pth"].append((folder / "sample.pth").read_bytes())
+    safetensors.torch.save_file(state, folder / "sample.safetensors")
+    samples["safetensors"].append((folder / "sample.safetensors").read_bytes())
     (segment,) = store.folder.glob("*.answers")
     samples["answers"].append(segment.read_bytes())
     segment.unlink()
@@ -158,7 +179,7 @@ def fuzz(num_files: int, seed: int, keep: Path) -> tuple[Counter[str], list[str]
         for number in range(num_files):
             suffix = TURNS[number % len(TURNS)]
             sample = generator.choice(samples[suffix])
-            inside = suffix == "zip" and generator.random() < 0.5
+            inside = suffix in TORCH and generator.random() < 0.5
             content = (damage_inside if inside else damage)(sample, generator)
             path = Path(name) / "model" / f"damaged.{suffix}"
             path.write_bytes(content)

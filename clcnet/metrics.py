@@ -153,3 +153,8 @@ def _answered_and_wrong(scores: Floats, right: NDArray[np.bool_]) -> tuple[NDArr
 
 def _are_probabilities(scores: Floats) -> bool:
     return bool(scores.min() >= 0 and scores.max() <= 1)
+
+
+def format_flops(flops: float) -> str:
+    """0.39 -> `0.39B`, 18.5764 -> `18.58B`, 0.0041 -> `4.1M`."""
+    return f"{flops:.4g}B" if flops >= 0.1 else f"{1000 * flops:.4g}M"

@@ -7,13 +7,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
-from scripts import Workshop, build_workshop
+from scripts import Workshop, build_workshop, save_classifier
 
 if TYPE_CHECKING:
     import torch
@@ -104,38 +104,11 @@ def image_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def classifier_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Save a tiny untrained timm classifier for `timm.create_model("local-dir:PATH", pretrained=True)`; return PATH."""
+    """Save a tiny untrained timm classifier, see `scripts.save_classifier`, and return its folder."""
 
-    def make(
-        architecture: str = "test_resnet",
-        num_classes: int = 3,
-        label_names: Sequence[str] | None = ("ant", "bee", "cat"),
-        size: int = 32,
-        seed: int = 0,
-    ) -> Path:
-        import timm
-        import torch
-        from timm.models import save_for_hf
-
-        torch.manual_seed(seed)
-        model = timm.create_model(architecture, num_classes=num_classes)
-        # timm starts the last layer near zero, where all classes tie; spread and centre the answers over flat colours
-        colours = torch.rand(64, 3, 1, 1) * 2 - 1 + torch.randn(64, 3, size, size) * 0.3
-        with torch.no_grad():
-            torch.nn.init.normal_(model.get_classifier().weight, std=10.0)
-            model.get_classifier().bias -= model.eval()(colours).mean(0)
-        model.pretrained_cfg = {
-            **model.pretrained_cfg,
-            "input_size": (3, size, size),
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
-            "num_classes": num_classes,
-        }
-        if label_names is not None:
-            model.pretrained_cfg["label_names"] = list(label_names)
-        folder = tmp_path_factory.mktemp(f"{architecture}_{num_classes}_{seed}")
-        save_for_hf(model, folder, safe_serialization=True)
-        return folder
+    def make(architecture: str = "test_resnet", num_classes: int = 3, **options: Any) -> Path:
+        folder = tmp_path_factory.mktemp(architecture)
+        return save_classifier(folder, architecture, num_classes, **options)
 
     return make
 

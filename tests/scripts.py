@@ -6,7 +6,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,6 +156,33 @@ class Workshop:
             *("--imagenet-split", self.images, *tables, *costs, "--weight-save", self.weights),
             *("--performance-result", output),
         ]
+
+
+def save_classifier(
+    folder: Path,
+    architecture: str = "test_resnet",
+    num_classes: int = 3,
+    label_names: Sequence[str] | None = CLASSES,
+    size: int = 32,
+    seed: int = 0,
+) -> Path:
+    """Save a tiny untrained timm classifier for `timm.create_model("local-dir:PATH", pretrained=True)`; return PATH."""
+    import timm
+    import torch
+    from timm.models import save_for_hf
+
+    torch.manual_seed(seed)
+    model = timm.create_model(architecture, num_classes=num_classes)
+    # timm starts the last layer near zero, where all classes tie; spread and centre the answers over flat colours
+    colours = torch.rand(64, 3, 1, 1) * 2 - 1 + torch.randn(64, 3, size, size) * 0.3
+    with torch.no_grad():
+        torch.nn.init.normal_(model.get_classifier().weight, std=10.0)
+        model.get_classifier().bias -= model.eval()(colours).mean(0)
+    facts = {"input_size": (3, size, size), "crop_pct": 1.0, "interpolation": "bicubic", "num_classes": num_classes}
+    named = {} if label_names is None else {"label_names": list(label_names)}
+    model.pretrained_cfg = {**model.pretrained_cfg, **facts, **named}
+    save_for_hf(model, folder, safe_serialization=True)
+    return folder
 
 
 def build_workshop(root: Path, classifier_dir: Callable[..., Path]) -> Workshop:

@@ -242,11 +242,7 @@ def test_decoding_processes_that_die_end_the_run_with_advice(
 
 @pytest.mark.parametrize("script", ON_IMAGES)
 def test_a_batch_that_does_not_fit_into_memory_is_halved_and_the_user_is_told(
-    workshop: Workshop,
-    tmp_path: Path,
-    script: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    workshop: Workshop, tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     probabilities = classifiers.Classifier.probabilities
 

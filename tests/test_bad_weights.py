@@ -98,123 +98,117 @@ TENSOR = (  # {"a": the first N numbers, STEP apart, of a storage}
 )
 VARIANCE = "tabnet.encoder.att_transformers.1.bn.bn.running_var"
 FINAL = "tabnet.final_mapping.weight"
-DEFECTS: dict[str, tuple[Callable[[Members], bytes], str]] = {
+
+
+Make = Callable[[Members], bytes]
+
+
+def params(change: Callable[[dict[str, Any]], Any]) -> Make:
+    return lambda members: with_params(members, change)
+
+
+def state(change: Callable[[dict[Any, Any]], Any]) -> Make:
+    return lambda members: with_state(members, change)
+
+
+def member(name: str, content: bytes) -> Make:
+    return lambda members: pack({**members, name: content})
+
+
+def opcodes(built: bytes, storage: bytes = b"") -> Make:
+    return lambda members: pickled(members, built, storage)
+
+
+DEFECTS: dict[str, tuple[Make, str]] = {
     "empty": (lambda members: b"", "not a readable zip file"),
     "text": (lambda members: b"<html>404</html>", "not a readable zip file"),
     "cut short": (lambda members: pack(members)[:-100], "not a readable zip file"),
     "damaged inside": (lambda members: pack(members, 0).replace(b"n_steps", b"n_stepz", 1), "Bad CRC-32"),
     "no params": (lambda members: pack({STATE_MEMBER: b"x"}), f"no member {PARAMS_MEMBER}"),
     "no state": (lambda members: pack({PARAMS_MEMBER: b"{}"}), f"no member {STATE_MEMBER}"),
-    "params no JSON": (lambda members: pack({**members, PARAMS_MEMBER: b"{'n': 1}"}), "is not JSON"),
-    "params no text": (lambda members: pack({**members, PARAMS_MEMBER: b"\xff\xfe\x00"}), "is not JSON"),
-    "params too deep": (lambda members: pack({**members, PARAMS_MEMBER: b"[" * 100_000}), "is not JSON"),
-    "params a list": (lambda members: pack({**members, PARAMS_MEMBER: b"[]"}), "is not a JSON object"),
-    "params without n_d": (lambda members: with_params(members, lambda p: p["init_params"].pop("n_d")), "n_d in"),
-    "params no dict": (lambda members: with_params(members, lambda p: p.update(init_params=3)), "no init_params"),
-    "a size of 0": (lambda members: with_params(members, lambda p: p["init_params"].update(n_steps=0)), "n_steps in"),
-    "an absurd size": (lambda members: with_params(members, lambda p: p["init_params"].update(n_d=10**9)), "n_d in"),
+    "params no JSON": (member(PARAMS_MEMBER, b"{'n': 1}"), "is not JSON"),
+    "params no text": (member(PARAMS_MEMBER, b"\xff\xfe\x00"), "is not JSON"),
+    "params too deep": (member(PARAMS_MEMBER, b"[" * 100_000), "is not JSON"),
+    "params a list": (member(PARAMS_MEMBER, b"[]"), "is not a JSON object"),
+    "params without n_d": (params(lambda p: p["init_params"].pop("n_d")), "n_d in"),
+    "params no dict": (params(lambda p: p.update(init_params=3)), "no init_params"),
+    "a size of 0": (params(lambda p: p["init_params"].update(n_steps=0)), "n_steps in"),
+    "an absurd size": (params(lambda p: p["init_params"].update(n_d=10**9)), "n_d in"),
     "absurd sizes together": (
-        lambda members: with_params(
-            members, lambda p: p["init_params"].update(n_d=1024, n_a=1024, n_steps=32, n_independent=32)
-        ),
+        params(lambda p: p["init_params"].update(n_d=1024, n_a=1024, n_steps=32, n_independent=32)),
         "describes a network",
     ),
-    "many small layers": (
-        lambda members: with_params(members, lambda p: p["init_params"].update(n_steps=1024, n_shared=1024)),
-        "n_steps in",
-    ),
-    "gamma a word": (lambda members: with_params(members, lambda p: p["init_params"].update(gamma="x")), "gamma in"),
-    "gamma NaN": (lambda members: with_params(members, lambda p: p["init_params"].update(gamma=float("nan"))), "gamma"),
+    "many small layers": (params(lambda p: p["init_params"].update(n_steps=1024, n_shared=1024)), "n_steps in"),
+    "gamma a word": (params(lambda p: p["init_params"].update(gamma="x")), "gamma in"),
+    "gamma NaN": (params(lambda p: p["init_params"].update(gamma=float("nan"))), "gamma"),
     "newer version": (
-        lambda members: with_params(members, lambda p: p.update(format_version=2)),
+        params(lambda p: p.update(format_version=2)),
         "format version 2, this code reads up to 1; update",
     ),
     "unknown mask": (
-        lambda members: with_params(members, lambda p: p["init_params"].update(mask_type="entmax")),
+        params(lambda p: p["init_params"].update(mask_type="entmax")),
         "mask_type 'entmax'; only sparsemax is known",
     ),
-    "unknown calibration": (lambda members: with_params(members, lambda p: p.update(calibration=[1])), "calibration"),
+    "unknown calibration": (params(lambda p: p.update(calibration=[1])), "calibration"),
     "calibration NaN": (
-        lambda members: with_params(
-            members, lambda p: p.update(calibration={"intercept": float("nan"), "weights": [0] * 4, "network": 1})
-        ),
+        params(lambda p: p.update(calibration={"intercept": float("nan"), "weights": [0] * 4, "network": 1})),
         "calibration with numbers that are not finite",
     ),
-    "state no torch file": (lambda members: pack({**members, STATE_MEMBER: b"x"}), "not a plain torch state dict"),
-    "state empty": (lambda members: pack({**members, STATE_MEMBER: b""}), "not a plain torch state dict"),
-    "state a list": (lambda members: pack({**members, STATE_MEMBER: saved([1])}), "holds a list, not a state dict"),
-    "state a number": (lambda members: pack({**members, STATE_MEMBER: saved(1)}), "holds a int, not a state dict"),
-    "missing key": (lambda members: with_state(members, lambda s: s.pop(FINAL)), f"lacks {FINAL}"),
-    "extra key": (lambda members: with_state(members, lambda s: s.update(more=torch.ones(1))), "holds unknown more"),
-    "keys that are no names": (
-        lambda members: with_state(members, lambda s: s.update({1: torch.ones(1), "more": 2})),
-        "a key is a int, not a name",
-    ),
+    "state no torch file": (member(STATE_MEMBER, b"x"), "not a plain torch state dict"),
+    "state empty": (member(STATE_MEMBER, b""), "not a plain torch state dict"),
+    "state a list": (member(STATE_MEMBER, saved([1])), "holds a list, not a state dict"),
+    "state a number": (member(STATE_MEMBER, saved(1)), "holds a int, not a state dict"),
+    "missing key": (state(lambda s: s.pop(FINAL)), f"lacks {FINAL}"),
+    "extra key": (state(lambda s: s.update(more=torch.ones(1))), "holds unknown more"),
+    "keys that are no names": (state(lambda s: s.update({1: torch.ones(1), "more": 2})), "a key is a int, not a name"),
     "another shape": (
-        lambda members: with_state(members, lambda s: s.update({FINAL: torch.ones(1, 9)})),
+        state(lambda s: s.update({FINAL: torch.ones(1, 9)})),
         f"{FINAL} in {STATE_MEMBER} has shape (1, 9), expected (1, 8)",
     ),
-    "no tensor": (lambda members: with_state(members, lambda s: s.update({FINAL: [1.0]})), "is a list, not a tensor"),
-    "a name of two lines": (
-        lambda members: with_state(members, lambda s: s.update({"a\n\x1b[2Jb": torch.ones(1)})),
-        r"holds unknown a\n\x1b[2Jb",
-    ),
+    "no tensor": (state(lambda s: s.update({FINAL: [1.0]})), "is a list, not a tensor"),
+    "a name of two lines": (state(lambda s: s.update({"a\n\x1b[2Jb": torch.ones(1)})), r"holds unknown a\n\x1b[2Jb"),
     "a sparse tensor": (
-        lambda members: with_state(members, lambda s: s.update({FINAL: torch.ones(1, 8).to_sparse()})),
+        state(lambda s: s.update({FINAL: torch.ones(1, 8).to_sparse()})),
         f"{FINAL} holds torch.serialization _get_layout",
     ),
     "a quantised tensor": (
-        lambda members: with_state(
-            members, lambda s: s.update({FINAL: torch.quantize_per_tensor(torch.ones(1, 8), 1, 0, torch.qint8)})
-        ),
+        state(lambda s: s.update({FINAL: torch.quantize_per_tensor(torch.ones(1, 8), 1, 0, torch.qint8)})),
         f"{FINAL} holds torch QInt8Storage",
     ),
     "a tensor without numbers": (
-        lambda members: with_state(members, lambda s: s.update({FINAL: torch.empty(1, 8, device="meta")})),
+        state(lambda s: s.update({FINAL: torch.empty(1, 8, device="meta")})),
         f"{FINAL} holds torch._utils _rebuild_meta_tensor_no_storage",
     ),
-    "NaN inside": (
-        lambda members: with_state(members, lambda s: s[FINAL].fill_(float("nan"))),
-        "values that are not finite numbers",
-    ),
-    "3e38 inside": (lambda members: with_state(members, lambda s: s[FINAL].fill_(-3e38)), f"{FINAL} in {STATE_MEMBER}"),
+    "NaN inside": (state(lambda s: s[FINAL].fill_(float("nan"))), "values that are not finite numbers"),
+    "3e38 inside": (state(lambda s: s[FINAL].fill_(-3e38)), f"{FINAL} in {STATE_MEMBER}"),
     "more than float32 holds": (
-        lambda members: with_state(
-            members, lambda s: s.update({FINAL: torch.full((1, 8), 1e300, dtype=torch.float64)})
-        ),
+        state(lambda s: s.update({FINAL: torch.full((1, 8), 1e300, dtype=torch.float64)})),
         f"{FINAL} in {STATE_MEMBER} holds numbers from 1e+300 to 1e+300",
     ),
     "a negative variance": (
-        lambda members: with_state(members, lambda s: s[VARIANCE].fill_(-1e-3)),
+        state(lambda s: s[VARIANCE].fill_(-1e-3)),
         f"{VARIANCE} in {STATE_MEMBER} holds numbers from -0.001",
     ),
     "products beyond float32": (
-        lambda members: with_state(members, lambda s: [s[name].fill_(1e9) for name in s if "glu" in name]),
+        state(lambda s: [s[name].fill_(1e9) for name in s if "glu" in name]),
         "scores may be no numbers",
     ),
     "whole numbers inside": (
-        lambda members: with_state(members, lambda s: s.update({FINAL: torch.ones(1, 8, dtype=torch.int64)})),
+        state(lambda s: s.update({FINAL: torch.ones(1, 8, dtype=torch.int64)})),
         f"{FINAL} in {STATE_MEMBER}",
     ),
     "calibration of 1e308": (
-        lambda members: with_params(
-            members, lambda p: p.update(calibration={"intercept": 0, "weights": [1e308] * 4, "network": 1})
-        ),
+        params(lambda p: p.update(calibration={"intercept": 0, "weights": [1e308] * 4, "network": 1})),
         "calibration with numbers that are not finite or not below 1e+10",
     ),
     "400 digits": (
-        lambda members: with_params(
-            members, lambda p: p.update(calibration={"intercept": 10**400, "weights": [0] * 4, "network": 1})
-        ),
+        params(lambda p: p.update(calibration={"intercept": 10**400, "weights": [0] * 4, "network": 1})),
         "unknown calibration",
     ),
-    "5000 digits": (
-        lambda members: pack({**members, PARAMS_MEMBER: b'{"fold": %s}' % (b"1" * 5000)}),
-        "is not JSON",
-    ),
-    "a key twice": (lambda members: pack({**members, PARAMS_MEMBER: b'{"a": 1, "a": 2}'}), "a key is there twice"),
+    "5000 digits": (member(PARAMS_MEMBER, b'{"fold": %s}' % (b"1" * 5000)), "is not JSON"),
+    "a key twice": (member(PARAMS_MEMBER, b'{"a": 1, "a": 2}'), "a key is there twice"),
     "params nested": (
-        lambda members: pack({**members, PARAMS_MEMBER: b'{"a": %s}' % (b"[" * 600 + b"]" * 600)}),
+        member(PARAMS_MEMBER, b'{"a": %s}' % (b"[" * 600 + b"]" * 600)),
         "more than 500 lists and objects",
     ),
     "a member twice": (twice, "not a readable zip file (a member is there twice)"),
@@ -227,24 +221,21 @@ DEFECTS: dict[str, tuple[Callable[[Members], bytes], str]] = {
         "packed by method 14; only stored and deflated",
     ),
     "packed by bzip2": (lambda members: pack(members, zipfile.ZIP_BZIP2), "packed by method 12; only stored and"),
-    "places by number": (lambda members: pickled(members, b"}r\xff\xff\xff\xff)R."), "not a plain torch state dict"),
-    "bytes by number": (lambda members: pickled(members, BYTES_BY_NUMBER), "it holds builtins bytearray"),
-    "doubling tuples": (lambda members: pickled(members, b"})" + b"q\0h\0\x86" * 60 + b"Ns."), "a key is a tuple, not"),
-    "deep tuples": (lambda members: pickled(members, b"})" + b"\x85" * 2**17 + b"Ns."), "a key is a tuple, not a name"),
+    "places by number": (opcodes(b"}r\xff\xff\xff\xff)R."), "not a plain torch state dict"),
+    "bytes by number": (opcodes(BYTES_BY_NUMBER), "it holds builtins bytearray"),
+    "doubling tuples": (opcodes(b"})" + b"q\0h\0\x86" * 60 + b"Ns."), "a key is a tuple, not"),
+    "deep tuples": (opcodes(b"})" + b"\x85" * 2**17 + b"Ns."), "a key is a tuple, not a name"),
     "more numbers than the file": (
-        lambda members: pickled(members, TENSOR % (b"\x01\0\0\x7f", b"K\1"), b"1234"),
+        opcodes(TENSOR % (b"\x01\0\0\x7f", b"K\1"), b"1234"),
         "not a plain torch state dict (setStorage",
     ),
-    "one number many times": (
-        lambda members: pickled(members, TENSOR % (b"\0\0\0\x7f", b"K\0"), b"1234"),
-        "lacks tabnet.",
-    ),
+    "one number many times": (opcodes(TENSOR % (b"\0\0\0\x7f", b"K\0"), b"1234"), "lacks tabnet."),
     "a shape of doubling tuples": (
-        lambda members: pickled(members, (TENSOR % (b"\1\0\0\0", b")" + b"q\0h\0\x86" * 60)), b"1234"),
+        opcodes((TENSOR % (b"\1\0\0\0", b")" + b"q\0h\0\x86" * 60)), b"1234"),
         "not a plain torch state dict",
     ),
     "another order of bytes": (
-        lambda members: pack({**members, STATE_MEMBER: pack({"a/data.pkl": b"}.", "a/byteorder": b"big"})}),
+        member(STATE_MEMBER, pack({"a/data.pkl": b"}.", "a/byteorder": b"big"})),
         "little-endian",
     ),
     "larger than any": (lambda members: pack(members) + bytes(2**23), "larger than the 8,388,608 bytes allowed"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact, ks_2samp
 
-from clcnet.cascade.drift import DriftError, Watch, confidence_chance, find_drift, quantiles, share_chance
+from clcnet.cascade.drift import DriftError, Expected, Watch, confidence_chance, find_drift, quantiles, share_chance
 
 THRESHOLD = 0.7
 
@@ -22,9 +22,10 @@ def steps(random: np.random.Generator, num_images: int, shift: float = 0.0) -> l
     return [first, 1 / (1 + np.exp(-random.normal(1.5 - shift, 1.0, going_on)))]
 
 
-def expected(random: np.random.Generator, num_images: int) -> tuple[list[float], list[list[float]], int]:
+def expected(random: np.random.Generator, num_images: int) -> Expected:
     measured = steps(random, num_images)
-    return [1.0, len(measured[1]) / num_images], quantiles(measured), num_images
+    shares = [1.0, len(measured[1]) / num_images]
+    return Expected(num_images, 80.0, (78.0, 82.0), shares, 1.0, quantiles=quantiles(measured))
 
 
 def test_shares_of_two_runs_are_compared_as_by_fisher() -> None:
@@ -48,16 +49,17 @@ def test_quantiles_show_no_more_of_a_distance_than_all_numbers_would() -> None:
 
 def test_a_share_of_89_percent_where_41_were_expected_is_an_alarm_by_50_images() -> None:
     sure = [np.full(50, 0.5), np.full(45, 0.5)]
-    (line,) = find_drift(sure, [1.0, 0.41], [[], []], 2000)
+    measured = Expected(2000, 80.0, (78.0, 82.0), [1.0, 0.41], 1.0)
+    (line,) = find_drift(sure, measured)
     assert line == "90.0% of 50 images go on past model 1, 41.0% were expected"
-    assert find_drift([np.full(50, 0.5), np.full(24, 0.5)], [1.0, 0.41], [[], []], 2000) == []
-    assert find_drift([np.empty(0), np.empty(0)], [1.0, 0.41], [[], []], 2000) == []
+    assert find_drift([np.full(50, 0.5), np.full(24, 0.5)], measured) == []
+    assert find_drift([np.empty(0), np.empty(0)], measured) == []
 
 
 def test_runs_over_images_like_before_raise_no_more_alarms_than_promised() -> None:
     """Of 400 runs, policy and images drawn anew, 5% may be alarms: 20, and with 3 standard errors 33."""
     random = np.random.default_rng(1)
-    alarms = sum(bool(find_drift(steps(random, 400), *expected(random, 800), level=0.05)) for _ in range(400))
+    alarms = sum(bool(find_drift(steps(random, 400), expected(random, 800), level=0.05)) for _ in range(400))
     assert alarms <= 33
 
 
@@ -66,7 +68,7 @@ def test_a_service_over_images_like_before_raises_no_more_alarms_than_promised()
     random = np.random.default_rng(2)
     alarms = 0
     for _ in range(200):
-        watch = Watch(*expected(random, 1000), window=200, level=0.05)
+        watch = Watch(expected(random, 1000), window=200, level=0.05)
         found = False
         for _ in range(11):
             watch.add(rows(steps(random, 100)))
@@ -88,8 +90,8 @@ def rows(measured: list[np.ndarray]) -> np.ndarray:
 def test_other_images_are_found_and_a_watch_stops_until_they_are_as_before(shift: float) -> None:
     random = np.random.default_rng(3)
     measured = expected(random, 2000)
-    assert len(find_drift(steps(random, 500, shift), *measured)) == 3
-    watch = Watch(*measured, window=300, on_drift="stop")
+    assert len(find_drift(steps(random, 500, shift), measured)) == 3
+    watch = Watch(measured, window=300, on_drift="stop")
     watch.add(rows(steps(random, 299)))
     with pytest.raises(DriftError, match="not like those of the policy: .*were expected"):
         for _ in range(6):
@@ -106,7 +108,7 @@ def test_other_images_are_found_and_a_watch_stops_until_they_are_as_before(shift
 
 def test_threads_share_a_watch_and_lose_no_image(caplog: pytest.LogCaptureFixture) -> None:
     random = np.random.default_rng(4)
-    watch = Watch(*expected(random, 1000), window=100)
+    watch = Watch(expected(random, 1000), window=100)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(watch.add, [rows(steps(random, 5, 2.0)) for _ in range(200)]))
     assert watch.num_looks == 1 + (1000 - 100) // 50

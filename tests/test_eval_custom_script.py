@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import forking
 import numpy as np
 import pytest
 import torch
@@ -20,7 +19,6 @@ from clcnet import CLCNet
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.classifiers.stream import classify
 from clcnet.data.images import list_images
-from clcnet.report.folder import print_summary
 
 Factory = Callable[..., Path]
 Evaluate = Callable[..., dict[str, Any]]
@@ -143,8 +141,8 @@ def test_every_row_is_what_the_definition_says(
         name: [row["deep_predict"] != "" for row in expected if row["GT"] == k]
         for k, name in enumerate(["ant", "bee", "cat"])
     }
-    counts = {name: (deferred, total) for name, deferred, total in outcome["most_deferred"]}
-    assert counts == {name: (sum(asked), 9) for name, asked in per_class.items() if any(asked)}
+    counts = {row["name"]: (row["num_deferred"], row["images"]) for row in outcome["classes"]}
+    assert counts == {name: (sum(asked), 9) for name, asked in per_class.items()}
 
 
 def test_flops_an_image_are_the_shallow_ones_plus_the_deferred_share_of_the_deep_ones(
@@ -180,16 +178,7 @@ def test_each_model_is_built_from_its_own_name_and_its_own_weights(
     for stage, name in zip(("shallow", "deep"), models, strict=True):
         weights[stage] = tmp_path / f"{stage}.pth"
         torch.save({"state_dict": load_classifier(name, device="cpu").model.state_dict()}, weights[stage])
-    names = [
-        "--shallow-model",
-        "test_resnet",
-        "--deep-model",
-        "test_convnext",
-        "--num_classes",
-        "3",
-        "--img-size",
-        "32",
-    ]
+    names = "--shallow-model test_resnet --deep-model test_convnext --num_classes 3 --img-size 32".split()
     files = ["--shallow-model-weight", str(weights["shallow"]), "--deep-model-weight", str(weights["deep"])]
     preprocessing = ["--crop-pct", "1", "--interpolation", "bicubic"]
     outcome = evaluate(folder, "--threshold", "inf", *names, *files, *preprocessing)
@@ -199,60 +188,70 @@ def test_each_model_is_built_from_its_own_name_and_its_own_weights(
 
 # ---------------------------------------------------------------- folders and class names
 
-
-def test_a_flat_folder_has_no_gt_and_no_accuracy_but_the_same_answers(
-    image_folder: Factory, evaluate: Evaluate, output: Path, tmp_path: Path
-) -> None:
-    folder = image_folder()
-    labelled = evaluate(folder)
-    expected = read(output)
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    for path in list_images(folder).paths:
-        shutil.copy(path, flat)
-    outcome = evaluate(flat)
-    assert read(output) == [{**row, "file": Path(row["file"]).name, "GT": ""} for row in expected]
-    assert "accuracy" in labelled and "accuracy" not in outcome
-    # without true classes, those that the shallow model sees
-    counts = {name: total for name, _, total in outcome["most_deferred"]}
-    for name, total in counts.items():
-        assert total == sum(row["shallow_predict"] == str(["ant", "bee", "cat"].index(name)) for row in expected)
+NAMES = ["ant", "bee", "cat"]
 
 
-@pytest.mark.parametrize("places", [["2024/may", "2024/june"], [".", "2024"], ["ant", "zebra", "bee", "owl"]])
-def test_folders_that_are_not_the_models_classes_are_no_classes(
-    image_folder: Factory, evaluate: Evaluate, output: Path, tmp_path: Path, places: list[str], capsys
-) -> None:
-    nested = tmp_path / "nested"
-    for index, path in enumerate(list_images(image_folder()).paths):
-        place = nested / places[index % len(places)]
-        place.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, place)
-    if "zebra" in places:  # some are: then the others are a mistake
-        with pytest.raises(ValueError, match="class 'owl' of the images is not among the classes of"):
-            evaluate(nested)
-        return
-    outcome = evaluate(nested)
-    assert "accuracy" not in outcome
-    rows = read(output)
-    assert len(rows) == 15 and {row["GT"] for row in rows} == {""}
-    assert {row["class_name"] for row in rows} <= {"ant", "bee", "cat"}
-    if "." not in places:
-        assert "folders are not taken for classes, so no accuracy is reported" in capsys.readouterr().out
-
-
-def test_as_many_folders_as_classes_but_of_other_names_are_no_classes(
-    image_folder: Factory, evaluate: Evaluate, output: Path, tmp_path: Path, capsys
-) -> None:
-    folder = image_folder(classes=("april", "june", "may"))
-    outcome = evaluate(folder)
-    assert "accuracy" not in outcome and {row["GT"] for row in read(output)} == {""}
-    assert "class 'april' of the images is not among the classes of" in capsys.readouterr().out
-    (tmp_path / "labels.csv").write_text("".join(f"{path.name},spring\n" for path in list_images(folder).paths))
+def flatten(folder: Path) -> None:
+    """Move all images out of their class folders."""
     for path in list_images(folder).paths:
         shutil.move(path, folder)
-    with pytest.raises(ValueError, match="class 'spring' .* rename it or give a --class-map"):  # stated to be classes
-        evaluate(folder, "--labels", str(tmp_path / "labels.csv"))
+    for place in [path for path in folder.iterdir() if path.is_dir()]:
+        place.rmdir()
+
+
+def test_a_flat_folder_has_the_same_answers_without_accuracy_unless_a_file_of_labels_gives_it(
+    image_folder: Factory, evaluate: Evaluate, output: Path, tmp_path: Path
+) -> None:
+    folder, labels = image_folder(), tmp_path / "labels.csv"
+    labelled = evaluate(folder)
+    expected = [row | {"file": Path(row["file"]).name} for row in read(output)]
+    labels.write_text("".join(f"{path.name},{path.parent.name}\n" for path in list_images(folder).paths))
+    flatten(folder)
+    outcome = evaluate(folder)
+    assert read(output) == [row | {"GT": ""} for row in expected]
+    assert "accuracy" in labelled and "accuracy" not in outcome
+    for row in outcome["classes"]:  # without true classes, those that the shallow model sees
+        assert row["images"] == sum(each["shallow_predict"] == str(NAMES.index(row["name"])) for each in expected)
+    assert evaluate(folder, "--labels", str(labels))["accuracy"] == labelled["accuracy"]
+    assert read(output) == expected
+    for wrong in ("14", "spring"):
+        labels.write_text("".join(f"{row['file']},{wrong}\n" for row in expected))
+        with pytest.raises(ValueError, match=f"class '{wrong}' .* rename it or give a --class-map"):
+            evaluate(folder, "--labels", str(labels))
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        (["2024/may", "2024/june"], "folders are not taken for classes, so no accuracy is reported"),
+        ([".", "2024"], ""),
+        (["april", "june", "may"], "class 'april' of the images is not among the classes of"),
+    ],
+)
+def test_folders_that_are_not_the_models_classes_are_no_classes(
+    image_folder: Factory, evaluate: Evaluate, output: Path, tmp_path: Path, places: list[str], said: str, capsys
+) -> None:
+    outcome = evaluate(spread(image_folder(), tmp_path / "nested", places))
+    rows = read(output)
+    assert "accuracy" not in outcome and said in capsys.readouterr().out
+    assert len(rows) == 15 and {row["GT"] for row in rows} == {""} and {row["class_name"] for row in rows} <= {*NAMES}
+
+
+def spread(folder: Path, into: Path, places: list[str]) -> Path:
+    """Copy the images into these folders, in turn."""
+    for index, path in enumerate(list_images(folder).paths):
+        place = into / places[index % len(places)]
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    return into
+
+
+def test_where_some_folders_are_classes_one_that_is_none_is_a_mistake(
+    image_folder: Factory, evaluate: Evaluate, tmp_path: Path
+) -> None:
+    nested = spread(image_folder(), tmp_path / "nested", ["ant", "zebra", "bee", "owl"])
+    with pytest.raises(ValueError, match="class 'owl' of the images is not among the classes of .* though others are"):
+        evaluate(nested)
 
 
 def test_a_class_without_a_folder_shifts_no_other(image_folder: Factory, evaluate: Evaluate, output: Path) -> None:
@@ -261,22 +260,8 @@ def test_a_class_without_a_folder_shifts_no_other(image_folder: Factory, evaluat
     expected = [row for row in read(output) if not row["file"].startswith("ant")]
     shutil.rmtree(folder / "ant")
     outcome = evaluate(folder)
-    rows = read(output)
-    assert [(row["file"], row["GT"]) for row in rows] == [(row["file"], row["GT"]) for row in expected]
-    assert {row["GT"] for row in rows} == {"1", "2"}
-    assert outcome["accuracy"] == pytest.approx(100 * np.mean([row["predict"] == row["GT"] for row in rows]))
-
-
-def test_more_folders_than_classes_are_an_error_where_some_are_classes_and_no_classes_where_none_is_known(
-    image_folder: Factory, classifier_dir: Factory, evaluate: Evaluate, capsys
-) -> None:
-    folder = image_folder(classes=("ant", "bee", "cat", "dog"))
-    with pytest.raises(ValueError, match="class 'dog' of the images is not among the classes of .* though others are"):
-        evaluate(folder)
-    nameless = [f"local-dir:{classifier_dir(seed=seed, label_names=None)}" for seed in (1, 2)]
-    outcome = evaluate(folder, "--shallow-model", nameless[0], "--deep-model", nameless[1])
-    assert "accuracy" not in outcome
-    assert "no accuracy is reported: the images have 4 classes but" in capsys.readouterr().out
+    assert read(output) == expected and {row["GT"] for row in expected} == {"1", "2"}
+    assert outcome["accuracy"] == pytest.approx(100 * np.mean([row["predict"] == row["GT"] for row in expected]))
 
 
 def test_class_names_come_from_the_folders_where_the_models_have_none(
@@ -286,14 +271,16 @@ def test_class_names_come_from_the_folders_where_the_models_have_none(
     flags = ["--shallow-model", nameless[0], "--deep-model", nameless[1]]
     folder = image_folder()
     evaluate(folder, *flags)
-    note = "\nthe classes are taken in natural order (ant, bee, cat), as timm sorts\n"
-    assert note in capsys.readouterr().out
-    assert all(row["GT"] == str(["ant", "bee", "cat"].index(row["file"].split("/")[0])) for row in read(output))
-    assert all(row["class_name"] == ["ant", "bee", "cat"][int(row["predict"])] for row in read(output))
-    for path in list_images(folder).paths:
-        shutil.move(path, folder)
-    for name in ("ant", "bee", "cat"):
-        (folder / name).rmdir()
+    assert "\nthe classes are taken in natural order (ant, bee, cat), as timm sorts\n" in capsys.readouterr().out
+    for row in read(output):
+        assert row["GT"] == str(NAMES.index(row["file"].split("/")[0]))
+        assert row["class_name"] == NAMES[int(row["predict"])]
+    (folder / "dog").mkdir()
+    shutil.copy(folder / "ant" / "ant_0000.png", folder / "dog")
+    assert "accuracy" not in evaluate(folder, *flags)  # none of four folders is known to be a class
+    assert "no accuracy is reported: the images have 4 classes but" in capsys.readouterr().out
+    (folder / "dog" / "ant_0000.png").unlink()
+    flatten(folder)
     evaluate(folder, *flags)
     assert {row["class_name"] for row in read(output)} == {""}
 
@@ -301,40 +288,15 @@ def test_class_names_come_from_the_folders_where_the_models_have_none(
 def test_a_class_map_names_and_numbers_the_classes(
     image_folder: Factory, evaluate: Evaluate, output: Path, tmp_path: Path
 ) -> None:
-    folder = image_folder()
+    folder, names = image_folder(), ["cat", "ant", "bee"]
     (tmp_path / "map.txt").write_text("cat\nant\nbee\n")
-    evaluate(folder, "--class-map", str(tmp_path / "map.txt"))
-    names = ["cat", "ant", "bee"]
-    for row in read(output):
-        assert row["class_name"] == names[int(row["predict"])]
-        assert row["GT"] == str(names.index(row["file"].split("/")[0]))
-    shutil.rmtree(folder / "bee")
-    for path in list_images(folder).paths:
-        shutil.move(path, folder)
-    shutil.rmtree(folder / "ant")
-    shutil.rmtree(folder / "cat")
-    evaluate(folder, "--class-map", str(tmp_path / "map.txt"))
-    assert all(row["class_name"] == names[int(row["predict"])] and row["GT"] == "" for row in read(output))
-
-
-def test_a_file_of_labels_gives_a_flat_folder_its_accuracy(
-    image_folder: Factory, evaluate: Evaluate, output: Path, tmp_path: Path
-) -> None:
-    folder = image_folder()
-    expected = evaluate(folder)
-    rows = read(output)
-    images = list_images(folder)
-    (tmp_path / "labels.csv").write_text("".join(f"{path.name},{path.parent.name}\n" for path in images.paths))
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    for path in images.paths:
-        shutil.copy(path, flat)
-    outcome = evaluate(flat, "--labels", str(tmp_path / "labels.csv"))
-    assert outcome["accuracy"] == expected["accuracy"]
-    assert read(output) == [{**row, "file": Path(row["file"]).name} for row in rows]
-    (tmp_path / "labels.csv").write_text("".join(f"{path.name},{index}\n" for index, path in enumerate(images.paths)))
-    with pytest.raises(ValueError, match="class '14' of the images is not among the classes"):
-        evaluate(flat, "--labels", str(tmp_path / "labels.csv"))
+    for flat in (False, True):
+        if flat:
+            flatten(folder)
+        evaluate(folder, "--class-map", str(tmp_path / "map.txt"))
+        for row in read(output):
+            assert row["class_name"] == names[int(row["predict"])]
+            assert row["GT"] == ("" if flat else str(names.index(row["file"].split("/")[0])))
 
 
 # ---------------------------------------------------------------- images that cannot be read
@@ -349,8 +311,8 @@ def test_unreadable_images_are_left_out_named_and_counted(
     outcome = evaluate(folder)
     assert (outcome["num_images"], outcome["num_unreadable"]) == (14, 1)
     assert "bee/bee_0002.png" not in [row["file"] for row in read(output)]
-    errors = read(Path(f"{output}.errors.csv"))
-    assert [error["file"] for error in errors] == ["bee_0002.png"] and errors[0]["reason"]
+    (error,) = read(Path(f"{output}.errors.csv"))
+    assert error["file"] == "bee/bee_0002.png" and error["reason"], "named as in the result"
     (folder / "bee" / "bee_0002.png").unlink()
     outcome = evaluate(folder)
     assert outcome["num_unreadable"] == 0 and whole["num_images"] == 15
@@ -391,12 +353,11 @@ def interrupted(
     return folder, expected
 
 
-@pytest.mark.parametrize("flags", [[], ["--resume"]])
 def test_the_same_command_goes_on_and_ends_with_the_bytes_of_an_uninterrupted_run(
-    interrupted: tuple[Path, bytes], evaluate: Evaluate, output: Path, capsys, flags: list[str]
+    interrupted: tuple[Path, bytes], evaluate: Evaluate, output: Path, capsys
 ) -> None:
     folder, expected = interrupted
-    outcome = evaluate(folder, *flags)
+    outcome = evaluate(folder, "--resume")  # which changes nothing
     assert output.read_bytes() == expected
     assert outcome["num_images"] == 27 and outcome["num_unreadable"] == 1
     assert 0 < outcome["num_from_store"] <= 20 and np.isnan([outcome["time_saving"], outcome["last_seconds"]]).all()
@@ -419,26 +380,7 @@ def test_with_another_threshold_the_deep_model_sees_the_additional_images_alone(
     assert not asked, "the store keeps what the models said, not how sure CLCNet was"
 
 
-def evaluate_custom(*arguments: str) -> None:
-    """Run step 5 with a command line, in a process of its own."""
-    script.main(parse(list(arguments)))
-
-
 # ---------------------------------------------------------------- several processes
-
-
-@pytest.mark.parametrize("images_per_class", [1, 9])
-def test_two_processes_write_the_bytes_of_one(
-    image_folder: Factory, evaluate: Evaluate, models: list[str], weight: Path, output: Path, images_per_class: int
-) -> None:
-    folder = image_folder(images_per_class=images_per_class)
-    (folder / "bee" / "bad.png").touch()
-    evaluate(folder)
-    expected = output.read_bytes()
-    output.unlink()
-    shutil.rmtree(output.parent / "store")
-    assert forking.run_together(2, evaluate_custom, *command_line(folder, models, weight, output)) == [0, 0]
-    assert output.read_bytes() == expected
 
 
 def test_torchrun_starts_it_as_the_readme_says(
@@ -456,14 +398,6 @@ def test_torchrun_starts_it_as_the_readme_says(
     assert Path(f"{output}.errors.csv").read_bytes() == errors
     assert done.stdout.count("result in ") == done.stdout.count("shallow model: ") == 1  # one process speaks
     assert done.stderr.count("cascade: 100%") >= 1
-
-
-def test_two_processes_go_on_where_one_stopped(
-    interrupted: tuple[Path, bytes], models: list[str], weight: Path, output: Path
-) -> None:
-    folder, expected = interrupted
-    assert forking.run_together(2, evaluate_custom, *command_line(folder, models, weight, output)) == [0, 0]
-    assert output.read_bytes() == expected
 
 
 # ---------------------------------------------------------------- precision
@@ -484,81 +418,13 @@ def test_mixed_precision_is_close_to_float32_and_is_kept_apart_from_it(
     assert np.mean(same) > 0.8
 
 
-# ---------------------------------------------------------------- what is printed
-
-
-FIGURES: dict[str, Any] = {
-    "num_images": 200,
-    "num_unreadable": 0,
-    "num_seen": {"shallow": 200, "deep": 50},
-    "num_answered_by": {"shallow": 160, "deep": 40},
-    "num_from_store": 0,
-    "flops": 0.9,
-    "last_flops": 2.0,
-    "flops_saving": 2 / 0.9,
-    "seconds": 10.0,
-    "last_seconds": 18.0,
-    "time_saving": 1.8,
-    "images_per_second": 20.0,
-    "most_deferred": [("cat", 30, 60), ("8", 20, 80)],
-}
-ACCURACIES = {"accuracy": 91.0, "first_accuracy": 85.5, "accuracies_on_last_seen": [50.0, 74.0]}
-
-
-def printed(capsys, *stage_names: str, **changes: Any) -> list[str]:
-    print_summary(FIGURES | changes, stage_names or ("shallow", "deep"), Path("answers.csv"))
-    return capsys.readouterr().out.splitlines()
-
-
-def test_the_last_lines_say_what_was_saved_and_at_what_accuracy(capsys) -> None:
-    assert printed(capsys, **ACCURACIES) == [
-        "accuracy 91.00% (the shallow model alone 85.50%)",
-        "deferred to the deep model: 25.0% of the images (50); its answer stands for 40",
-        "on the deferred ones the shallow model has 50.00%, the deep model 74.00%",
-        "classes that defer most: cat: 50% (30 of 60), 8: 25% (20 of 80)",
-        "FLOPs: 0.9B an image; the deep model on every image: 2B, 2.22 times as many",
-        "time: 10.0 s, 20.0 images/s; the deep model on every image: about 18.0 s by its time on the deferred ones, "
-        "1.80 times as long",
-        "200 images; result in answers.csv",
-    ]
-
-
-def test_without_labels_the_classes_that_defer_most_are_those_that_the_shallow_model_sees(capsys) -> None:
-    lines = printed(capsys, num_unreadable=2)
-    by = "by the answers of the shallow model"
-    assert lines[1] == f"classes that defer most, {by}: cat: 50% (30 of 60), 8: 25% (20 of 80)"
-    assert lines[-1] == "200 images, 2 unreadable left out (answers.csv.errors.csv); result in answers.csv"
-
-
-def test_a_cascade_that_saves_nothing_is_said_to(capsys) -> None:
-    lines = printed(capsys, flops=2.5, flops_saving=0.8, time_saving=0.5, deep_seconds=5.0)
-    assert lines[2].endswith("2B, 0.80 times as many: the cascade saves nothing")
-    assert lines[3].endswith("0.50 times as long: the cascade saves nothing")
-
-
-def test_every_later_model_of_a_longer_cascade_has_its_line(capsys) -> None:
-    lines = printed(
-        capsys,
-        *("b0", "b2", "b4"),
-        **ACCURACIES | {"accuracies_on_last_seen": [40.0, 50.0, 60.0]},
-        num_seen={"b0": 200, "b2": 50, "b4": 10},
-        num_answered_by={"b0": 160, "b2": 35, "b4": 5},
-    )
-    assert lines[:4] == [
-        "accuracy 91.00% (b0 alone 85.50%)",
-        "deferred to b2: 25.0% of the images (50); its answer stands for 35",
-        "deferred to b4: 5.0% of the images (10); its answer stands for 5",
-        "on the deferred ones b0 has 40.00%, b4 60.00%",
-    ]
-
-
 def test_what_a_run_cannot_know_of_the_deep_model_it_does_not_state(
     image_folder: Factory, evaluate: Evaluate, capsys
 ) -> None:
     evaluate(image_folder(), "--threshold", "-999", "--deep-model", "no_such_model")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-3].startswith("FLOPs: ") and lines[-3].endswith("; those of the deep model are not known")
-    assert lines[-2].startswith("time: ") and lines[-2].endswith("; that of the deep model is not known")
+    assert lines[-4].startswith("FLOPs: ") and lines[-4].endswith("; those of the deep model are not known")
+    assert lines[-3].startswith("time: ") and lines[-3].endswith("; that of the deep model is not known")
 
 
 # ---------------------------------------------------------------- the command itself
@@ -636,14 +502,6 @@ def test_bad_input_is_one_line_and_changes_nothing(
     assert error.count("\n") == 1 and error.startswith("error: ") and message in error
     assert output.read_text() == "before"
     assert [path.name for path in output.parent.iterdir() if not path.name.startswith(".")] == [output.name]
-
-
-def test_models_of_different_classes_are_refused(
-    image_folder: Factory, classifier_dir: Factory, evaluate: Evaluate
-) -> None:
-    four = f"local-dir:{classifier_dir(num_classes=4, label_names=None)}"
-    with pytest.raises(ValueError, match="has 3 classes and .* has 4; a cascade needs models of the same classes"):
-        evaluate(image_folder(), "--deep-model", four)
 
 
 def test_real_images_give_the_known_accuracies_of_both_models(shared: Path, evaluate: Evaluate, tmp_path: Path) -> None:

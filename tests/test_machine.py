@@ -56,12 +56,15 @@ def test_compiling_without_a_compiler_is_one_line(
     assert finished.last_error.endswith("or leave out --compile")
 
 
-def test_a_backend_of_notebooks_that_is_not_installed_here_hinders_nothing(workshop: Workshop, tmp_path: Path) -> None:
+def test_neither_a_backend_that_is_not_installed_nor_a_matplotlibrc_that_is_no_text_hinders_anything(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "matplotlibrc").write_bytes(b"font.family: caf\xe9\n")
     code = "import os, sys, clcnet.report.plots\nprint(os.environ['MPLBACKEND'], 'matplotlib.pyplot' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=os.environ | {"MPLBACKEND": "module://not_installed.backend"},
-        cwd=cli.ROOT,
+        env=os.environ | {"MPLBACKEND": "module://not_installed.backend", "PYTHONPATH": str(cli.ROOT)},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
     )

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable
@@ -12,14 +13,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import scripts
+import torch
 from PIL import Image
-from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, TRAIN_CUSTOM, refusal
+from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, GENERATE, TRAIN_CUSTOM, refusal
 
-from clcnet import CLCNet, Outputs, cli
+from clcnet import Cascade, CLCNet, Outputs, cli
 from clcnet.cascade.fused import Fused
+from clcnet.cascade.policy import Policy
+from clcnet.cascade.rule import Surest
 from clcnet.cascade.search import Choice, Found, Scored
 from clcnet.cascade.selection import Goal
 from clcnet.classifiers.classifier import load_classifier
+from clcnet.data.outputs import Record
 from clcnet.report.cascades import Single, Units, judge
 
 Factory = Callable[..., Path]
@@ -100,6 +105,55 @@ def test_what_is_trained_into_weights_is_the_users_and_never_seen_by_git() -> No
         pytest.skip("not in a git repository")
     assert ignored("weights/CLCNet_custom_data.zip") and ignored("weights/cascade.json")
     assert not ignored("weights/demo/CLCNet_custom_data.zip")
+
+
+# ---------------------------------------------------------------- where models lie
+
+
+def test_a_policy_finds_its_models_from_any_folder_and_moves_with_them(
+    tmp_path: Path, classifier_dir: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(classifier_dir(seed=1), work / "runs" / "hf")
+    torch.save(load_classifier(f"local-dir:{classifier_dir(seed=2)}").model.state_dict(), work / "runs" / "best.pth")
+    monkeypatch.chdir(work)
+    of_file = {"weight": Path("runs/best.pth"), "num_classes": 3, "img_size": 32}
+    models = [load_classifier("local-dir:runs/hf"), load_classifier("test_resnet", **of_file)]
+    records = [Record(each.name, each.key, loaded_from=each.loaded_from) for each in models]
+    Policy(records, Surest("max softmax"), [0.9]).save("weights/cascade.json")
+    monkeypatch.chdir(tmp_path)
+    for name in ("work", "moved"):
+        policy = Policy.load(tmp_path / name / "weights" / "cascade.json")
+        assert [each.key for each in policy.load_classifiers(device="cpu")] == [each.key for each in models]
+        if name == "work":
+            work.rename(tmp_path / "moved")
+    policy.save("here.json")
+    assert Policy.load("here.json").models == policy.models
+
+
+def test_classes_of_a_model_without_names_are_called_by_the_folders_of_its_table(
+    tmp_path: Path, classifier_dir: Factory, image_folder: Factory
+) -> None:
+    """As checkpoints of timm's training are; the photographs to come lie in no class folders."""
+    folder, tables = image_folder(images_per_class=40), []
+    for seed in (1, 2):
+        tables.append(tmp_path / f"{seed}.parquet")
+        model = f"local-dir:{classifier_dir(seed=seed, label_names=None)}"
+        words = ("--data-path", folder, "--model", model, "--store", tmp_path / "store", "--device", "cpu", "-j", 0)
+        assert scripts.run(GENERATE, *words, "--output", tables[-1]).code == 0
+    assert Outputs.load(tables[0]).record.class_names == ["ant", "bee", "cat"]
+    assert train(tmp_path, "--cls-output", *tables, "--images", folder).code == 0
+    page = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
+    assert "<td>bee</td>" in page and "data:image/jpeg;base64," in page
+    flat = [shutil.copy(path, tmp_path) for path in sorted((folder / "bee").iterdir())[:3]]
+    cascade = Cascade.from_policy(tmp_path / "cascade.json", device="cpu")
+    assert set(cascade(flat).names) <= {"ant", "bee", "cat"}
+    (inbox := tmp_path / "inbox").mkdir()
+    shutil.copy(flat[0], inbox)
+    words = ("--custom-data", inbox, "--policy", tmp_path / "cascade.json", "--result", tmp_path / "out.csv")
+    assert scripts.run(EVALUATE_CUSTOM, *words, "--store", tmp_path / "store", "--device", "cpu", "-j", 0).code == 0
+    (row,) = csv.DictReader((tmp_path / "out.csv").read_text().splitlines())
+    assert row["class_name"] == cascade(flat[:1]).names[0]
 
 
 # ---------------------------------------------------------------- a folder that grows
@@ -215,6 +269,13 @@ def test_time_and_money_come_from_one_measurement_of_all_models_in_turns(
     assert "Hours a month" in finished.out and "Money a month" in finished.out
     recommended = json.loads((tmp_path / "weights" / "results" / "recommendation.json").read_text())
     assert all(0 < rival["milliseconds"] < 1000 for rival in recommended["rivals"])
+
+
+@pytest.mark.parametrize("script", [TRAIN_CUSTOM, EVALUATE_FOLDS])
+def test_a_probability_without_a_promise_is_refused_before_any_work(script: str) -> None:
+    tables = "--cls-output" if script == TRAIN_CUSTOM else "--outputs"
+    message = refusal(scripts.run(script, tables, "absent.parquet", "absent.parquet", "--guarantee", 0.9))
+    assert "--guarantee needs a promise; give --most-drop, --most-FLOPs or --most-risk" in message
 
 
 def test_models_that_cannot_be_had_any_more_are_not_timed_from_memory(tmp_path: Path) -> None:

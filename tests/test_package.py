@@ -4,8 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
-import zipfile
+import venv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,28 +19,48 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel's content, made from a copy of the repository in which nothing has been built."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source, site = folder / "source", folder / "site"
-    shutil.copytree(ROOT / "clcnet", source / "clcnet", ignore=shutil.ignore_patterns("__pycache__"))
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what is packed, in which nothing has been built."""
+    folder = tmp_path_factory.mktemp("source")
+    shutil.copytree(ROOT / "clcnet", folder / "clcnet", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", *(f"{script}.py" for script in SCRIPTS)):
-        shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    made = subprocess.run([*pip, "--wheel-dir", folder, source], capture_output=True, text=True)
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with the package, whose dependencies are this one's."""
+    folder, alone = tmp_path_factory.mktemp("fresh"), ["--quiet", "--no-deps", "--no-index"]
+    pip = [sys.executable, "-m", "pip"]
+    build = [*pip, "wheel", *alone, "--no-build-isolation", "--wheel-dir", folder, source]
+    made = subprocess.run(build, capture_output=True, text=True)
     if made.returncode and "setuptools" in made.stderr:
         pytest.skip("needs a setuptools that pyproject.toml accepts")
     assert made.returncode == 0, made.stderr
+    venv.create(folder, with_pip=False, symlinks=True)
     (wheel,) = folder.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(site)
+    subprocess.run([*pip, "--python", folder / "bin" / "python", "install", *alone, wheel], check=True)
+    (site_of(folder) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    return folder
+
+
+def site_of(environment: Path) -> Path:
+    """Where its packages lie."""
+    (site,) = environment.glob("lib/*/site-packages")
     return site
 
 
-def python(site: Path, folder: Path, program: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a program far from the repository, with what the wheel holds."""
-    environment = os.environ | {"PYTHONPATH": str(site)}
-    command: Sequence[str] = [sys.executable, "-c", program, *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+@pytest.fixture
+def installed(environment: Path) -> Path:
+    return site_of(environment)
+
+
+def run(environment: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run one of its programs far from the repository."""
+    command: Sequence[str] = [str(environment / "bin" / words[0]), *words[1:]]
+    outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(command, cwd=folder, env=outside, capture_output=True, text=True)
 
 
 def test_the_wheel_holds_every_module_the_scripts_and_the_page(installed: Path) -> None:
@@ -50,26 +71,24 @@ def test_the_wheel_holds_every_module_the_scripts_and_the_page(installed: Path) 
 
 
 def test_outside_of_the_repository_the_package_is_imported_and_writes_to_the_current_folder(
-    installed: Path, tmp_path: Path
+    environment: Path, installed: Path, tmp_path: Path
 ) -> None:
     program = "import clcnet; from clcnet import cli; clcnet.Cascade; print(clcnet.__file__, cli.ROOT, sep='\\n')"
-    done = python(installed, tmp_path, program)
+    done = run(environment, tmp_path, "python", "-c", program)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [str(installed / "clcnet" / "__init__.py"), str(tmp_path.resolve())]
 
 
 @pytest.mark.parametrize("command", sorted(PROJECT["scripts"]))
-def test_each_command_is_one_of_the_scripts(installed: Path, tmp_path: Path, command: str) -> None:
-    module, _, function = PROJECT["scripts"][command].partition(":")
-    program = f"import sys; sys.argv[0] = '{command}'; from {module} import {function}; {function}()"
-    done = python(installed, tmp_path, program, "--help")
+def test_each_command_is_one_of_the_scripts(environment: Path, tmp_path: Path, command: str) -> None:
+    done = run(environment, tmp_path, command, "--help")
     assert done.returncode == 0 and done.stdout.startswith(f"usage: {command}"), done.stderr
     assert len(PROJECT["scripts"]) == len(SCRIPTS)
 
 
-def test_a_library_of_an_extra_that_is_missing_is_named_in_one_line(installed: Path, tmp_path: Path) -> None:
+def test_a_library_of_an_extra_that_is_missing_is_named_in_one_line(environment: Path, tmp_path: Path) -> None:
     program = "import sys; sys.modules['matplotlib'] = None; from clcnet.commands import eval_imagenet as f; f()"
-    done = python(installed, tmp_path, program, "--help")
+    done = run(environment, tmp_path, "python", "-c", program, "--help")
     assert done.stderr == "error: matplotlib is not installed; pip install 'clcnet[plots]' brings it\n"
 
 
@@ -82,8 +101,10 @@ def test_every_pin_lies_in_its_range_and_every_range_has_a_pin() -> None:
         assert not str(requirement.specifier).startswith("=="), requirement
 
 
-def test_what_building_leaves_is_not_seen_by_git() -> None:
+def test_what_installing_leaves_is_not_seen_by_git(source: Path, environment: Path) -> None:
     if subprocess.run(["git", "rev-parse"], cwd=ROOT, capture_output=True).returncode:
         pytest.skip("not in a git repository")
-    for path in ("build/lib/x.py", "clcnet.egg-info/PKG-INFO"):
-        assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 0, path
+    left = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+    left = [path for path in left if not (ROOT / path).exists()] or [Path("build/lib/x.py")]
+    for path in (*left, "clcnet.egg-info/PKG-INFO"):
+        assert subprocess.run(["git", "check-ignore", "--no-index", "-q", path], cwd=ROOT).returncode == 0, path

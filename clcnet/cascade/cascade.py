@@ -14,6 +14,7 @@ found.names, found.confidences, found.errors        # ["cat", ""], [0.93, nan], 
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from clcnet.cascade.answers import run_cascade
+from clcnet.cascade.curve import Bools, Ints
 from clcnet.cascade.drift import OnDrift, Watch
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.rule import CLCNET, Network, Rule, Surest
@@ -66,9 +69,7 @@ class Predictions:
     def names(self) -> list[str]:
         """The names of the answered classes, their numbers where none are known; "" for images without an answer."""
         known = self.class_names
-        return [
-            "" if label == UNKNOWN else str(label) if known is None else known[label] for label in self.labels.tolist()
-        ]
+        return ["" if label == UNKNOWN else known and known[label] or str(label) for label in self.labels.tolist()]
 
 
 class Cascade:
@@ -124,7 +125,8 @@ class Cascade:
         policy = Policy.load(path)
         cascade = cls.of(policy.load_classifiers(device=device), policy.rule, policy.thresholds, batch_size)
         cascade.policy = policy
-        cascade.watch = policy.expected.watch(on_drift) if policy.expected else None
+        cascade._class_names = cascade._class_names or policy.class_names(cascade.models[0].num_classes)
+        cascade.watch = Watch(policy.expected, on_drift=on_drift) if policy.expected else None
         return cascade
 
     def unsure(self, predictions: Predictions) -> NDArray[np.bool_]:
@@ -149,6 +151,7 @@ class Cascade:
         self.batch_size = batch_size or default_batch_size(self.models[0].device)
         self._forwards = [HalvingForward(model, self.batch_size) for model in self.models]
         self._orders = match_classes(self.models)
+        self._class_names = self.models[0].label_names
 
     def __call__(self, images: Sequence[Picture]) -> Predictions:
         """Classify images; one that is missing, cannot be read or gets no answer is told apart and harms no other.
@@ -166,57 +169,44 @@ class Cascade:
         if one_array or isinstance(images, Image.Image | str | os.PathLike | bytes):
             raise TypeError("a cascade takes a list of images; put the one into brackets")
         named = [(_name(image, place), image) for place, image in enumerate(images, start=1)]
-        labels, answered_by = np.full((2, len(named)), UNKNOWN)
-        confidences, errors = np.full(len(named), np.nan, np.float32), dict[int, str]()
-        asked = np.full((len(named), len(self.models)), np.nan, np.float32)
-        going_on, outputs = np.arange(len(named)), list[Outputs]()
-        for stage, threshold in enumerate([*self.thresholds, -np.inf]):
-            probs, reasons = self._ask(stage, [named[index] for index in going_on])
-            errors |= {int(going_on[row]): reason for row, reason in reasons.items()}
-            answered = np.array([row not in reasons for row in range(len(going_on))], bool)
-            going_on, outputs = going_on[answered], [said.subset(answered) for said in outputs]
-            if not len(going_on):
-                break
-            outputs.append(Outputs.from_probs(probs, list(map(str, going_on))))  # rules see that images are the same
-            step = self.rule.step(outputs)
-            assert step.labels is not None, "a model's own outputs know their classes"
-            labels[going_on], confidences[going_on], answered_by[going_on] = (
-                step.labels,
-                step.confidence,
-                step.answered_by,
-            )
-            asked[going_on, stage] = step.confidence if step.own is None else step.own
-            deferred = step.confidence < threshold
-            going_on, outputs = going_on[deferred], [said.subset(deferred) for said in outputs]
-        for index in errors:  # what an earlier model said of it does not stand: it was not sure
-            labels[index], confidences[index], answered_by[index] = UNKNOWN, np.nan, UNKNOWN
+        errors = dict[int, str]()
+        ask = functools.partial(self._ask, named, errors)
+        answers = run_cascade(self.rule, self.thresholds, len(named), ask)
         if self.watch is not None:
-            self.watch.add(np.delete(asked, list(errors), axis=0))
-        return Predictions(labels, confidences, answered_by, dict(sorted(errors.items())), self.models[0].label_names)
+            self.watch.add(answers.read().own_confidence.T)
+        # what an earlier model said of an image that failed does not stand: it was not sure
+        none = answers.failed
+        labels, answered_by = (np.where(none, UNKNOWN, said) for said in (answers.labels, answers.answered_by))
+        confidences = np.where(none, np.float32(np.nan), answers.confidence)
+        return Predictions(labels, confidences, answered_by, dict(sorted(errors.items())), self._class_names)
 
-    def _ask(self, stage: int, named: Sequence[tuple[str, Picture]]) -> tuple[NDArray[np.float32], dict[int, str]]:
-        """Probabilities (B - E, C) in the first model's order of classes, and why E of the images have none, by row."""
-        model, order, pieces, reasons = self.models[stage], self._orders[stage], [], dict[int, str]()
-        for start in range(0, len(named), self.batch_size):
+    def _ask(
+        self, named: Sequence[tuple[str, Picture]], errors: dict[int, str], stage: int, images: Ints
+    ) -> tuple[Outputs, Bools]:
+        """What a model says of these images, its classes in the first model's order, and of which; errors are noted."""
+        model, order, pieces, read = self.models[stage], self._orders[stage], [], np.zeros(len(images), bool)
+        for start in range(0, len(images), self.batch_size):
             tensors, rows = [], []
-            for row, (name, image) in enumerate(named[start : start + self.batch_size], start):
-                read = _read(image, name, model)
-                if isinstance(read, str):
-                    reasons[row] = read
+            for row, image in enumerate(images[start : start + self.batch_size].tolist(), start):
+                name, given = named[image]
+                picture = _read(given, name, model)
+                if isinstance(picture, str):
+                    errors[image] = picture
                 else:
-                    tensors.append(model.transform(read))
+                    tensors.append(model.transform(picture))
                     rows.append(row)
             if not rows:
                 continue
             probs = self._forwards[stage](torch.stack(tensors))
-            sound = np.isfinite(probs).all(axis=1)
-            for place in np.flatnonzero(~sound):
-                reasons[rows[place]] = (
-                    f"image {named[rows[place]][0]}: the answer of {model.name} is not a number; check its weights, or "
-                    "run without mixed precision (--amp)"
+            read[rows] = sound = np.isfinite(probs).all(axis=1)
+            for image in images[rows][~sound].tolist():
+                errors[image] = (
+                    f"image {named[image][0]}: the answer of {model.name} is not a number; check its weights, or run "
+                    "without mixed precision (--amp)"
                 )
             pieces.append(probs[sound] if order is None else probs[sound][:, order])
-        return np.concatenate(pieces) if pieces else np.empty((0, 0), np.float32), reasons
+        probs = np.concatenate(pieces) if pieces else np.empty((0, 1), np.float32)
+        return Outputs.from_probs(probs, list(map(str, images[read]))), read  # rules see that images are the same
 
 
 class _PlainModel:

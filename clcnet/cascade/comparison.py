@@ -58,7 +58,7 @@ def compare(outputs: Sequence[Judged], folds: Ints) -> tuple[list[Contender], li
     """Score every rule of `compared` over the same images, whatever it is fitted to coming from the other folds.
 
     Args:
-        outputs: of all models, cheapest first, with all confidences (`evaluation.judge`).
+        outputs: of all models, cheapest first, with all confidences (`evaluation.with_rivals`).
         folds: (N,).
 
     Returns:

@@ -12,16 +12,54 @@ import logging
 import math
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clcnet.intervals import Interval
+from clcnet.strangers import is_number
+
 Confidences = Sequence[NDArray[np.floating]]  # of each step, over the images that reached it
 
 LEVEL = 0.01
+MOST = 1e15  # of any number in a policy: sums of a dozen such stay finite in float32
 NUM_QUANTILES = 100
 OnDrift = Literal["warn", "stop"]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a policy was measured to do, on images that nothing in it was chosen on.
+
+    Attributes:
+        num_images: how many images that were.
+        accuracy: percent, with its 95% interval.
+        shares: (K,) fraction of the images that each model sees.
+        flops: billions of multiply-adds an image.
+        milliseconds: an image, where every model's time was measured.
+        quantiles: of how sure each step is, over the images that reach it, as of `quantiles`.
+    """
+
+    num_images: int
+    accuracy: float
+    accuracy_interval: Interval
+    shares: list[float]
+    flops: float
+    milliseconds: float | None = None
+    quantiles: list[list[float]] | None = None
+
+    def is_sound_for(self, num_models: int) -> bool:
+        """Whether a run can be held against it: counts of images, and shares and rising quantiles of every model."""
+        measured = [[0.0]] * num_models if self.quantiles is None else self.quantiles
+        return (
+            len(self.shares) == len(measured) == num_models
+            and all(is_number(share, 0, 1) for share in self.shares)
+            and all(is_number(number, -MOST, MOST) for each in measured for number in each)
+            and all(each == sorted(each) for each in measured)
+            and is_number(self.num_images, 0, MOST)
+        )
 
 
 class DriftError(ValueError):
@@ -56,29 +94,22 @@ def confidence_chance(confidence: NDArray[np.floating], expected: Sequence[float
     return float(min(1.0, math.e * np.exp(-2 * size * distance**2)))
 
 
-def find_drift(
-    confidences: Confidences,
-    expected_shares: Sequence[float],
-    expected_quantiles: Sequence[Sequence[float]],
-    num_expected: int,
-    level: float = LEVEL,
-) -> list[str]:
+def find_drift(confidences: Confidences, expected: Expected, level: float = LEVEL) -> list[str]:
     """What differs from what a policy expects; nothing, with probability 1 - level, of images like its own.
 
     Args:
         confidences: of K steps, over the images that reached each; the first is all of them.
-        expected_shares: (K,) of the images that each model saw.
-        expected_quantiles: of each step's confidences, as of `quantiles`.
-        num_expected: images that those were measured on.
+        expected: what the policy was measured to do.
         level: probability of a false alarm.
     """
     total = len(confidences[0])
     if not total:
         return []
     each, found = level / (2 * len(confidences) - 1), []
-    for k, (sure, share, limits) in enumerate(zip(confidences, expected_shares, expected_quantiles, strict=True)):
-        reached = round(share * num_expected)
-        if k and share_chance(len(sure), total, reached, num_expected) < each:
+    measured = expected.quantiles or [[]] * len(expected.shares)
+    for k, (sure, share, limits) in enumerate(zip(confidences, expected.shares, measured, strict=True)):
+        reached = round(share * expected.num_images)
+        if k and share_chance(len(sure), total, reached, expected.num_images) < each:
             found.append(f"{len(sure) / total:.1%} of {total:,} images go on past model {k}, {share:.1%} were expected")
         if len(sure) and limits and confidence_chance(sure, limits, reached) < each:
             found.append(
@@ -100,20 +131,14 @@ class Watch:
     """
 
     def __init__(
-        self,
-        expected_shares: Sequence[float],
-        expected_quantiles: Sequence[Sequence[float]],
-        num_expected: int,
-        window: int = 1000,
-        level: float = LEVEL,
-        on_drift: OnDrift = "warn",
+        self, expected: Expected, window: int = 1000, level: float = LEVEL, on_drift: OnDrift = "warn"
     ) -> None:
         """Watch with a window of so many images, 2 or more; an alarm is logged, or raised; see `find_drift`."""
-        self._expected = expected_shares, expected_quantiles, num_expected
+        self._expected = expected
         self.window, self.level, self.on_drift = window, level, on_drift
         self.found: list[str] = []
         self.num_looks = 0
-        self._new = np.empty((0, len(expected_shares)), np.float32)  # NaN where a step was not reached
+        self._new = np.empty((0, len(expected.shares)), np.float32)  # NaN where a step was not reached
         self._seen = 0
         self._lock = threading.Lock()
 
@@ -135,6 +160,6 @@ class Watch:
     def _look(self) -> None:
         self.num_looks += 1
         steps = [column[~np.isnan(column)] for column in self._new.T]
-        self.found = find_drift(steps, *self._expected, self.level / (self.num_looks * (self.num_looks + 1)))
+        self.found = find_drift(steps, self._expected, self.level / (self.num_looks * (self.num_looks + 1)))
         for line in self.found:
             logging.getLogger(__name__).warning("drift: %s", line)

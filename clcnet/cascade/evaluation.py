@@ -13,7 +13,8 @@ from reprlib import repr as short
 import numpy as np
 import torch
 
-from clcnet.cascade.curve import Curve, Floats, Ints
+from clcnet.cascade.answers import run_cascade
+from clcnet.cascade.curve import Bools, Curve, Floats, Ints
 from clcnet.cascade.rule import CLCNET, TEMPERED, Judged, Rule, known
 from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
 from clcnet.data.images import NUM_FOLDS, ImageSet, balanced_folds
@@ -96,7 +97,7 @@ def evaluation_of_tables(
     order = range(len(paths)) if models or flops else np.argsort([record.flops or 0 for record in records]).tolist()
     outputs = [replace(tables[k].subset(np.argsort(matched[k])), names=names, record=records[k]) for k in order]
     sources = [str(paths[k]) for k in order]
-    return Evaluation([judge(each, images, networks) for each in outputs], images.folds[places], sources)
+    return Evaluation([with_clcnet(each, images, networks) for each in outputs], images.folds[places], sources)
 
 
 def _record(record: Record, path: Path, model: str | None, flops: float | None) -> Record:
@@ -126,7 +127,7 @@ def folds_by_name(names: Sequence[str], images: ImageSet) -> Ints:
     return np.array([fold_of[name] for name in names], dtype=np.int64)
 
 
-def judge(outputs: Outputs, images: ImageSet, networks: Sequence[CLCNet]) -> Judged:
+def with_clcnet(outputs: Outputs, images: ImageSet, networks: Sequence[CLCNet]) -> Judged:
     """Add how sure the network of each image's fold is of its answer; nothing where there are no networks."""
     folds = folds_by_name(outputs.names, images)
     return Judged.of(outputs, {CLCNET: fold_confidence(networks, outputs, folds)} if networks else {})
@@ -154,25 +155,16 @@ def at_threshold(rule: Rule, outputs: Sequence[Outputs], threshold: float) -> Cu
             counts for nothing.
         threshold: of all steps.
     """
-    first = outputs[0]
-    readable, correct, last = np.ones(len(first), bool), np.zeros(len(first), bool), np.zeros(len(first), np.int64)
-    going, seen = np.arange(len(first)), list[Outputs]()
-    for k, each in enumerate(outputs):
-        if k:
-            row_of = {name: row for row, name in enumerate(each.names)}
-            rows = np.array([row_of.get(first.names[image], -1) for image in going], dtype=np.int64)
-            readable[going[rows < 0]] = False
-            going, seen = going[rows >= 0], [one.subset(rows >= 0) for one in seen]
-            each = each.subset(rows[rows >= 0])
-        seen.append(each)
-        step = rule.step(seen)
-        correct[going], last[going] = known(step.correct, each), k
-        goes_on = step.confidence < threshold
-        going, seen = going[goes_on], [one.subset(goes_on) for one in seen]
-    shares = (last[readable] >= np.arange(len(outputs))[:, None]).mean(axis=1)
-    accuracy = 100 * correct[readable].sum() / readable.sum()
+    first, rows_of = outputs[0], [{name: row for row, name in enumerate(each.names)} for each in outputs]
+
+    def ask(stage: int, images: Ints) -> tuple[Outputs, Bools]:
+        rows = np.array([rows_of[stage].get(first.names[image], -1) for image in images], dtype=np.int64)
+        return outputs[stage].subset(rows[rows >= 0]), rows >= 0
+
+    answers = run_cascade(rule, [threshold] * (len(outputs) - 1), len(first), ask).read()
+    accuracy = 100 * answers.correct.sum() / len(answers)
     flops = np.array([each.record.flops for each in outputs], dtype=np.float64)
-    return Curve(np.array([threshold]), np.array([accuracy]), shares[None], flops, int(readable.sum()))
+    return Curve(np.array([threshold]), np.array([accuracy]), answers.calls[None], flops, len(answers))
 
 
 def images_of_outputs(path: Path, weights: Path) -> tuple[ImageSet, bool]:

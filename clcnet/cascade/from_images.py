@@ -11,7 +11,7 @@ import numpy as np
 
 from clcnet import distributed
 from clcnet.cascade.curve import Ints
-from clcnet.cascade.evaluation import Evaluation, folds_by_name, judge
+from clcnet.cascade.evaluation import Evaluation, folds_by_name, with_clcnet
 from clcnet.cascade.rule import CLCNET, Judged
 from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import Classifier
@@ -98,7 +98,7 @@ def _answers(kept: Kept, asked: Ints, flops: float | None, networks: Sequence[CL
     outputs = kept.outputs(asked[kept.known(asked)])
     if flops is not None:
         outputs = replace(outputs, record=replace(outputs.record, flops=flops))
-    return judge(outputs, kept.images, networks)
+    return with_clcnet(outputs, kept.images, networks)
 
 
 def _deferred(shallow: Judged, images: ImageSet, threshold: float | None) -> Ints:

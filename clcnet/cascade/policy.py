@@ -6,8 +6,9 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as short
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clcnet.cascade.drift import Confidences, OnDrift, Watch, find_drift
+from clcnet.cascade.drift import MOST, Expected
 from clcnet.cascade.rule import Rule
 from clcnet.cascade.rules import rule_from_json
 from clcnet.data.outputs import Record
 from clcnet.files import atomic_path
-from clcnet.intervals import Interval
+from clcnet.metrics import format_flops
 from clcnet.network.model import CLCNet
 from clcnet.strangers import LARGEST_JSON, is_line, is_number, parse_json, read_bytes
 
@@ -31,41 +32,8 @@ if TYPE_CHECKING:
     from clcnet.classifiers.classifier import Classifier
 
 FORMAT, VERSION = "clcnet cascade", 1
-_LARGEST_NUMBER = 1e15  # sums of a dozen such stay finite in float32
 _LONGEST = 300  # characters of a message's reason
 _HUB = re.compile(r"\s*hf[-_]hub\s*:", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What a policy was measured to do, on images that nothing in it was chosen on.
-
-    Attributes:
-        num_images: how many images that were.
-        accuracy: percent, with its 95% interval.
-        shares: (K,) fraction of the images that each model sees.
-        flops: billions of multiply-adds an image.
-        milliseconds: an image, where every model's time was measured.
-        quantiles: of how sure each step is, over the images that reach it, as of `drift.quantiles`.
-    """
-
-    num_images: int
-    accuracy: float
-    accuracy_interval: Interval
-    shares: list[float]
-    flops: float
-    milliseconds: float | None = None
-    quantiles: list[list[float]] | None = None
-
-    def drift(self, confidences: Confidences) -> list[str]:
-        """What differs in a run, from how sure each step was of the images that reached it; see `find_drift`."""
-        quantiles = self.quantiles or [[] for _ in self.shares]
-        return find_drift(confidences, self.shares, quantiles, self.num_images)
-
-    def watch(self, on_drift: OnDrift = "warn", **options: Any) -> Watch:
-        """A watch for a service; its options are `Watch`'s."""
-        quantiles = self.quantiles or [[] for _ in self.shares]
-        return Watch(self.shares, quantiles, self.num_images, on_drift=on_drift, **options)
 
 
 @dataclass(frozen=True)
@@ -101,7 +69,7 @@ class Certificate:
         if self.most_drop is not None:
             promises.append(f"it loses at most {self.most_drop:g} points against {self.against}")
         if self.most_flops is not None:
-            promises.append(f"it takes at most {self.most_flops:g}B FLOPs an image on average")
+            promises.append(f"it takes at most {format_flops(self.most_flops)} FLOPs an image on average")
         if self.most_risk is not None:
             promises.append(f"at most {self.most_risk:.1%} of what it answers is wrong")
         text = (
@@ -140,6 +108,11 @@ class Policy:
     certificate: Certificate | None = None
     unsure_below: float | None = None
 
+    def class_names(self, num_classes: int | None) -> list[str] | None:
+        """Of the first model's classes, as they were known when it was measured; None if they are not so many."""
+        names = self.models[0].class_names if self.models else None
+        return names if names and len(names) == num_classes else None
+
     def is_unsure(self, confidence: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
         """Where the final answer is "unsure": both numbers are taken in float32, as result files keep them."""
         limit = -np.inf if self.unsure_below is None else self.unsure_below
@@ -147,19 +120,20 @@ class Policy:
         return unsure
 
     def save(self, path: Path | str, weights: Path | None = None) -> None:
-        """Write it as JSON.
+        """Write it as JSON; files of models that lie here are named relative to it.
 
         Args:
             path: of the policy.
-            weights: of the CLCNet that the rule asks, if it asks one; the policy names it relative to itself.
+            weights: of the CLCNet that the rule asks, if it asks one.
         """
         path = Path(path)
+        seen = _seen_from(path.parent)
         content = {
             "format": FORMAT,
             "version": VERSION,
-            "models": [dataclasses.asdict(model) for model in self.models],
+            "models": [dataclasses.asdict(_moved(model, seen)) for model in self.models],
             "rule": self.rule.to_json(),
-            "clcnet": weights and {"file": _relative(weights, path.parent), "digest": _digest(weights)},
+            "clcnet": weights and {"file": seen(str(weights)), "digest": _digest(weights)},
             "thresholds": [_to_json(threshold) for threshold in self.thresholds],
             "expected": self.expected and dataclasses.asdict(self.expected),
             "certificate": self.certificate and dataclasses.asdict(self.certificate),
@@ -179,14 +153,15 @@ class Policy:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"policy {path} does not exist; train_custom_data.py and step 4 write one")
-        content = read_bytes(path, LARGEST_JSON)
+        raw = read_bytes(path, LARGEST_JSON)
         try:
-            content = parse_json(content)
+            content = parse_json(raw)
             if content["format"] != FORMAT or content["version"] != VERSION:
                 raise ValueError(f"it is version {content['version']} of {content['format']!r}")
             expected = content["expected"]
+            models = [Record.checked(model, f"model {place}") for place, model in enumerate(content["models"], 1)]
             policy = cls(
-                models=[Record.checked(model, f"model {place}") for place, model in enumerate(content["models"], 1)],
+                models=[_moved(model, _lying_beside(path.parent)) for model in models],
                 rule=rule_from_json(content["rule"], _network(content["clcnet"], path.parent)),
                 thresholds=[*map(_from_json, content["thresholds"])],
                 expected=expected
@@ -199,7 +174,7 @@ class Policy:
             sound = _are_sound([content["rule"], expected, content.get("certificate")])
             if policy.certificate and not (policy.certificate.describe() and is_line(policy.certificate.against)):
                 raise ValueError("its certificate is against no model")
-            if policy.expected and not _can_be_compared(policy.expected, len(policy.models)):
+            if policy.expected and not policy.expected.is_sound_for(len(policy.models)):
                 raise ValueError(f"its shares and quantiles do not fit {len(policy.models)} models")
             if not policy.rule.is_fitted_for(len(policy.models)) or not sound:
                 raise ValueError(f"the numbers of rule {policy.rule.name!r} do not fit {len(policy.models)} models")
@@ -255,7 +230,7 @@ def _to_json(threshold: float) -> float | str:
 
 
 def _from_json(threshold: Any) -> float:
-    if threshold in ("inf", "-inf") or is_number(threshold, -_LARGEST_NUMBER, _LARGEST_NUMBER):
+    if threshold in ("inf", "-inf") or is_number(threshold, -MOST, MOST):
         return float(threshold)
     raise ValueError(f"{short(threshold)} is no threshold")
 
@@ -264,25 +239,39 @@ def _are_sound(value: Any) -> bool:
     """Whether all numbers in it are finite and of a size that a fit gives."""
     if isinstance(value, dict | list):
         return all(map(_are_sound, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, int | float) or abs(value) < _LARGEST_NUMBER
+    return not isinstance(value, int | float) or abs(value) < MOST
 
 
-def _can_be_compared(expected: Expected, num_models: int) -> bool:
-    """Whether a run can be held against it: counts of images, and shares and rising quantiles of every model."""
-    quantiles = [[0.0]] * num_models if expected.quantiles is None else expected.quantiles
-    numbers = [number for each in quantiles for number in each]
-    return (
-        len(expected.shares) == len(quantiles) == num_models
-        and all(is_number(share, 0, 1) for share in expected.shares)
-        and all(is_number(number, -_LARGEST_NUMBER, _LARGEST_NUMBER) for number in numbers)
-        and all(each == sorted(each) for each in quantiles)
-        and is_number(expected.num_images, 0, _LARGEST_NUMBER)
-    )
+def _moved(model: Record, move: Callable[[str], str]) -> Record:
+    """The record of a model whose own files are named otherwise."""
+    source = dict(model.loaded_from)
+    scheme, colon, folder = str(source.get("name", "")).partition(":")
+    if scheme == "local-dir":
+        source["name"] = scheme + colon + move(folder)
+    if isinstance(source.get("weight"), str | Path):
+        source["weight"] = move(str(source["weight"]))
+    return dataclasses.replace(model, loaded_from=source)
 
 
-def _relative(path: Path, folder: Path) -> str:
-    path, folder = path.resolve(), folder.resolve()
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
+def _seen_from(folder: Path) -> Callable[[str], str]:
+    """From a path as this run knows it to how a policy in `folder` names it; what does not lie here stays."""
+    there = os.path.realpath(folder)
+
+    def seen(path: str) -> str:
+        near = not os.path.isabs(path) or os.path.abspath(path).startswith(f"{there}{os.sep}")
+        return os.path.relpath(os.path.abspath(path), there) if near and os.path.exists(path) else path
+
+    return seen
+
+
+def _lying_beside(folder: Path) -> Callable[[str], str]:
+    """The way back; what does not lie there is taken as this run would, as policies of earlier versions mean it."""
+
+    def found(path: str) -> str:
+        there = os.path.join(os.path.realpath(folder), path)
+        return os.path.relpath(there) if not os.path.isabs(path) and os.path.exists(there) else path
+
+    return found
 
 
 def _digest(path: Path) -> str:

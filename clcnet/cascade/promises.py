@@ -17,6 +17,7 @@ from clcnet.cascade.policy import Certificate
 from clcnet.cascade.rule import known
 from clcnet.cascade.search import Found, Scored, Steps, score
 from clcnet.data.outputs import Outputs
+from clcnet.metrics import format_flops
 
 SHARE_CHOOSING = 0.4  # of the folds; weights are settled by few images, a small promise needs many
 NUM_COVERAGES = 100
@@ -44,7 +45,7 @@ class Promise:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Promised:
     """What can be promised.
 
     Attributes:
@@ -106,14 +107,25 @@ class _OnImages:
         return confidence[places].astype(np.float32), correct[places]
 
 
-def keep(
+def on_others(cascades: Sequence[Found], outputs: Sequence[Outputs], costs: Floats) -> list[Found]:
+    """The same cascades with their figures on other images than those that they were chosen and fitted on."""
+    images, found = _OnImages(outputs, costs), []
+    for each in cascades:
+        scored, sure = score(each.choice, images.steps(each), costs)
+        shares = np.array([len(step) for step in sure]) / len(outputs[0])
+        same = replace(each, shares=shares, costs=scored.costs, cross_fitted=scored, quantiles=quantiles(sure))
+        found.append(same)
+    return found
+
+
+def promised_by(
     path: Sequence[Found],
     chosen_on: Sequence[Outputs],
     outputs: Sequence[Outputs],
     costs: Floats,
     deep: int,
     promise: Promise,
-) -> Kept:
+) -> Promised:
     """The cheapest cascade of a path that keeps all promises; without one on accuracy, the dearest.
 
     Args:
@@ -141,11 +153,10 @@ def keep(
         cheap = passed(bound <= promise.most_flops for bound in bounds)
     holding = range(len(path) - cheap, accurate)
     if not holding:
-        return Kept(reason=_why_not(promise, deep_right, at(0)[0].correct, accurate, cheap))
+        return Promised(reason=_why_not(promise, deep_right, at(0)[0].correct, accurate, cheap))
     place = holding[-1 if promise.most_drop is not None else 0]
-    scored, sure = at(place)
-    shares = np.array([len(each) for each in sure]) / len(deep_right)
-    found = replace(path[place], shares=shares, costs=scored.costs, cross_fitted=scored, quantiles=quantiles(sure))
+    (found,) = on_others([path[place]], outputs, costs)
+    scored = found.cross_fitted
     stops = images.last(found) < len(found.choice.chain) - 1
     losses = deep_right.astype(np.int8) - scored.correct
     certificate = Certificate(
@@ -159,7 +170,7 @@ def keep(
         promise.most_risk,
     )
     if promise.most_risk is None:
-        return Kept(found, certificate)
+        return Promised(found, certificate)
     # the cascade was chosen from the path on these very images, so each of the path counts as asked about
     limits = _coverage_thresholds(
         _OnImages(chosen_on, costs).final(found)[0], len(deep_right), promise.most_risk, delta
@@ -167,10 +178,10 @@ def keep(
     confidence, right = images.final(found)
     count = certify_risk(confidence, right, limits, promise.most_risk, delta / len(path))
     if not count:
-        return Kept(reason=f"no answers can be promised to err on at most {promise.most_risk:.1%} of their images")
+        return Promised(reason=f"no answers can be promised to err on at most {promise.most_risk:.1%} of their images")
     answered = confidence >= limits[count - 1]
     certificate = replace(certificate, coverage=float(answered.mean()), risk=float(1 - right[answered].mean()))
-    return Kept(found, certificate, limits[count - 1] if count < len(limits) else None)
+    return Promised(found, certificate, limits[count - 1] if count < len(limits) else None)
 
 
 def _coverage_thresholds(confidence: Floats, num_images: int, risk: float, delta: float) -> list[float]:
@@ -187,5 +198,7 @@ def _why_not(promise: Promise, deep_right: Bools, dearest_right: Bools, accurate
         instead = "less than 20 points cannot be" if np.isnan(could) else f"with them {could:.1f} points could be"
         return f"{images} are too few to promise that it loses at most {promise.most_drop:g} points; {instead} promised"
     if not cheap:
-        return f"no cascade takes at most {promise.most_flops:g}B FLOPs an image for certain, by {images}"
+        return (
+            f"no cascade takes at most {format_flops(promise.most_flops or 0)} FLOPs an image for certain, by {images}"
+        )
     return f"the cascades that are cheap enough are not accurate enough for certain, by {images}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from clcnet import distributed
+from clcnet.cascade.answers import Answers
 from clcnet.cascade.rule import Rule
 from clcnet.classifiers.classes import Reading, match_classes
 from clcnet.classifiers.classifier import Classifier, default_batch_size
@@ -66,74 +67,6 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """The answers that stand, for the M images that could be read.
-
-    Attributes:
-        places: (M,) their places in the list, ascending.
-        labels: (M,) the class that stands, as the first model numbers them.
-        confidence: (M,) float32, how sure it is.
-        answered_by: (M,) number of the model whose answer stands.
-        last_seen: (M,) number of the last model that saw the image.
-        own_labels: (K, M) each model's own answer, UNKNOWN where it was not asked.
-        own_confidence: (K, M) float32, how sure the cascade was of it; NaN where it was not asked.
-        targets: (M,) classes, UNKNOWN where not known.
-    """
-
-    places: Indices
-    labels: NDArray[np.int64]
-    confidence: NDArray[np.float32]
-    answered_by: Indices
-    last_seen: Indices
-    own_labels: NDArray[np.int64]
-    own_confidence: NDArray[np.float32]
-    targets: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    @property
-    def calls(self) -> NDArray[np.float64]:
-        """(K,) share of the images that each model saw."""
-        return np.array([(self.last_seen >= stage).mean() for stage in range(len(self.own_labels))])
-
-    @property
-    def deferred(self) -> NDArray[np.bool_]:
-        """(M,) whether an image went beyond the first model."""
-        return self.last_seen > 0
-
-    @property
-    def has_labels(self) -> bool:
-        """Whether accuracy can be told."""
-        return bool(len(self.targets)) and bool((self.targets != UNKNOWN).all())
-
-    @property
-    def correct(self) -> NDArray[np.bool_]:
-        """(M,) whether the answer that stands is right."""
-        right: NDArray[np.bool_] = self.labels == self.targets
-        return right
-
-    @property
-    def confidences(self) -> list[NDArray[np.float32]]:
-        """How sure the cascade was after each model of the images that it saw."""
-        return [sure[self.last_seen >= stage] for stage, sure in enumerate(self.own_confidence)]
-
-    def most_deferred(self, count: int = 5) -> list[tuple[int, int, int]]:
-        """The classes with the largest share of deferred images, by the first model's answers where no class is known.
-
-        Returns:
-            (class, deferred, images) each, largest share first, then most images; classes without a deferred image are
-            left out.
-        """
-        classes = self.targets if self.has_labels else self.own_labels[0]
-        known, group = np.unique(classes, return_inverse=True)
-        totals = np.bincount(group)
-        deferred = np.bincount(group, weights=self.deferred).astype(np.int64)
-        order = np.lexsort((known, -totals, -deferred / totals))
-        return [(int(known[k]), int(deferred[k]), int(totals[k])) for k in order[:count] if deferred[k]]
-
-
-@dataclass(frozen=True)
 class FolderRun:
     """What a run over a folder found.
 
@@ -155,24 +88,10 @@ class FolderRun:
 
 
 class _Run:
-    """The state of a run, in the main process: what each image has been told so far."""
+    """The state of a run, in the main process."""
 
-    def __init__(
-        self,
-        kept: Sequence[Kept],
-        orders: Sequence[Indices | None],
-        rule: Rule,
-        thresholds: Sequence[float],
-        num_images: int,
-    ) -> None:
-        self.kept, self.orders, self.rule, self.thresholds, self.num_images = kept, orders, rule, thresholds, num_images
-        shape = (len(kept), num_images)
-        self.own_labels = np.full(shape, UNKNOWN)
-        self.own_confidence = np.full(shape, np.nan, np.float32)
-        self.labels = np.full(num_images, UNKNOWN)
-        self.confidence = np.full(num_images, np.nan, np.float32)
-        self.answered_by, self.last_seen = np.full((2, num_images), -1)
-        self.failed = np.zeros(num_images, bool)
+    def __init__(self, kept: Sequence[Kept], orders: Sequence[Indices | None], answers: Answers) -> None:
+        self.kept, self.orders, self.answers = kept, orders, answers
 
     def enter(self, stage: int, indices: Indices) -> Entering:
         """Images that are to see a model: what the store knows is decided at once, the rest is given back."""
@@ -185,40 +104,16 @@ class _Run:
     def take(self, batch: Batch) -> Entering:
         """Keep a batch's answers and decide."""
         self.kept[batch.stage].add(batch)
-        self.failed[batch.indices[~batch.readable]] = True
+        self.answers.failed[batch.indices[~batch.readable]] = True
         return self.decide(batch.stage, batch.answered)
 
     def decide(self, stage: int, indices: Indices) -> Entering:
-        """Let the rule speak on images that a model has answered; those below its threshold enter the next one."""
+        """Let the rule speak on images that a model has answered; those of which it is not sure enter the next one."""
         if not len(indices):
             return []
-        outputs = [
-            kept.outputs(indices, order)
-            for kept, order in zip(self.kept[: stage + 1], self.orders[: stage + 1], strict=True)
-        ]
-        step = self.rule.step(outputs)
-        assert step.labels is not None, "a model's own outputs know their classes"
-        self.own_labels[stage, indices] = outputs[-1].labels
-        self.own_confidence[stage, indices] = step.confidence if step.own is None else step.own
-        self.labels[indices], self.confidence[indices] = step.labels, step.confidence
-        self.answered_by[indices], self.last_seen[indices] = step.answered_by, stage
-        if stage == len(self.kept) - 1:
-            return []
-        return self.enter(stage + 1, indices[step.confidence < self.thresholds[stage]])
-
-    def answers(self) -> Answers:
-        """The answers to the images that every model that was asked could read."""
-        places = np.flatnonzero((self.last_seen >= 0) & ~self.failed)
-        return Answers(
-            places,
-            self.labels[places],
-            self.confidence[places],
-            self.answered_by[places],
-            self.last_seen[places],
-            self.own_labels[:, places],
-            self.own_confidence[:, places],
-            self.kept[0].targets[places],
-        )
+        asked = zip(self.kept[: stage + 1], self.orders, strict=False)
+        going_on = indices[self.answers.take(indices, [kept.outputs(indices, order) for kept, order in asked])]
+        return self.enter(stage + 1, going_on) if len(going_on) else []
 
 
 def run_folder(
@@ -254,12 +149,11 @@ def run_folder(
     with contextlib.ExitStack() as stack:
         kept = [stack.enter_context(kept_answers(store, model, images)) for model in classifiers]
         mine = [one for one in kept if one is not None]
-        run = _Run(mine, orders, rule, thresholds, len(images)) if mine else None
+        run = _Run(mine, orders, Answers(rule, thresholds, len(images))) if mine else None
         first, waiting = distributed.broadcast(_begin(run, batch_size) if run else None)
         stopwatch = Stopwatch(len(classifiers))
-        rounds = stream(
-            classifiers, images, first, run.take if run else _nowhere, waiting, batch_size=batch_size, workers=workers
-        )
+        decide: Callable[[Batch], Entering] = run.take if run else lambda batch: []
+        rounds = stream(classifiers, images, first, decide, waiting, batch_size, workers)
         for found in _with_progress(rounds, len(images), sum(map(len, first)), stopwatch, quiet=run is None):
             stopwatch.add(found)
         if run is None:
@@ -267,19 +161,19 @@ def run_folder(
         mine[0].refuse_nothing_read()
         unreadable = {place: reason for one in mine for place, reason in one.reasons.items()}
         note = mine[0].settle(readings)
+        run.answers.targets = mine[0].targets
+        run.answers.correct = run.answers.labels == run.answers.targets
         remarks = {place: remark for one in mine for place, remark in one.remarks.items()}
         notes = [line for line in (note, sum_up_remarks(remarks.values())) if line]
         before = [one.num_before for one in mine]
-        return FolderRun(run.answers(), dict(sorted(unreadable.items())), stopwatch, before, mine[0].targets, notes)
-
-
-def _nowhere(batch: Batch) -> Entering:
-    raise AssertionError("only the main process decides")
+        return FolderRun(
+            run.answers.read(), dict(sorted(unreadable.items())), stopwatch, before, mine[0].targets, notes
+        )
 
 
 def _begin(run: _Run, batch_size: int) -> tuple[list[Indices], Entering]:
     """Batches of the first model, and images that wait for later ones since the store knows the first one's answers."""
-    everything = np.arange(run.num_images)
+    everything = run.answers.places
     waiting = [pair for pair in run.enter(0, everything) if pair[0] > 0]
     return run.kept[0].missing(everything, batch_size), waiting
 

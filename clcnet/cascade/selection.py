@@ -9,6 +9,7 @@ import numpy as np
 
 from clcnet.cascade.curve import Bools, Curve, Floats, Ints, Steps, outcome, resampled_sweeps, sweep
 from clcnet.intervals import NUM_SWEEP_RESAMPLES, Interval, exact_interval, percentile_interval, resampled_means
+from clcnet.metrics import format_flops
 
 CASCADE = -1  # the choice of no model alone
 
@@ -35,7 +36,7 @@ class Goal:
             return "the deep model's accuracy"
         if self.kind == "accuracy":
             return f"{self.value:g}% accuracy"
-        return f"no more than {self.value:g}B FLOPs an image"
+        return f"no more than {format_flops(self.value)} FLOPs an image"
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,8 @@ def recommend(steps: Steps, folds: Ints, goal: Goal, seed: int = 42) -> Recommen
     """
     if goal.kind == "flops" and goal.value < steps.flops[0] * (1 - _SLACK):
         raise ValueError(
-            f"the goal of {goal.value:g}B FLOPs is below the shallow model's {steps.flops[0]:g}B; nothing is cheaper"
+            f"the goal of {format_flops(goal.value)} FLOPs is below the shallow model's "
+            f"{format_flops(steps.flops[0])}; nothing is cheaper"
         )
     curve, point = choose(steps, goal)
     reached = point is not None

@@ -179,7 +179,7 @@ def _other_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {name.rpartition("/")[2] for name in archive.namelist()}
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # names that are no text, versions to come
         return "cut short or damaged; fetch it again"
     if "constants.pkl" in members:
         return "TorchScript, a program with its weights; save the state_dict() of the model that it was made from"

@@ -28,6 +28,7 @@ from torch import nn
 from clcnet.classifiers import checkpoint as checkpoints
 from clcnet.classifiers import models as timm_models
 from clcnet.classifiers.flops import count_flops
+from clcnet.metrics import format_flops
 
 _PLAIN = bool | int | float | str | tuple | None
 
@@ -162,7 +163,7 @@ class Classifier:
         options = [name for name, on in (("channels last", self.channels_last), ("compiled", self.compile)) if on]
         return (
             f"{self.name}: {self.num_classes} classes, {height}x{width} pixels ({config['interpolation']}, crop "
-            f"{config['crop_pct']:g} {config['crop_mode']}), {self.flops:.4g} billion multiply-adds an image, on "
+            f"{config['crop_pct']:g} {config['crop_mode']}), {format_flops(self.flops)} multiply-adds an image, on "
             + ", ".join([str(self.device), precision, *options])
         )
 

@@ -429,7 +429,13 @@ def errors_file(output: Path | str) -> Path:
     return Path(f"{output}.errors.csv")
 
 
-def write_errors(path: Path, images: ImageSet, reasons: Mapping[int, str], spreadsheet_safe: bool = False) -> None:
+def write_errors(
+    path: Path,
+    images: ImageSet,
+    reasons: Mapping[int, str],
+    spreadsheet_safe: bool = False,
+    names: Sequence[str] | None = None,
+) -> None:
     """Name the images that could not be read, by index, with their reasons, and what was passed over.
 
     Where there is neither, remove the file that an earlier run left.
@@ -438,7 +444,7 @@ def write_errors(path: Path, images: ImageSet, reasons: Mapping[int, str], sprea
         path.unlink(missing_ok=True)
         return
     cell = for_spreadsheet if spreadsheet_safe else str
-    rows = [(cell(images.names[index]), reason) for index, reason in reasons.items()]
+    rows = [(cell((names or images.names)[index]), reason) for index, reason in reasons.items()]
     rows += [(cell(name), f"passed over: {why}") for name, why in images.passed_over.items()]
     with atomic_path(path) as temporary:
         with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:

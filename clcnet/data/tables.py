@@ -418,7 +418,10 @@ def _open_parquet(path: Path) -> pa.parquet.ParquetFile:
             )
     groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
     chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
-    of_names = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == "file")
+    try:
+        of_names = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == "file")
+    except UnicodeDecodeError:
+        raise ValueError(f"table {path} names a column that is no text; was it damaged?") from None
     if of_names > _LONGEST_NAME * file.metadata.num_rows + _SAMPLE:
         raise ValueError(f"table {path} has names of more than {_LONGEST_NAME:,} bytes; was it damaged?")
     return file

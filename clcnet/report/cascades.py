@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clcnet.cascade.drift import quantiles
+from clcnet.cascade.drift import Expected, quantiles
 from clcnet.cascade.fused import Fused, spread_folds
-from clcnet.cascade.policy import Expected, Policy
-from clcnet.cascade.promises import Kept, alone_on, choosing_images, keep
+from clcnet.cascade.policy import Policy
+from clcnet.cascade.promises import Promised, alone_on, choosing_images, on_others, promised_by
 from clcnet.cascade.rule import Surest
 from clcnet.cascade.search import Cascades, Found, Scored, find_cascades
 from clcnet.cascade.selection import Goal
@@ -24,10 +24,11 @@ from clcnet.data.images import ImageSet
 from clcnet.data.outputs import Outputs
 from clcnet.files import atomic_path
 from clcnet.intervals import Interval, percentile_interval, resampled_means
+from clcnet.metrics import format_flops
 from clcnet.report import plots
 from clcnet.report.page import write_page
 from clcnet.report.paper_table import distinct_names
-from clcnet.report.tables import format_flops, format_interval, markdown, write_csv
+from clcnet.report.tables import format_interval, markdown, write_csv
 from clcnet.report.wanted import Wanted
 
 GIVE_UP = (0.0, 0.5, 1.0, 2.0)  # points of accuracy in the table of what they save
@@ -54,9 +55,9 @@ class Units:
         place = self.place(name)
         return None if place is None else float(costs[place])
 
-    def format(self, cost: float, beside: float | None = None) -> str:
+    def format(self, cost: float) -> str:
         """A cost in the first unit."""
-        return format_flops(cost, beside) if self.names[0] == "FLOPs" else f"{cost:.3g} ms"
+        return format_flops(cost) if self.names[0] == "FLOPs" else f"{cost:.3g} ms"
 
     @property
     def noun(self) -> str:
@@ -169,13 +170,13 @@ def _gain(fitted: Scored, rival: Single) -> tuple[float, str]:
     return low, f"{gain:+.2f} points [{low:+.2f}, {high:+.2f}] against {rival.name}"
 
 
-def judge_kept(kept: Kept, rival: Single, units: Units, least_saving: float) -> Verdict:
+def judge_promised(promised: Promised, rival: Single, units: Units, least_saving: float) -> Verdict:
     """Whether to use the cascade that keeps the promises, or the model that it is held against."""
-    if kept.found is None or kept.certificate is None:
-        return Verdict(rival.name, kept.reason, rival, 1.0, (1.0, 1.0), rival)
-    saving, interval = kept.found.cross_fitted.saving(rival.cost)
+    if promised.found is None or promised.certificate is None:
+        return Verdict(rival.name, promised.reason, rival, 1.0, (1.0, 1.0), rival)
+    saving, interval = promised.found.cross_fitted.saving(rival.cost)
     figures = f"{saving:.2f}x less {units.noun} than {rival.name} [{interval[0]:.2f}, {interval[1]:.2f}]"
-    if kept.certificate.most_drop is not None and saving < 1 + least_saving / 100:
+    if promised.certificate.most_drop is not None and saving < 1 + least_saving / 100:
         reason = f"a cascade that keeps the promise saves less than {least_saving:g}%: {figures}"
         return Verdict(rival.name, reason, rival, saving, interval, rival)
     return Verdict("cascade", figures, rival, saving, interval, None)
@@ -284,6 +285,8 @@ def describe(verdict: Verdict, found: Found, names: Sequence[str], units: Units)
         f"Measured on {len(fitted.correct):,} images, each judged by what was chosen and fitted without it; brackets "
         "are 95% intervals."
     )
+    if rival.corrected:
+        sure += " Corrected: with a temperature and an offset for each class, which the policy holds."
     if verdict.single is not None:
         cost = units.format(rival.cost)
         return f"Verdict: use {verdict.choice} alone: {alone}, at {cost} an image. {_sentence(verdict.reason)} {sure}"
@@ -292,7 +295,7 @@ def describe(verdict: Verdict, found: Found, names: Sequence[str], units: Units)
     return (
         f"Verdict: use the cascade {chain}: it is right on {fitted.accuracy:.2f}% of the images"
         f"{format_interval(fitted.accuracy_interval)}, {alone}. It takes {' and '.join(shares)}: "
-        f"{units.format(float(fitted.costs[0]), rival.cost)} an image in place of {units.format(rival.cost)}, "
+        f"{units.format(float(fitted.costs[0]))} an image in place of {units.format(rival.cost)}, "
         f"{verdict.saving:.2f} times less. {sure}"
     )
 
@@ -320,7 +323,7 @@ def give_up_markdown(
         cells = [
             f"{best.scored.accuracy - each.target:.1f} points",
             f"{fitted.accuracy:.2f}%{format_interval(fitted.accuracy_interval)}",
-            units.format(float(fitted.costs[0]), best.cost),
+            units.format(float(fitted.costs[0])),
             *(_share(fitted, best, unit, 1) for unit in range(len(units.names))),
         ]
         if money:
@@ -373,7 +376,7 @@ def search_and_report(
     units = Units(
         ("milliseconds", *(name for name in table if name != "milliseconds")) if wanted.save_time else tuple(table)
     )
-    kept, held = None, list[Outputs]()
+    promised, held = None, list[Outputs]()
     if wanted.promise:
         chosen = choosing_images(folds)
         outputs, held = ([out.subset(places) for out in outputs] for places in (chosen, ~chosen))
@@ -391,20 +394,21 @@ def search_and_report(
     if wanted.promise:
         path = [found] if wanted.promise.any_cascade_will_do else cascades.front[::-1] or [found]
         deep = int(np.argmax([scored.accuracy for scored in cascades.raw]))
-        kept = keep(path, outputs, held, costs, deep, wanted.promise)
+        promised = promised_by(path, outputs, held, costs, deep, wanted.promise)
         raw, corrected = alone_on(held, outputs, costs, wanted.confidence)
-        found = kept.found or found
-        cascades = dataclasses.replace(cascades, goals=[found, *cascades.goals[1:]], raw=raw, corrected=corrected)
+        found = promised.found or found
+        front, others = (on_others(group, held, costs) for group in (cascades.front, cascades.goals[1:]))
+        cascades = Cascades([found, *others], front, raw, corrected, cascades.dropped)
         singles = singles_of(cascades, names)
-        verdict = judge_kept(kept, singles[deep], units, wanted.least_saving)
+        verdict = judge_promised(promised, singles[deep], units, wanted.least_saving)
     else:
         verdict = judge(found, wanted.goal, singles, units, wanted.least_saving)
     frame = cascades_frame(cascades, names, singles, units)
     recommendation = recommendation_of(verdict, found, wanted.goal, names, singles, units)
     ready = policy_of(verdict, found, outputs, units)
-    if kept and verdict.single is None:
-        ready = dataclasses.replace(ready, certificate=kept.certificate, unsure_below=kept.unsure_below)
-    if kept:
+    if promised and verdict.single is None:
+        ready = dataclasses.replace(ready, certificate=promised.certificate, unsure_below=promised.unsure_below)
+    if promised:
         recommendation["certificate"] = ready.certificate and dataclasses.asdict(ready.certificate)
         recommendation["unsure_below"] = ready.unsure_below
         print(f"{len(folds):,} images chose and fitted, {len(held[0]):,} others certify how far that may go")
@@ -419,9 +423,9 @@ def search_and_report(
     print(f"\n{texts['give_up']}", flush=True)
     page = folder / "report.html"
     shown = held or outputs
-    everyone = folds if kept is None else np.zeros(len(shown[0]), dtype=np.int64)
+    everyone = folds if promised is None else np.zeros(len(shown[0]), dtype=np.int64)
     figure = write_page(
-        page, shown, everyone, cascades, verdict, units, singles, texts, *money, images, fitted_elsewhere=bool(kept)
+        page, shown, everyone, cascades, verdict, units, singles, texts, *money, images, fitted_elsewhere=bool(promised)
     )
     plots.save(figure, folder, "accuracy-cost")
     for reason in cascades.dropped.values():

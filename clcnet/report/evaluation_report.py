@@ -9,6 +9,7 @@ from clcnet.cascade.curve import Curve, Steps, oracle, sweep
 from clcnet.cascade.evaluation import Evaluation, with_rivals
 from clcnet.cascade.rule import TEMPERED, Judged, known
 from clcnet.cascade.selection import CASCADE, Recommendation, Reference, role
+from clcnet.metrics import format_flops
 from clcnet.report import plots, tables
 from clcnet.report.paper_table import Row, accuracy_interval, distinct_names, merge_rows, results_rows
 
@@ -84,14 +85,14 @@ def _describe_left_out(labels: Sequence[str], evaluation: Evaluation) -> str:
 def describe_threshold(curve: Curve, evaluation: Evaluation) -> str:
     """What the one threshold asked for gives, beside the models whose answers on all images are known."""
     alone = ", ".join(
-        f"{name} alone {each.accuracy:.2f}% at {tables.format_flops(each.record.flops or 0)}"
+        f"{name} alone {each.accuracy:.2f}% at {format_flops(each.record.flops or 0)}"
         for name, each in zip(distinct_names(evaluation.models), evaluation.outputs, strict=True)
         if len(each) == len(evaluation.folds)
     )
     interval = accuracy_interval(curve.accuracy[0], curve.num_images)
     return (
         f"Threshold {curve.thresholds[0]:g}: accuracy {curve.accuracy[0]:.2f}%{tables.format_interval(interval)}, "
-        f"{100 * curve.deferral[0]:.2f}% deferred, {tables.format_flops(curve.flops[0])} FLOPs an image "
+        f"{100 * curve.deferral[0]:.2f}% deferred, {format_flops(curve.flops[0])} FLOPs an image "
         f"({alone})."
     )
 
@@ -106,14 +107,14 @@ def describe_recommendation(recommendation: Recommendation, evaluation: Evaluati
     lines = [
         f"For {recommendation.goal.describe()}, take threshold {recommendation.threshold:g}: accuracy "
         f"{scored.accuracy:.2f}%{tables.format_interval(scored.accuracy_interval)}, "
-        f"{100 * recommendation.deferral:.1f}% deferred, {tables.format_flops(scored.flops)} FLOPs an image, "
+        f"{100 * recommendation.deferral:.1f}% deferred, {format_flops(scored.flops)} FLOPs an image, "
         f"{tables.format_saving(scored.saving, scored.saving_interval)} fewer than {models[-1]}.{nearest}",
         f"With the threshold chosen on four folds and scored on the fifth: accuracy {fitted.accuracy:.2f}%"
-        f"{tables.format_interval(fitted.accuracy_interval)}, {tables.format_flops(fitted.flops)}, "
+        f"{tables.format_interval(fitted.accuracy_interval)}, {format_flops(fitted.flops)}, "
         f"{tables.format_saving(fitted.saving, fitted.saving_interval)} fewer.",
         f"The best possible choice between the {'two ' * (len(models) == 2)}models (oracle): "
         f"{ceiling.accuracy[0]:.2f}%{tables.format_interval(ceiling_interval)} at "
-        f"{tables.format_flops(ceiling.flops[0])}.",
+        f"{format_flops(ceiling.flops[0])}.",
     ]
     milliseconds = evaluation.milliseconds
     if milliseconds is not None:

@@ -1,4 +1,4 @@
-"""The last lines of step 5: what a cascade's run over a folder of images came to."""
+"""The last lines of step 5, and its page: what a cascade's run over a folder of images came to."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from clcnet.cascade.answers import Answers
+from clcnet.cascade.curve import Bools
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.runner import Answers, FolderRun
+from clcnet.cascade.runner import FolderRun
 from clcnet.cli import one_line
-from clcnet.data.images import errors_file
-from clcnet.report.tables import format_flops
+from clcnet.data.images import ImageSet, errors_file
+from clcnet.metrics import format_flops
+from clcnet.report import html
+
+MOST_NAMED = 5  # classes
+
+
+def page_file(output: Path | str) -> Path:
+    """Where the page of a result file lies."""
+    return Path(f"{output}.report.html")
 
 
 def summarise(
@@ -29,8 +38,7 @@ def summarise(
         class_names: of all classes, where they are known.
     """
     answers, stopwatch = found.answers, found.stopwatch
-    calls = answers.calls
-    spent = sum(share * cost for share, cost in zip(calls, flops, strict=False) if share and cost is not None)
+    spent = sum(share * cost for share, cost in zip(answers.calls, flops, strict=False) if share and cost is not None)
     last_flops = math.nan if flops[-1] is None else flops[-1]
     from_store = sum(found.num_before)
     time_saving = math.nan if from_store else stopwatch.time_saving
@@ -49,10 +57,7 @@ def summarise(
         "last_seconds": stopwatch.wall * time_saving,
         "time_saving": time_saving,
         "images_per_second": stopwatch.images_per_second,
-        "most_deferred": [
-            (class_names and class_names[label] or str(label), part, total)
-            for label, part, total in answers.most_deferred()
-        ],
+        "classes": _classes(answers, class_names),
     }
     if answers.has_labels:
         right = answers.own_labels == answers.targets
@@ -63,61 +68,69 @@ def summarise(
     return outcome
 
 
-def print_promises(policy: Policy, outcome: dict[str, Any], answers: Answers, unsure: NDArray[np.bool_] | None) -> None:
-    """Print what the policy promises, whether the images are like those that it was measured on, and its doubts."""
+def _classes(answers: Answers, class_names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The classes, by the first model's answers where none are known; those with the largest share deferred first."""
+    classes = answers.targets if answers.has_labels else answers.own_labels[0]
+    names = np.array([class_names and class_names[label] or str(label) for label in classes], dtype=object)
+    shares = {"deferred": answers.deferred.astype(float), "right": answers.correct.astype(float)}
+    return html.class_rows(names, num_deferred=answers.deferred, **shares)
+
+
+def promise_lines(policy: Policy, drift: Sequence[str], answers: Answers, unsure: Bools | None) -> list[str]:
+    """What the policy promises, whether the images are like those that it was measured on, and its doubts."""
+    lines = []
     if unsure is not None:
-        text = f"coverage {1 - unsure.mean():.1%}: unsure of {unsure.sum()} images"
+        lines.append(f"coverage {1 - unsure.mean():.1%}: unsure of {unsure.sum()} images")
         if answers.has_labels and not unsure.all():
-            text += f", wrong on {1 - answers.correct[~unsure].mean():.2%} of the others"
-        print(text)
+            lines[0] += f", wrong on {1 - answers.correct[~unsure].mean():.2%} of the others"
     if policy.certificate:
-        print(policy.certificate.describe())
-    if outcome["drift"]:
-        print(f"Drift: these are not images like the policy's: {'; '.join(outcome['drift'])}; promises do not hold")
+        lines.append(policy.certificate.describe())
+    if drift:
+        lines.append(f"Drift: these are not images like the policy's: {'; '.join(drift)}; promises do not hold")
     elif policy.expected and policy.expected.quantiles:
-        print("no drift: shares and confidences are like those that the policy was measured on")
+        lines.append("no drift: shares and confidences are like those that the policy was measured on")
+    return lines
 
 
-def print_summary(outcome: dict[str, Any], stage_names: Sequence[str], output: Path) -> None:
-    """Print accuracy where known, deferral, cost and time against the last model's, and where the result is."""
+def summary_lines(outcome: dict[str, Any], stage_names: Sequence[str]) -> list[str]:
+    """Accuracy where known, deferral, and cost against the last model's."""
     first, *later = (f"the {name} model" if name in ("shallow", "deep") else name for name in stage_names)
+    lines = []
     if "accuracy" in outcome:
-        print(f"accuracy {outcome['accuracy']:.2f}% ({first} alone {outcome['first_accuracy']:.2f}%)")
+        lines.append(f"accuracy {outcome['accuracy']:.2f}% ({first} alone {outcome['first_accuracy']:.2f}%)")
     for name, shown in zip(stage_names[1:], later, strict=True):
         seen, stands = outcome["num_seen"][name], outcome["num_answered_by"][name]
         share = seen / outcome["num_images"]
-        print(f"deferred to {shown}: {share:.1%} of the images ({seen}); its answer stands for {stands}")
+        lines.append(f"deferred to {shown}: {share:.1%} of the images ({seen}); its answer stands for {stands}")
     if "accuracy" in outcome and not np.isnan(outcome["accuracies_on_last_seen"]).any() and later:
         on_last = outcome["accuracies_on_last_seen"]
-        print(f"on the deferred ones {first} has {on_last[0]:.2f}%, {later[-1]} {on_last[-1]:.2f}%")
-    if outcome["most_deferred"]:
+        lines.append(f"on the deferred ones {first} has {on_last[0]:.2f}%, {later[-1]} {on_last[-1]:.2f}%")
+    most = [row for row in outcome["classes"][:MOST_NAMED] if row["num_deferred"]]
+    if most:
         by = "" if "accuracy" in outcome else f", by the answers of {first}"
-        shares = (
-            f"{one_line(name)}: {part / total:.0%} ({part} of {total})"
-            for name, part, total in outcome["most_deferred"]
-        )
-        print(f"classes that defer most{by}: {', '.join(shares)}")
-    last = (
-        later[-1] if later else "the deep model" if stage_names[0] == "shallow" else ""
-    )  # a policy may hold one alone
-    print(_describe_flops(outcome, last))
-    print(_describe_time(outcome, last))
-    left_out = (
-        f", {outcome['num_unreadable']} unreadable left out ({errors_file(output)})"
-        if outcome["num_unreadable"]
-        else ""
-    )
+        parts = [f"{row['name']}: {row['deferred']:.0f}% ({row['num_deferred']} of {row['images']})" for row in most]
+        lines.append(f"classes that defer most{by}: {', '.join(map(one_line, parts))}")
+    flops, last = f"FLOPs: {format_flops(outcome['flops'])} an image", _last(stage_names)
+    if last and math.isnan(outcome["flops_saving"]):  # it was not loaded
+        flops += f"; those of {last} are not known"
+    elif last:
+        alone, saving = format_flops(outcome["last_flops"]), _times(outcome["flops_saving"], "many")
+        flops += f"; {last} on every image: {alone}, {saving}"
+    return [*lines, flops]
+
+
+def print_summary(outcome: dict[str, Any], stage_names: Sequence[str], output: Path) -> None:
+    """Print that, the time against the last model's, and where the page and the result are."""
+    print(*summary_lines(outcome, stage_names), _describe_time(outcome, _last(stage_names)), sep="\n")
+    print(f"all of it on one page: {page_file(output)}")
+    unreadable = outcome["num_unreadable"]
+    left_out = f", {unreadable} unreadable left out ({errors_file(output)})" if unreadable else ""
     print(f"{outcome['num_images']} images{left_out}; result in {output}")
 
 
-def _describe_flops(outcome: dict[str, Any], last: str) -> str:
-    text = f"FLOPs: {format_flops(outcome['flops'])} an image"
-    if not last:
-        return text
-    if math.isnan(outcome["flops_saving"]):  # it was not loaded
-        return f"{text}; those of {last} are not known"
-    alone = format_flops(outcome["last_flops"])
-    return f"{text}; {last} on every image: {alone}, {_times(outcome['flops_saving'], 'many')}"
+def _last(stage_names: Sequence[str]) -> str:
+    """What to call the last model; a policy may hold one alone."""
+    return "the deep model" if "shallow" in stage_names else stage_names[-1] if len(stage_names) > 1 else ""
 
 
 def _describe_time(outcome: dict[str, Any], last: str) -> str:
@@ -134,3 +147,42 @@ def _describe_time(outcome: dict[str, Any], last: str) -> str:
 
 def _times(saving: float, word: str) -> str:
     return f"{saving:.2f} times as {word}" + (": the cascade saves nothing" if saving < 1 else "")
+
+
+def write_page(
+    output: Path,
+    answers: Answers,
+    images: ImageSet,
+    outcome: dict[str, Any],
+    flops: Sequence[float | None],
+    stage_names: Sequence[str],
+    model_names: Sequence[str],
+    lines: Sequence[str],
+) -> None:
+    """Write the page of a result file: the lines, models, classes, and thumbnails of deferred images.
+
+    What a run took in time is left out: the page of a run that was interrupted is that of one that was not.
+    """
+    models = [
+        (model, format_flops(cost) if cost else "", outcome["num_seen"][name], outcome["num_answered_by"][name])
+        for name, model, cost in zip(stage_names, model_names, flops, strict=False)
+    ]
+    labelled = answers.has_labels
+    classes = [
+        (row["name"], row["images"], f"{row['deferred']:.0f}%", *([f"{row['right']:.1f}%"] if labelled else []))
+        for row in outcome["classes"]
+    ]
+    changed = answers.deferred & (answers.labels != answers.own_labels[0])
+    kinds = {"Deferred, and answered otherwise than at first": changed}
+    kinds |= {"Deferred, and answered as at first": answers.deferred & ~changed}
+    html.write_page(
+        page_file(output),
+        "run.html",
+        lines=lines,
+        models=models,
+        labelled=labelled,
+        classes=classes[: html.MOST_CLASSES],
+        left_out=len(classes[html.MOST_CLASSES :]),
+        thumbnails=[(title, html.thumbnails(images, answers.places[of])) for title, of in kinds.items()],
+        result=output.name,
+    )

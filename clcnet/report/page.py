@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import importlib.metadata
 import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import jinja2
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from clcnet.cascade.curve import Floats, Ints, oracle, sweep
+from clcnet.cascade.curve import Bools, Floats, Ints, oracle, sweep
 from clcnet.cascade.rule import CLCNET, Surest, known
 from clcnet.cascade.rules import cross_fitted, steps_of
 from clcnet.cascade.search import Cascades, Found
 from clcnet.data.images import ImageSet
-from clcnet.data.outputs import Outputs
-from clcnet.files import atomic_path
-from clcnet.report import plots
+from clcnet.data.outputs import Outputs, Record
+from clcnet.metrics import format_flops
+from clcnet.report import html, plots
 
 if TYPE_CHECKING:
     from clcnet.report.cascades import Single, Units, Verdict
 
 MOST_CASCADES = 500  # on the slider
-MOST_CLASSES = 40
-MOST_THUMBNAILS = 24  # half of them of each kind
-_SIDE = 96  # pixels of a thumbnail
+COLUMNS = {
+    "models": "Models",
+    "accuracy": "Accuracy",
+    "cost": "Cost an image",
+    "deferred": "Go on to the second model",
+    "time": "Time an image",
+    "money": "Money a month",
+    "thresholds": "Thresholds",
+}
 _SVG = plots.STYLE | {"svg.fonttype": "none", "font.size": 11}  # text stays text
 
 
@@ -69,8 +70,7 @@ def write_page(
     names = [single.name for single in singles if not single.corrected]
     shown = [*cascades.front, *([] if verdict.single and cascades.front else [found])]
     shown = sorted(shown, key=lambda each: float(each.cross_fitted.costs[0]))[:MOST_CASCADES]
-    most = max(single.cost for single in singles)
-    rows = [_row(each, names, units, most, price_per_hour, images_per_month) for each in shown]
+    rows = [_row(each, names, units, price_per_hour, images_per_month) for each in shown]
     start = 0 if verdict.single else next(place for place, each in enumerate(shown) if each is found)
     with matplotlib.rc_context(_SVG):
         figure = plots.plot_search(
@@ -90,47 +90,40 @@ def write_page(
         sure = plots.plot_reliability({found.rule.confidence: confidence}, correct, "the cascade's answers")
         reliability = _inline(sure) if 0 <= confidence.min() and confidence.max() <= 1 else ""
     first, best = known(chain[0].correct, chain[0]), verdict.rival.scored.correct
-    classes, left_out = _classes(outputs[0], last > 0, correct, best)
+    gained, lost = correct & ~best, ~correct & best
+    named = np.array(outputs[0].record.class_names or range(outputs[0].num_classes))[outputs[0].targets]
+    figures = {"deferred": (last > 0).astype(float), "gained": gained, "lost": lost, "right": correct.astype(float)}
+    classes = [
+        (row["name"], row["images"], f"{row['deferred']:.0f}%", row["gained"], row["lost"], f"{row['right']:.1f}%")
+        for row in html.class_rows(named, **figures)
+    ]
     kinds = (
         (f"Rescued: {names[found.choice.chain[0]]} is wrong, the cascade is right", ~first & correct & (last > 0)),
-        (f"Lost: {verdict.rival.name} is right, the cascade is wrong", best & ~correct),
+        (f"Lost: {verdict.rival.name} is right, the cascade is wrong", lost),
     )
-    page = _template().render(
+    columns = [(name, title) for name, title in COLUMNS.items() if name in rows[0]]
+    html.write_page(
+        path,
+        "page.html",
         verdict=texts["verdict"],
         give_up=[line.strip("| ").split(" | ") for line in texts["give_up"].splitlines() if "--" not in line],
         rows=rows,
+        columns=columns,
+        cells=[[row[name] for name, _ in columns] for row in rows],
         start=start,
         recommended=not verdict.single,
         places=places,
         curve=curve,
         reliability=reliability,
-        classes=classes,
-        left_out=left_out,
+        classes=classes[: html.MOST_CLASSES],
+        left_out=len(classes[html.MOST_CLASSES :]),
         rival=verdict.rival.name,
-        thumbnails=[] if images is None else [(title, _thumbnails(outputs[0], images, of)) for title, of in kinds],
+        thumbnails=[(title, _thumbnails(outputs[0], images, of)) for title, of in kinds] if images else [],
         num_images=len(folds),
         num_folds=len(np.unique(folds)),
-        models=[(name, each.record) for name, each in zip(names, outputs, strict=True)],
-        version=_version(),
-        money=price_per_hour is not None and images_per_month is not None and "milliseconds" in units.names,
-        time="milliseconds" in units.names,
+        models=[_model_row(name, each.record) for name, each in zip(names, outputs, strict=True)],
     )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
     return figure
-
-
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
-        "page.html"
-    )
-
-
-def _version() -> str:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version("clcnet")
-    return "from its repository"
 
 
 def _point(found: Found) -> tuple[float, float, float, float]:
@@ -139,7 +132,7 @@ def _point(found: Found) -> tuple[float, float, float, float]:
 
 
 def _row(
-    found: Found, names: Sequence[str], units: Units, most: float, price: float | None, images_per_month: float | None
+    found: Found, names: Sequence[str], units: Units, price: float | None, images_per_month: float | None
 ) -> dict[str, str]:
     """What the slider shows of a cascade."""
     fitted = found.cross_fitted
@@ -148,7 +141,7 @@ def _row(
         "models": " > ".join(names[model] for model in found.choice.chain),
         "thresholds": " ".join(f"{threshold:.4g}" for threshold in found.choice.thresholds) or "none",
         "accuracy": f"{fitted.accuracy:.2f}% [{low:.2f}, {high:.2f}]",
-        "cost": units.format(float(fitted.costs[0]), most),
+        "cost": units.format(float(fitted.costs[0])),
         "deferred": f"{100 * found.shares[1]:.1f}%" if len(found.shares) > 1 else "0%",
     }
     milliseconds = units.of(fitted.costs, "milliseconds")
@@ -190,42 +183,14 @@ def _inline(figure: Figure) -> str:
     return re.sub(r' (width|height)="[^"]*"', "", tag) + ">" + rest
 
 
-def _classes(
-    outputs: Outputs, deferred: NDArray[np.bool_], correct: NDArray[np.bool_], best: NDArray[np.bool_]
-) -> tuple[list[dict[str, Any]], int]:
-    """A row a class, those with most deferred images first, and how many classes are left out."""
-    assert outputs.targets is not None
-    rows: list[dict[str, Any]] = []
-    for target in np.unique(outputs.targets):
-        inside = outputs.targets == target
-        named = outputs.record.class_names
-        rows.append(
-            {
-                "name": named[target] if named else str(target),
-                "images": int(inside.sum()),
-                "deferred": 100 * float(deferred[inside].mean()),
-                "gained": int((inside & correct & ~best).sum()),
-                "lost": int((inside & ~correct & best).sum()),
-                "accuracy": 100 * float(correct[inside].mean()),
-            }
-        )
-    rows.sort(key=lambda row: (-row["deferred"], row["name"]))
-    return rows[:MOST_CLASSES], max(len(rows) - MOST_CLASSES, 0)
+def _model_row(name: str, record: Record) -> list[str]:
+    size = record.preprocessing.get("input_size") or ["", "", ""]
+    versions = " ".join(f"{library} {version}" for library, version in record.versions.items())
+    flops = format_flops(record.flops) if record.flops else ""
+    return [name, flops, "x".join(map(str, size[1:])), record.weights[:12], record.device, versions]
 
 
-def _thumbnails(outputs: Outputs, images: ImageSet, wanted: NDArray[np.bool_]) -> list[tuple[str, str]]:
-    """Name and data address of some of these images, evenly spread over the list; those that cannot be read are not."""
-    from clcnet.classifiers.loading import read_image  # timm takes seconds, and tables need none of it
-
+def _thumbnails(outputs: Outputs, images: ImageSet, wanted: Bools) -> list[tuple[str, str]]:
     place_of = {name: place for place, name in enumerate(images.names)}
-    rows = np.flatnonzero(wanted)
-    found = []
-    for row in rows[np.unique(np.linspace(0, len(rows) - 1, MOST_THUMBNAILS // 2).astype(int))] if len(rows) else []:
-        name = outputs.names[row]
-        with contextlib.suppress(Exception):  # PIL's decoders raise nearly everything
-            picture = read_image(images.path(place_of[name]), "RGB", (3, _SIDE, _SIDE))
-            picture.thumbnail((_SIDE, _SIDE))
-            buffer = io.BytesIO()
-            picture.save(buffer, "JPEG", quality=75)
-            found.append((name, "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()))
-    return found
+    places = [place_of.get(outputs.names[row]) for row in np.flatnonzero(wanted)]
+    return html.thumbnails(images, np.array([place for place in places if place is not None], dtype=np.int64))

@@ -18,7 +18,7 @@ from clcnet.cascade.curve import Bools, Floats
 from clcnet.cascade.selection import Reference
 from clcnet.files import atomic_path
 from clcnet.intervals import exact_interval
-from clcnet.report.tables import format_flops
+from clcnet.metrics import format_flops
 
 # whatever the user's matplotlibrc or session says; and the same figures give the same SVG
 STYLE: dict[Any, Any] = {
@@ -133,8 +133,7 @@ def plot_search(
     axes.set_ylim(min(shown) - room, min(max(best, max(shown)) + room, max(100.5, max(shown))))
     _set_scale(axes, [cost for _, cost, _ in singles])
     if unit.startswith("multiply"):
-        most = max(cost for _, cost, _ in singles)
-        axes.xaxis.set_major_formatter(lambda flops, _: format_flops(flops, most))
+        axes.xaxis.set_major_formatter(lambda flops, _: format_flops(flops))
     axes.grid(color="#dddddd", linewidth=0.6)
     figure.legend(fontsize=9, loc="outside lower center", ncols=3, frameon=False)
     return figure

@@ -19,16 +19,12 @@ from clcnet.cascade.rule import Judged, known
 from clcnet.cli import one_line
 from clcnet.files import atomic_path
 from clcnet.intervals import Interval, exact_interval, percentile_interval
+from clcnet.metrics import format_flops
 from clcnet.report.paper_table import CrossFitted, Row
 from clcnet.strangers import is_line, is_number, read_bytes
 
 _LARGEST_RESULTS = 2**20  # bytes; a dozen lines take 4,000
 _SHARES = [f"accuracy_at_{share:.0%}" for share in DEFERRAL_SHARES]
-
-
-def format_flops(flops: float, beside: float | None = None) -> str:
-    """0.39 -> `0.39B`, 18.5764 -> `18.58B`, 0.0041 -> `4.1M`; in the unit of what it stands beside, if anything."""
-    return f"{flops:.4g}B" if (beside or flops) >= 0.1 else f"{1000 * flops:.4g}M"
 
 
 def format_interval(interval: Interval | None, digits: int = 2) -> str:
