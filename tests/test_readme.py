@@ -14,7 +14,7 @@ import timm
 import torch
 from PIL import Image
 
-from benchmarks import front_page
+from benchmarks import figures
 from clcnet import CLCNet, cli
 from clcnet.report import plots
 
@@ -153,23 +153,24 @@ def test_links_within_the_readme_lead_to_headings() -> None:
     assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
 
 
-def test_every_figure_in_the_documents_is_the_one_in_its_file() -> None:
-    for document in front_page.DOCUMENTS:
-        text = document.read_text(encoding="utf-8")
-        assert front_page.fill(text) == text, f"{document} differs from benchmarks/: run make figures"
+def test_what_the_documents_quote_is_what_was_measured() -> None:
+    assert figures.renewed(README) == README, "README.md differs from benchmarks/results/: run make figures"
+    assert figures.report() == figures.REPORT.read_text(encoding="utf-8"), "benchmarks/RESULTS.md: run make figures"
 
 
-def test_figures_are_taken_from_logs_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front_page, "BENCHMARKS", tmp_path)
-    (tmp_path / "log.txt").write_text("$ python a.py --x\none\ntwo\n\n$ python b.py\nthree\n")
-    (tmp_path / "page.md").write_text("# Title\ntext\n")
-    (tmp_path / "speed.json").write_text('{"runs": [{"ratio": 2.345}]}')
-    before = (
-        '<!-- from log.txt "python a.py" 1 -->\nold\n<!-- end -->\n<!-- from page.md -->\n<!-- end -->\n'
-        "<!--=speed.json runs.0.ratio .1f-->old<!--/--> and <!--=speed.json runs.0.none .1f--><!--/-->"
-    )
-    assert front_page.fill(before) == (
-        '<!-- from log.txt "python a.py" 1 -->\n```\ntwo\n```\n<!-- end -->\n<!-- from page.md -->\n## Title\ntext\n'
-        "<!-- end -->\n<!--=speed.json runs.0.ratio .1f-->2.3<!--/--> and "
-        "<!--=speed.json runs.0.none .1f-->not measured yet<!--/-->"
+def test_every_page_of_results_stands_in_the_report() -> None:
+    pages = {path.name for path in figures.RESULTS.glob("*.md")}
+    assert pages - {file for file, *_ in figures.SECTIONS} <= {"ablation.md"}  # which network.md holds
+
+
+def test_tables_and_printed_lines_are_quoted_whole(tmp_path: Path) -> None:
+    (tmp_path / "demo.txt").write_text("$ python a.py --x 1\none\ntwo\nthree\n\n$ python b.py\nfour\n")
+    (tmp_path / "page.md").write_text("# Title\n\n| new | table |\n|---|---|\n| 1 | 2 |\n\ntext\n")
+    last = "```text\n$ python a.py ...\nold\nold\n```\n"
+    first = "```text\n$ python a.py ...\nold\n...\n```\n"
+    table = "[page](benchmarks/results/page.md):\n\n| old |\n|---|\n\nafter\n"
+    assert figures.renewed(last + first + table, tmp_path) == (
+        "```text\n$ python a.py ...\ntwo\nthree\n```\n"
+        "```text\n$ python a.py ...\none\n...\n```\n"
+        "[page](benchmarks/results/page.md):\n\n| new | table |\n|---|---|\n| 1 | 2 |\n\nafter\n"
     )
