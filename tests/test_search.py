@@ -179,6 +179,7 @@ def test_a_model_that_another_beats_at_no_higher_cost_is_dropped_by_name(models:
     assert cascades.dropped == {1: "model 1 is no better than model 2, which costs no more"}
     assert all(1 not in found.choice.chain for found in cascades.goals + cascades.front)
     assert [round(each.accuracy, 6) for each in cascades.raw] == [round(out.accuracy, 6) for out in models]
+    assert [each.costs.tolist() for each in cascades.raw] == [[1], [3], [2]]
     twice = find_cascades([models[0], models[0]], FOLDS)
     assert list(twice.dropped) == [1] and twice.goals[0].choice.chain == (0,)
 
