@@ -169,10 +169,9 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     add("--amp", nargs="?", const="bfloat16", choices=("bfloat16", "float16"), help=precision)
     add("--channels-last", action="store_true", help="use the channels-last memory layout (default: off)")
     add("--compile", action="store_true", help="compile the models with torch.compile (default: off)")
-    timms = "TF32 and the quickest algorithms on a GPU, as timm (default: off)"
-    add("--tf32", action="store_true", help=timms)
-    quickest = "take what is quickest here of the above, tried on some images, if top-1 agrees on 99.9%% (default: off)"
-    add("--fast", action="store_true", help=quickest)
+    add("--tf32", action="store_true", help="TF32 and the quickest algorithms on a GPU, as timm (default: off)")
+    fast = "take what is quickest here of the above, tried on some images, if top-1 agrees on 99.9%% (default: off)"
+    add("--fast", action="store_true", help=fast)
     images = "images a batch (default: 256 on a GPU, 64 on a CPU)"
     add("-b", "--batch-size", type=batch_size, metavar="N", help=images)
     decoders = "processes that decode images (default: by the number of CPU cores)"
