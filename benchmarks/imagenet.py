@@ -15,7 +15,9 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +26,7 @@ from benchmarks.ablation_1000 import Photographs
 from benchmarks.fused import imagenet_outputs
 from clcnet import CLCNet, cli, metrics
 from clcnet.cascade.evaluation import Evaluation, evaluation_of_tables, images_of_outputs, load_fold_networks
-from clcnet.cascade.rule import CLCNET, Judged, Surest
+from clcnet.cascade.rule import CLCNET, Surest
 from clcnet.cascade.rules import cross_fitted
 from clcnet.cascade.search import Found, find_cascades
 from clcnet.cascade.selection import Goal, Reference
@@ -32,13 +34,14 @@ from clcnet.confidence import margin, max_softmax
 from clcnet.network.weights import SPLIT_FILE
 from clcnet.report import tables
 from clcnet.report.paper_table import (
-    CrossFitted,
-    Row,
+    COLUMNS,
+    TEXTS,
     accuracy_interval,
     cascade_name,
     distinct_names,
-    merge_rows,
-    results_rows,
+    merge_frames,
+    results_frame,
+    with_interval,
 )
 
 RESULTS = cli.ROOT / "benchmarks" / "results"
@@ -75,13 +78,13 @@ def released_networks() -> list[CLCNet]:
     return [CLCNet.load(path) for path in sorted(RELEASED.glob("CLCNet_imagenet_split_*.zip"))]
 
 
-def paper_rows(found: Evaluation) -> Iterator[list[Row]]:
+def paper_rows(found: Evaluation) -> Iterator[pd.DataFrame]:
     """The paper's rule with each confidence: the cheaper pair against models up to its deep one, then the dearer."""
     singles = singles_of(found)
     released = released_networks()[:1]
-    kinds = {"CLCNet": found.outputs, "max softmax": [Judged.of(each, {}) for each in found.outputs]}
+    kinds = {"CLCNet": found.outputs, "max softmax": [replace(each, scores={}) for each in found.outputs]}
     if released:
-        judged = [Judged.of(each, {CLCNET: released[0].predict(each.sorted_probs)}) for each in found.outputs]
+        judged = [replace(each, scores={CLCNET: released[0].predict(each.sorted_probs)}) for each in found.outputs]
         kinds["released CLCNet"] = judged
     lowest = 0.0
     for pair in PAIRS:
@@ -90,8 +93,8 @@ def paper_rows(found: Evaluation) -> Iterator[list[Row]]:
             steps = cross_fitted(Surest("max softmax" if kind == "max softmax" else CLCNET), two, found.folds)
             highest = float(steps.flops[-1])
             rivals = [single for single in singles if lowest < single.flops <= highest]
-            rows = results_rows(steps, pair, found.folds, rivals, confidence=kind)
-            yield [row for row in rows if row.reference in {rival.name for rival in rivals}]
+            rows = results_frame(steps, pair, found.folds, rivals, confidence=kind)
+            yield rows[rows["reference"].isin([rival.name for rival in rivals])]
         lowest = highest
 
 
@@ -103,7 +106,7 @@ def singles_of(found: Evaluation) -> list[Reference]:
     ]
 
 
-def fused_rows(found: Evaluation) -> list[Row]:
+def fused_rows(found: Evaluation) -> pd.DataFrame:
     """The cheapest fused cascade at each model's accuracy, and the most accurate at its cost."""
     singles = singles_of(found)[1:]
     goals = [goal for each in singles for goal in (Goal("flops", each.flops), Goal("accuracy", each.accuracy))]
@@ -113,24 +116,23 @@ def fused_rows(found: Evaluation) -> list[Row]:
         single, same = singles[number // 2], ("flops", "accuracy")[number % 2]
         if len(each.choice.chain) > 1:
             rows.append(fused_row(each, single, same, [found.models[model] for model in each.choice.chain]))
-    return rows
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({name: float for name in COLUMNS if name not in TEXTS})
 
 
-def fused_row(found: Found, single: Reference, same: str, models: Sequence[str]) -> Row:
+def fused_row(found: Found, single: Reference, same: str, models: Sequence[str]) -> dict[str, Any]:
     fitted = found.cross_fitted
-    saving, interval = fitted.saving(single.flops)
-    return Row(
-        model=cascade_name(models, "fused"),
-        reference=single.name,
-        accuracy=found.choice.accuracy,
-        accuracy_interval=accuracy_interval(found.choice.accuracy, len(fitted.correct)),
-        flops=found.choice.cost,
-        threshold=found.choice.thresholds[0],
-        same=(same,),
-        gain=fitted.accuracy - single.accuracy,
-        saving=saving,
-        saving_interval=interval,
-        cross_fitted=CrossFitted(fitted.accuracy, fitted.accuracy_interval, float(fitted.costs[0])),
+    names = {"model": cascade_name(models, "fused"), "reference": single.name, "same": same}
+    figures = {"FLOPs": found.choice.cost, "threshold": found.choice.thresholds[0]}
+    return (
+        names
+        | figures
+        | with_interval(
+            "accuracy", found.choice.accuracy, accuracy_interval(found.choice.accuracy, len(fitted.correct))
+        )
+        | with_interval("gain", fitted.accuracy - single.accuracy, None)
+        | with_interval("saving", *fitted.saving(single.flops))
+        | with_interval("cross_fitted_accuracy", fitted.accuracy, fitted.accuracy_interval)
+        | {"cross_fitted_FLOPs": float(fitted.costs[0])}
     )
 
 
@@ -198,7 +200,7 @@ def main(args: argparse.Namespace) -> dict[str, str]:
         path, text = RESULTS / "imagenet-time.md", "\n".join(time_lines())
     else:
         found = evaluation(args.tables, args.weights)
-        rows = merge_rows([*paper_rows(found), fused_rows(found)])
+        rows = merge_frames([*paper_rows(found), fused_rows(found)])
         path = RESULTS / "imagenet.md"
         text = "\n".join([tables.results_markdown(rows), "", *confidence_lines(found)])
     path.write_text(text + "\n", encoding="utf-8")
