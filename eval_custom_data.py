@@ -45,9 +45,8 @@ from clcnet.files import check_output, output_lock
 from clcnet.report.folder import print_summary, promise_lines, summarise, summary_lines, write_page
 from clcnet.report.paper_table import distinct_names
 
-STAGES = ("shallow", "deep")
+STAGES = tuple(cli.PAIR)
 DEFAULT_WEIGHT = cli.WEIGHTS_DIR / "CLCNet_custom_data.zip"
-DEFAULT_MODELS = ("tf_efficientnet_b4.aa_in1k", "tf_efficientnet_b7.ra_in1k")
 
 
 def get_args_parser() -> cli.ArgumentParser:
@@ -58,13 +57,10 @@ def get_args_parser() -> cli.ArgumentParser:
     names = "names of the models' classes in their order, one a line, as in timm"
     add("--class-map", type=Path, metavar="FILE", help=names)
     cli.add_data_set_arguments(parser)
-    add = parser.add_argument_group("models").add_argument
-    for stage, default in zip(STAGES, DEFAULT_MODELS, strict=True):
-        add(f"--{stage}-model", default=default, metavar="NAME", help="timm model, local-dir:FOLDER or hf-hub:NAME")
-        weights = ".pth, .pth.tar or .safetensors (default: timm's)"
-        add(f"--{stage}-model-weight", type=Path, metavar="FILE", help=weights)
-        cost = "multiply-adds an image (default: counted)"
-        add(f"--{stage}-model-FLOPs", type=cli.positive_float, metavar="BILLIONS", help=cost)
+    group = parser.add_argument_group("models")
+    add = group.add_argument
+    cli.add_pair_arguments(group)
+    parser.set_defaults(**{f"{stage}_model": name for stage, name in cli.PAIR.items()})
     add("--num_classes", type=cli.number_of_classes, metavar="N", help="classes of the models (default: their own)")
     add = parser.add_argument_group("cascade").add_argument
     add("--weight", type=Path, default=DEFAULT_WEIGHT, metavar="FILE", help="CLCNet weights, of train_custom_data.py")
@@ -72,7 +68,7 @@ def get_args_parser() -> cli.ArgumentParser:
     add("--any-n", action="store_true", help=any_n)
     threshold = "images with less confidence go to the deep model"
     add("--threshold", type=cli.threshold, default=0.5, metavar="T", help=threshold)
-    policy = "cascade.json of train_custom_data.py or of step 4, in place of all the above"
+    policy = "cascade.json of train_custom_data.py or of step 4, in place of models, weights and threshold"
     add("--policy", type=Path, metavar="FILE", help=policy)
     where = "where the policy's models lie here, in its order (default: where they lay when they were measured)"
     add("--models", nargs="+", metavar="NAME", help=where)

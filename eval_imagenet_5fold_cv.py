@@ -45,20 +45,18 @@ from clcnet.files import check_output, output_lock
 from clcnet.report import cascades, evaluation_report, tables, wanted
 from clcnet.report.paper_table import parse_references
 
-PLACES = ("shallow", "deep")
-DEFAULT_MODELS = ("tf_efficientnet_b4.aa_in1k", "tf_efficientnet_b7.ra_in1k")
+PLACES = tuple(cli.PAIR)
 RELEASED_GRID = "0.05:1.01:0.02"
 
 
 def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
-    add = parser.add_argument_group("models").add_argument
-    for place, default in zip(PLACES, DEFAULT_MODELS, strict=True):
-        add(f"--{place}-model", metavar="NAME", help=f"timm model, local-dir:FOLDER, hf-hub:NAME (default: {default})")
-        add(f"--{place}-model-weight", type=Path, metavar="FILE", help=".pth, .pth.tar or .safetensors")
-        flops = "multiply-adds an image (default: counted)"
-        add(f"--{place}-model-FLOPs", type=cli.positive_float, metavar="BILLIONS", help=flops)
-        add(f"--{place}-output", type=Path, metavar="FILE", help="its table from step 3, in place of running the model")
+    group = parser.add_argument_group("models")
+    cli.add_pair_arguments(group)
+    add = group.add_argument
+    for place in PLACES:
+        table = f"the {place} model's table from step 3, in place of running it"
+        add(f"--{place}-output", type=Path, metavar="FILE", help=table)
     several = "outputs of two to twelve models from step 3, in any order (.parquet), to find the best cascade of them"
     add("--outputs", nargs="+", type=Path, default=[], metavar="FILE", help=several)
     add("--num_classes", type=cli.number_of_classes, metavar="N", help="classes of the weight files")
@@ -88,7 +86,7 @@ def get_args_parser() -> cli.ArgumentParser:
     add("--reference", metavar="NAME:ACCURACY:FLOPS", help=stands, **single)
     others = "results-table.csv of other cascades, to be printed in one table with this one's"
     add("--join", nargs="+", type=Path, default=[], metavar="FILE", help=others)
-    cli.add_search_arguments(parser)
+    wanted.add_search_arguments(parser)
     add = parser.add_argument_group("output").add_argument
     result: dict[str, Any] = {"type": Path, "default": cli.ROOT / "performance-result.csv", "metavar": "FILE"}
     add("--performance-result", help="accuracy and FLOPs at every threshold", **result)
@@ -107,7 +105,7 @@ def is_searching(args: argparse.Namespace) -> bool:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, write all files, print the report; returns its figures."""
-    wanted.promise_of(args)  # refused before any work
+    goal = wanted.Wanted.of(args).goal  # refused before any work
     grid = cli.threshold_grid(args.thresholds or [RELEASED_GRID])
     folder = args.results_folder or args.performance_result.parent / "results"
     inputs = [args.shallow_output, args.deep_output, args.class_map]
@@ -133,13 +131,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             print(doubt)
         rule = Surest("max softmax" if outcome["confidence"] is None else CLCNET)
         if is_searching(args):
-            goal = wanted.goal_of(args)
             steps = cross_fitted(rule, found.outputs, found.folds)
             curve = sweep(steps, grid)
             recommendation = recommend(steps, found.folds, goal, args.seed)
             tables.write_csv(tables.performance_frame(curve, found.milliseconds), args.performance_result)
             if know_classes(found.outputs):
-                asked = wanted.wanted_of(args, None if from_tables else found.milliseconds)
+                asked = wanted.Wanted.of(args, None if from_tables else found.milliseconds)
                 outcome |= cascades.search_and_report(
                     found.outputs, found.folds, asked, folder, folder / "cascade.json", found.images
                 )
@@ -168,20 +165,19 @@ def load_tables(args: argparse.Namespace) -> Evaluation:
     paths = args.outputs or [getattr(args, f"{place}_output") for place in PLACES]
     if None in paths:
         raise ValueError(f"--{PLACES[paths.index(None)]}-output is missing; give the tables of both models, or of none")
-    if args.outputs:
+    split = args.imagenet_split or (None if args.outputs else cli.IMAGENET_SPLITS)
+    if split:
+        images, known_folds = images_of(args), True
+    else:
         images, known_folds = images_of_outputs(paths[0], args.weight_save)
-        if args.imagenet_split:
-            images, known_folds = images_of(args), True
-        has_weights = (
-            known_folds and args.weight_save.is_dir() and any(args.weight_save.glob("CLCNet_imagenet_split_*"))
-        )
-        networks = load_fold_networks(args.weight_save, images) if has_weights else []
-        if not networks:
-            print(f"no CLCNet weights in {args.weight_save} for these folds: the rules that need them are left out")
+    if args.outputs and not (known_folds and any(args.weight_save.glob("CLCNet_imagenet_split_*"))):
+        print(f"no CLCNet weights in {args.weight_save} for these folds: the rules that need them are left out")
+        return evaluation_of_tables(paths, images, [])
+    networks = load_fold_networks(args.weight_save, images)
+    if args.outputs:
         return evaluation_of_tables(paths, images, networks)
-    images = images_of(args)
     models, flops = ([getattr(args, f"{place}_model{end}") for place in PLACES] for end in ("", "_FLOPs"))
-    return evaluation_of_tables(paths, images, load_fold_networks(args.weight_save, images), models, flops)
+    return evaluation_of_tables(paths, images, networks, models, flops)
 
 
 def images_of(args: argparse.Namespace) -> ImageSet:
@@ -191,7 +187,7 @@ def images_of(args: argparse.Namespace) -> ImageSet:
 def run_models(args: argparse.Namespace) -> Evaluation | None:
     """Classify with both models, each image at most once; None in processes other than the main one."""
     # timm takes seconds to import, and tables need none of it
-    from clcnet.cascade.from_images import Options, evaluation_of_images
+    from clcnet.cascade.from_images import evaluation_of_images
     from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
     from clcnet.data.images import errors_file, write_errors
 
@@ -202,7 +198,7 @@ def run_models(args: argparse.Namespace) -> Evaluation | None:
 
     def load_model(number: int) -> Classifier:
         return load_classifier(
-            getattr(args, f"{PLACES[number]}_model") or DEFAULT_MODELS[number],
+            getattr(args, f"{PLACES[number]}_model") or cli.PAIR[PLACES[number]],
             weight=getattr(args, f"{PLACES[number]}_model_weight"),
             device=device,
             **cli.classifier_options(args),
@@ -213,8 +209,9 @@ def run_models(args: argparse.Namespace) -> Evaluation | None:
     networks = load_fold_networks(args.weight_save, images, device) if needs_networks else []
 
     given_flops = [getattr(args, f"{place}_model_FLOPs") for place in PLACES]
-    options = Options(args.store, args.batch_size, args.workers)
-    found = evaluation_of_images(images, load_model, networks, threshold, given_flops, options)
+    found = evaluation_of_images(
+        images, load_model, networks, threshold, given_flops, args.store, args.batch_size, args.workers
+    )
     if found is not None:
         write_errors(errors_file(args.performance_result), images, found.unreadable)
     return found

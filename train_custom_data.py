@@ -54,7 +54,7 @@ def get_args_parser() -> cli.ArgumentParser:
     add_training_arguments(parser)
     where = "tables of the search (default: results, in --weight-save)"
     parser.add_argument_group("output").add_argument("--results-folder", type=Path, metavar="FOLDER", help=where)
-    cli.add_search_arguments(parser)
+    wanted.add_search_arguments(parser)
     photos = "the images that the tables are of, for thumbnails in the report"
     parser.add_argument_group("report").add_argument("--images", type=Path, metavar="FOLDER", help=photos)
     return parser
@@ -62,7 +62,7 @@ def get_args_parser() -> cli.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Search, train, save; returns the recommendation, the held-out figures, the suggested threshold and the paths."""
-    wanted.promise_of(args)  # refused before any work
+    wanted.Wanted.of(args)  # refused before any work
     settings, device = settings_of(args), resolve_device(args.device)
     print(f"device: {device}")
     path, split_path = (check_output(args.weight_save / f"CLCNet_custom_data{end}") for end in (".zip", "_split.csv"))
@@ -112,7 +112,7 @@ def search(args: argparse.Namespace, folder: Path, device: torch.device) -> dict
     if args.cost == "time" or args.price_per_hour:
         records = [each.record for each in evaluation.outputs]
         milliseconds = milliseconds_of_records(records, device)
-    asked = wanted.wanted_of(args, milliseconds)
+    asked = wanted.Wanted.of(args, milliseconds)
     return cascades.search_and_report(
         evaluation.outputs, evaluation.folds, asked, folder, args.weight_save / "cascade.json", photos
     )

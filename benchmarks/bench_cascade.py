@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,15 @@ from timm.data import resolve_model_data_config
 from clcnet import cli
 from clcnet.cascade.comparison import compare
 from clcnet.cascade.curve import Curve, Steps, surest_steps, sweep
-from clcnet.cascade.evaluation import fold_confidence, with_rivals
-from clcnet.cascade.rule import CLCNET, Judged, Surest
+from clcnet.cascade.evaluation import with_clcnet, with_rivals
+from clcnet.cascade.rule import CLCNET, Surest
 from clcnet.cascade.rules import steps_of
 from clcnet.cascade.selection import Goal, recommend
 from clcnet.classifiers.flops import count_flops
+from clcnet.confidence import max_softmax
 from clcnet.data.outputs import Outputs, Record
 from clcnet.network.model import CLCNet
-from clcnet.report.paper_table import PAPER_REFERENCES, results_rows
+from clcnet.report.paper_table import PAPER_REFERENCES, results_frame
 from clcnet.report.tables import markdown
 
 NUM_IMAGES, NUM_CLASSES = 50_000, 1000
@@ -135,17 +137,14 @@ def measure_evaluation() -> dict[str, float]:
             return Outputs.from_probs(np.load(Path(folder) / f"{number}.npy"), targets=targets, record=record)
 
         outputs = timed("read and sort both models' outputs", lambda: [read(0), read(1)])
-    confidence = timed("score both with CLCNet", lambda: [fold_confidence(networks, out, folds) for out in outputs])
+    timed("score both with CLCNet", lambda: [with_clcnet(out, folds, networks) for out in outputs])
     # an untrained network only takes the time of a trained one; its place in the cascade is taken by max softmax
-    judged = [
-        Judged.of(out, {CLCNET: out.sorted_probs[:, 0] + 0 * scores})
-        for out, scores in zip(outputs, confidence, strict=True)
-    ]
-    steps = steps_of(Surest(CLCNET), judged)
+    outputs = [replace(out, scores={CLCNET: max_softmax(out.sorted_probs)}) for out in outputs]
+    steps = steps_of(Surest(CLCNET), outputs)
     timed("sweep and list 50,001 thresholds", lambda: sweep(steps))
-    timed("compare with all other rules", lambda: compare([with_rivals(out, folds) for out in judged], folds))
-    models = [out.record.model for out in judged]
-    timed("results table with intervals", lambda: results_rows(steps, models, folds, PAPER_REFERENCES))
+    timed("compare with all other rules", lambda: compare([with_rivals(out, folds) for out in outputs], folds))
+    models = [out.record.model for out in outputs]
+    timed("results table with intervals", lambda: results_frame(steps, models, folds, PAPER_REFERENCES))
     timed("recommend a threshold", lambda: recommend(steps, folds, Goal("match")))
     return seconds | {"together": sum(seconds.values())}
 

@@ -26,7 +26,8 @@ from fuzz import fuzz  # noqa: E402
 from killing import kill_and_compare  # noqa: E402
 from scripts import SCRIPTS, build_workshop, save_classifier  # noqa: E402
 
-CASES = ("bad_tables", "bad_weights", "strangers", "bad_images", "bad_machines", "numbers", "flags", "properties")
+CASES = ("bad_tables", "bad_weights", "strangers", "bad_images", "bad_machines", "machine", "labels")
+CASES += ("numbers", "flags", "properties", "soak")
 KINDS = {
     "tables": ("csv", "parquet"),
     "weights files": ("zip",),

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
-from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.strangers import ShownStream, shown
 
 _HOUSE = Path(__file__).resolve().parent.parent
@@ -24,6 +23,7 @@ ROOT = _HOUSE if (_HOUSE / "pyproject.toml").is_file() else Path.cwd()
 DATA_DIR = ROOT / "data"
 WEIGHTS_DIR = ROOT / "weights"
 IMAGENET_SPLITS = DATA_DIR / "imagenet_splits_5"
+PAIR = {"shallow": "tf_efficientnet_b4.aa_in1k", "deep": "tf_efficientnet_b7.ra_in1k"}  # the paper's second cascade
 
 EXIT_BAD_INPUT = 2
 EXIT_UNREADABLE_IMAGES = 3
@@ -49,10 +49,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _in_words(default: object) -> object:
-    if default is None or default == []:
-        return "none"
-    if default is False:
-        return "off"
+    if default in (None, [], False):
+        return "off" if default is False else "none"
     return default.relative_to(ROOT) if isinstance(default, Path) and default.is_relative_to(ROOT) else default
 
 
@@ -109,11 +107,9 @@ def _plain(flag: str) -> str:
 
 def true_or_false(text: str) -> bool:
     """Read `True`, `false`, `1`, `no`... for flags that may stand alone or be followed by a word."""
-    word = text.lower()
-    if word in ("true", "t", "yes", "y", "1", "on"):
-        return True
-    if word in ("false", "f", "no", "n", "0", "off"):
-        return False
+    for value, words in ((True, ("true", "t", "yes", "y", "1", "on")), (False, ("false", "f", "no", "n", "0", "off"))):
+        if text.lower() in words:
+            return value
     raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
 
 
@@ -142,7 +138,6 @@ positive_int = _number(int, lambda value: value >= 1, "a whole number of at leas
 number_of_classes = _number(int, lambda value: value >= 2, "a number of classes, at least 2")
 positive_float = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
 finite_float = _number(float, math.isfinite, "a finite number")
-fraction = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
 probability = _number(float, lambda value: 0 < value < 1, "a number above 0 and below 1")
 # upper bounds where a slip of the finger would bring the machine down before any error could be raised
 batch_size = _number(int, lambda value: 1 <= value <= 2**20, "a whole number of at least 1 and at most 1048576")
@@ -154,31 +149,30 @@ seed = _number(int, lambda value: 0 <= value < 2**32, "a whole number of at leas
 threshold = _number(float, lambda value: not math.isnan(value), "a threshold (a number, inf or -inf)")
 
 
+def add_pair_arguments(group: Any) -> None:
+    """Add the flags of the specification's two models."""
+    for place, default in PAIR.items():
+        model = f"timm model, local-dir:FOLDER, hf-hub:NAME (default: {default})"
+        group.add_argument(f"--{place}-model", metavar="NAME", help=model)
+        file = ".pth, .pth.tar or .safetensors (default: timm's)"
+        group.add_argument(f"--{place}-model-weight", type=Path, metavar="FILE", help=file)
+        flops = "multiply-adds an image (default: counted)"
+        group.add_argument(f"--{place}-model-FLOPs", type=positive_float, metavar="BILLIONS", help=flops)
+
+
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of every script that runs a classifier: where and how it runs, never what it computes."""
     group = parser.add_argument_group("device and speed")
-    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda, then mps, then cpu)")
-    group.add_argument(
-        "--amp",
-        nargs="?",
-        const="bfloat16",
-        choices=("bfloat16", "float16"),
-        help="run the models in mixed precision: bfloat16 when no type follows (default: float32)",
-    )
-    group.add_argument(
-        "--channels-last", action="store_true", help="use the channels-last memory layout (default: off)"
-    )
-    group.add_argument("--compile", action="store_true", help="compile the models with torch.compile (default: off)")
-    group.add_argument(
-        "-b", "--batch-size", type=batch_size, metavar="N", help="images a batch (default: 256 on a GPU, 64 on a CPU)"
-    )
-    group.add_argument(
-        "-j",
-        "--workers",
-        type=num_workers,
-        metavar="N",
-        help="processes that decode images (default: by the number of CPU cores)",
-    )
+    add = group.add_argument
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda, then mps, then cpu)")
+    precision = "run the models in mixed precision: bfloat16 when no type follows (default: float32)"
+    add("--amp", nargs="?", const="bfloat16", choices=("bfloat16", "float16"), help=precision)
+    add("--channels-last", action="store_true", help="use the channels-last memory layout (default: off)")
+    add("--compile", action="store_true", help="compile the models with torch.compile (default: off)")
+    images = "images a batch (default: 256 on a GPU, 64 on a CPU)"
+    add("-b", "--batch-size", type=batch_size, metavar="N", help=images)
+    decoders = "processes that decode images (default: by the number of CPU cores)"
+    add("-j", "--workers", type=num_workers, metavar="N", help=decoders)
     add_seed_argument(group)
 
 
@@ -212,84 +206,32 @@ def data_set_options(args: argparse.Namespace) -> Any:
 
 def add_store_arguments(parser: Any) -> None:
     """Add to a parser or group where answers are kept, for the scripts that run classifiers."""
-    parser.add_argument(
-        "--store",
-        "--cache",
-        dest="store",
-        type=Path,
-        default=DATA_DIR / "store",
-        metavar="FOLDER",
-        help="where models' answers are kept, so that no model sees an image twice",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="nothing more: what the store holds is always taken from there"
-    )
-
-
-def add_search_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the scripts that search for a cascade: its goal, and what it may be."""
-    group = parser.add_argument_group("search for a cascade")
-    add = group.add_mutually_exclusive_group().add_argument
-    add("--match", choices=["deep"], help="reach the best model's accuracy for the least cost (the default)")
-    add("--target-accuracy", type=positive_float, metavar="PERCENT", help="reach this for the least cost")
-    add(
-        "--target-FLOPs", type=positive_float, metavar="BILLIONS", help="be as accurate as can be for no more than this"
-    )
-    add = group.add_argument
-    add("--max-stages", type=stages, default=4, metavar="K", help="models in a cascade, 1 to 4")
-    add("--cost", choices=("FLOPs", "time"), default="FLOPs", help="what to save")
-    add("--least-saving", type=finite_float, default=10.0, metavar="PERCENT", help="below it a single model is advised")
-    scores = ", ".join(SIMPLE_CONFIDENCES)
-    add("--confidence", choices=tuple(SIMPLE_CONFIDENCES), default="max softmax", help=f"of fused answers: {scores}")
-    surely = "that all promises hold, for images like these (default: 0.95)"
-    add("--guarantee", type=probability, metavar="PROBABILITY", help=surely)
-    add("--most-drop", type=positive_float, metavar="POINTS", help="promise: loses no more against the best model")
-    add("--most-FLOPs", type=positive_float, metavar="BILLIONS", help="promise: takes no more an image on average")
-    add("--most-risk", type=probability, metavar="SHARE", help="promise: errs on no more of what it is not unsure of")
-    add("--price-per-hour", type=positive_float, metavar="MONEY", help="of the machine; with the next, prints money")
-    add("--images-per-month", type=positive_float, metavar="N", help="what the service sees")
+    kept: dict[str, Any] = {"type": Path, "default": DATA_DIR / "store", "metavar": "FOLDER"}
+    where = "where models' answers are kept, so that no model sees an image twice"
+    parser.add_argument("--store", "--cache", dest="store", help=where, **kept)
+    nothing = "nothing more: what the store holds is always taken from there"
+    parser.add_argument("--resume", action="store_true", help=nothing)
 
 
 def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that override a model's own preprocessing, named as in timm."""
-    group = parser.add_argument_group("preprocessing")
-    group.add_argument(
-        "--max-image-pixels",
-        type=positive_int,
-        metavar="N",
-        help="larger images are left out (default: PIL's limit, 178956970)",
+    add = parser.add_argument_group("preprocessing").add_argument
+    larger = "larger images are left out (default: PIL's limit, 178956970)"
+    add("--max-image-pixels", type=positive_int, metavar="N", help=larger)
+    side = "side of the square that the model sees (default: the model's)"
+    add("--img-size", type=image_size, metavar="PIXELS", help=side)
+    share = "share of the resized image that is kept, 0.05 to 1 (default: the model's)"
+    add("--crop-pct", type=crop_share, metavar="SHARE", help=share)
+    square = (
+        "how to make it square; squash resizes both sides without regard to their ratio, as the paper's code did "
+        "(default: the model's)"
     )
-    group.add_argument(
-        "--img-size",
-        type=image_size,
-        metavar="PIXELS",
-        help="side of the square that the model sees (default: the model's)",
-    )
-    group.add_argument(
-        "--crop-pct",
-        type=crop_share,
-        metavar="SHARE",
-        help="share of the resized image that is kept, 0.05 to 1 (default: the model's)",
-    )
-    group.add_argument(
-        "--crop-mode",
-        choices=("center", "border", "squash"),
-        help="how to make it square; squash resizes both sides without regard to their ratio, as the paper's code did "
-        "(default: the model's)",
-    )
-    group.add_argument(
-        "--interpolation",
-        choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
-        help="resampling filter (default: the model's)",
-    )
+    add("--crop-mode", choices=("center", "border", "squash"), help=square)
+    filters = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+    add("--interpolation", choices=filters, help="resampling filter (default: the model's)")
     for name in ("mean", "std"):
-        group.add_argument(
-            f"--{name}",
-            type=finite_float,
-            nargs="+",
-            metavar="SHARE",
-            help=f"{name} of each channel, or of all, in shares of 255 (default: the model's)",
-        )
+        shares = f"{name} of each channel, or of all, in shares of 255 (default: the model's)"
+        add(f"--{name}", type=finite_float, nargs="+", metavar="SHARE", help=shares)
 
 
 def classifier_options(args: argparse.Namespace) -> dict[str, Any]:

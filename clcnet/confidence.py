@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from clcnet.metrics import Bools, Floats
+
 Probs = NDArray[np.float32]
 
 SUM_TOLERANCE = 1e-3  # how far a row of probabilities may be from summing to 1
@@ -52,18 +52,10 @@ SIMPLE_CONFIDENCES: dict[str, Callable[[Probs], Floats]] = {
 
 
 def fit_temperatures(sorted_probs: Probs, correct: Bools, parts: Sequence[Bools] | None = None) -> Floats:
-    """The temperature of a model (Guo et al., arXiv:1706.04599), fitted on each of several parts of its rows.
+    """The temperature of a model (Guo et al., arXiv:1706.04599), fitted on each of several parts (N,) of its rows.
 
     Sorted probabilities do not hold that of the right class, so the temperature maximises the likelihood of the top-1
     answer being right or wrong instead of that of the class.
-
-    Args:
-        sorted_probs: (N, n).
-        correct: (N,) whether the top-1 answer is right.
-        parts: masks (N,); None for all rows at once.
-
-    Returns:
-        One temperature a part.
     """
     drawn = np.linspace(0, len(correct) - 1, min(len(correct), _FIT_ROWS)).astype(int)
     top = tempered_top(sorted_probs[drawn], _TEMPERATURES)  # (rows, T)

@@ -1,10 +1,11 @@
 """How far to trust a figure: 95% intervals over images, exact where a formula exists, by the bootstrap elsewhere."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
-Floats = NDArray[np.float64]
+from clcnet.metrics import Floats
+
 Interval = tuple[float, float]
 
 LEVEL = 0.95
@@ -22,6 +23,12 @@ def exact_interval(num_right: ArrayLike, num_images: int, level: float = LEVEL) 
     return 100 * low, 100 * high
 
 
+def share_interval(num_right: float, num_images: int) -> Interval:
+    """The same of one share."""
+    low, high = exact_interval(num_right, num_images)
+    return float(low), float(high)
+
+
 def percentile_interval(samples: Floats, level: float = LEVEL) -> Interval:
     """The middle 95% of the bootstrap's figures."""
     low, high = np.percentile(samples, [50 * (1 - level), 50 * (1 + level)])
@@ -34,13 +41,8 @@ def resampled_means(columns: ArrayLike, num_resamples: int = NUM_RESAMPLES, seed
     Images that agree in every column are interchangeable, so one multinomial draw over the distinct rows replaces
     drawing N images: with right/wrong columns, of few distinct rows, 10,000 resamples take milliseconds.
 
-    Args:
-        columns: (N, D) numbers.
-        num_resamples: B.
-        seed: of the draws.
-
     Returns:
-        (B, D).
+        (B, D), of columns (N, D).
     """
     rows, counts = np.unique(np.asarray(columns, dtype=np.float64), axis=0, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=num_resamples)

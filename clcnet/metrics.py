@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 
 NUM_BINS = 15  # of the calibration error, as in Guo et al.
 RISK_LEVELS = (0.01, 0.02, 0.05)  # at which `summary` gives the coverage
@@ -32,12 +34,7 @@ def auroc(confidence: ArrayLike, correct: ArrayLike) -> float:
 
 
 def risk_coverage_curve(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
-    """Share of the images answered and share of wrong ones among them, at every distinct confidence.
-
-    Returns:
-        coverage: (D,) fractions, rising to 1; point d answers the images at or above the d-th highest confidence.
-        risk: (D,) fractions.
-    """
+    """Share of the images answered, rising to 1, and of wrong ones among them, at each distinct confidence: (D,)."""
     num_answered, num_wrong = _answered_and_wrong(*_check(confidence, correct))
     return num_answered / num_answered[-1], num_wrong / num_answered
 
@@ -87,13 +84,11 @@ def log_loss(confidence: ArrayLike, correct: ArrayLike) -> float:
 
 def calibration_bins(
     confidence: ArrayLike, correct: ArrayLike, num_bins: int = NUM_BINS
-) -> tuple[NDArray[np.int64], Floats, Floats]:
+) -> tuple[Ints, Floats, Floats]:
     """Sort the images into bins of equal width over [0, 1], each closed above, the first also below.
 
     Returns:
-        counts: (num_bins,) images in a bin.
-        mean_confidence: (num_bins,), nan where the bin is empty.
-        accuracy: (num_bins,) fraction of right answers, nan where the bin is empty.
+        Images in a bin, their mean confidence and share of right answers, nan where it is empty: (num_bins,) each.
     """
     scores, right = _check(confidence, correct)
     edges = np.linspace(0, 1, num_bins + 1)
@@ -117,19 +112,12 @@ def calibration_error(confidence: ArrayLike, correct: ArrayLike, num_bins: int =
 
 def summary(confidence: ArrayLike, correct: ArrayLike) -> dict[str, float]:
     """All figures of this module for one confidence, by name, in the order of the printed tables."""
-    return {
-        "auroc": auroc(confidence, correct),
-        "aurc": aurc(confidence, correct),
-        "e_aurc": e_aurc(confidence, correct),
-        "augrc": augrc(confidence, correct),
-        **{f"coverage_at_{risk:.0%}_risk": coverage_at_risk(confidence, correct, risk) for risk in RISK_LEVELS},
-        "brier": brier(confidence, correct),
-        "log_loss": log_loss(confidence, correct),
-        "calibration_error": calibration_error(confidence, correct),
-    }
+    figures = {one.__name__: one(confidence, correct) for one in (auroc, aurc, e_aurc, augrc)}
+    figures |= {f"coverage_at_{risk:.0%}_risk": coverage_at_risk(confidence, correct, risk) for risk in RISK_LEVELS}
+    return figures | {one.__name__: one(confidence, correct) for one in (brier, log_loss, calibration_error)}
 
 
-def _check(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
+def _check(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Bools]:
     scores = np.asarray(confidence, dtype=np.float64)
     labels = np.asarray(correct)
     if scores.ndim != 1 or scores.shape != labels.shape:
@@ -143,7 +131,7 @@ def _check(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, NDArray[n
     return scores, labels.astype(bool)
 
 
-def _answered_and_wrong(scores: Floats, right: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _answered_and_wrong(scores: Floats, right: Bools) -> tuple[Ints, Ints]:
     """Images at or above each distinct confidence, highest first, and the wrong ones among them: two (D,) counts."""
     _, group = np.unique(-scores, return_inverse=True)
     num_answered = np.cumsum(np.bincount(group))

@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, logit
 from scipy.stats import beta
 from scripts import Finished
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import auc, roc_auc_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
@@ -153,21 +151,6 @@ def temperature_scaled(probs: Any, right: Any, folds: Any) -> Any:
         best = minimize_scalar(loss, bounds=np.log([0.2, 5]), args=(folds != fold,), method="bounded").x
         scaled[folds == fold] = top(folds == fold, best)
     return scaled
-
-
-def head_start(two: Two) -> float:
-    """Log-odds that the deep model must be given so that the surer answer is as often right as can be."""
-    telling = two.right != two.deep_right
-    difference = (logit(two.second) - logit(two.first))[telling]
-    line = LogisticRegression().fit(difference[:, None], two.deep_right[telling])
-    return float(line.intercept_[0] / line.coef_[0, 0])
-
-
-def with_head_start(two: Two, folds: Any) -> tuple[Two, list[float]]:
-    """The same two models, the deep one with the head start of the other folds; and those head starts."""
-    starts = {fold: head_start(two.take(folds != fold)) for fold in sorted(set(folds))}
-    moved = expit(logit(two.second) + np.array([starts[fold] for fold in folds]))
-    return two._replace(second=moved), list(starts.values())
 
 
 def read(path: Path, key: str | None = None) -> Any:

@@ -115,6 +115,12 @@ PARQUET_DEFECTS = {
     "CSV by another name": (GOOD, "is not a Parquet file"),
     "cut short": (GOOD_PARQUET[:-9], "is not a Parquet file"),
     "damaged inside": (GOOD_PARQUET[:4] + bytes(200) + GOOD_PARQUET[204:], "cannot be read|is not a Parquet"),
+    "a column neither there nor not": (  # for which pyarrow would end the process, were it asked for the column's size
+        parquet(file=NAMES, sorted_probs=PROBS, correct=LABELS, targets=pa.array([0, 1])).replace(
+            b"%\x02\x18\x07targets", b"%\x20\x18\x07targets"
+        ),
+        "cannot be read|is not a Parquet",
+    ),
     "no labels": (parquet(file=NAMES, sorted_probs=PROBS), "correct is missing"),
     "labels as text": (parquet(file=NAMES, sorted_probs=PROBS, correct=NAMES), "correct is string"),
     "label 2": (parquet(file=NAMES, sorted_probs=PROBS, correct=pa.array([1, 2])), "row 2 has label 2"),

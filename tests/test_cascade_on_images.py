@@ -3,9 +3,7 @@
 import math
 import os
 import re
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -365,25 +363,6 @@ def cascade(shallow: Classifier, deep: Classifier, clcnet: CLCNet, images: Image
     """One whose threshold defers 13 of the 27 images."""
     confidences = np.sort(Cascade(shallow, deep, clcnet, -math.inf)(images.paths).confidences)
     return Cascade(shallow, deep, clcnet, float(confidences[12:14].mean()))
-
-
-def test_many_threads_get_the_answers_that_one_gets(cascade: Cascade, images: ImageSet) -> None:
-    batches = [[images.paths[index] for index in np.random.default_rng(k).permutation(27)[: 3 + k]] for k in range(16)]
-    expected = [cascade(batch) for batch in batches]
-    assert any(DEEP in answer.answered_by for answer in expected)
-    start = threading.Barrier(8)
-
-    def work(worker: int) -> list[Predictions]:
-        start.wait()
-        return [cascade(batches[(worker + turn) % 16]) for turn in range(6)]
-
-    with ThreadPoolExecutor(8) as pool:
-        for worker, answers in enumerate(pool.map(work, range(8))):
-            for turn, answer in enumerate(answers):
-                wanted = expected[(worker + turn) % 16]
-                np.testing.assert_array_equal(answer.labels, wanted.labels)
-                np.testing.assert_array_equal(answer.answered_by, wanted.answered_by)
-                np.testing.assert_allclose(answer.confidences, wanted.confidences, atol=1e-6)
 
 
 def test_each_model_sees_an_image_through_its_own_preprocessing_and_in_its_own_mode(

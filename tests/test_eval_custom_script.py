@@ -502,16 +502,3 @@ def test_bad_input_is_one_line_and_changes_nothing(
     assert error.count("\n") == 1 and error.startswith("error: ") and message in error
     assert output.read_text() == "before"
     assert [path.name for path in output.parent.iterdir() if not path.name.startswith(".")] == [output.name]
-
-
-def test_real_images_give_the_known_accuracies_of_both_models(shared: Path, evaluate: Evaluate, tmp_path: Path) -> None:
-    cifar = shared / "cifar10"
-    folder = tmp_path / "some"
-    for path in sorted((cifar / "imagenet_splits_5" / "split_part_1").glob("*/*.jpg"))[::8]:
-        (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, folder / path.parent.name)
-    CLCNet(num_classes=10).save(tmp_path / "w.zip")
-    flags = ["--shallow-model", f"local-dir:{cifar / 'shallow'}", "--deep-model", f"local-dir:{cifar / 'deep'}"]
-    outcome = evaluate(folder, *flags, "--weight", str(tmp_path / "w.zip"), "--threshold", "inf", "-b", "64")
-    assert outcome["num_images"] == 250
-    assert outcome["accuracies_on_last_seen"] == pytest.approx([76.8, 82.2], abs=7)  # on all 10,000

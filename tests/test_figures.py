@@ -124,9 +124,6 @@ def rules(bench: Bench) -> dict[str, plain.Two]:
         scores["temperature-scaled softmax"] = plain.temperature_scaled(rows, right, folds)
     rules = {"CLCNet": two, "CLCNet, deep answer always kept": two._replace(last=True)}
     rules |= {name: two._replace(first=simple[0][name], second=simple[1][name]) for name in simple[0]}
-    for name in ("CLCNet", "max softmax"):
-        if rules[name].first.min() > 0 and rules[name].first.max() < 1:
-            rules[f"{name}, head start"] = plain.with_head_start(rules[name], folds)[0]
     rules["random deferral"] = two._replace(first=np.zeros(len(folds)), last=True)
     gain = np.where(two.right, 1.0, np.where(two.deep_right, 0.0, 0.5))  # the oracle sends on what the deep model saves
     rules["oracle"] = two._replace(first=gain, deep_right=two.right | two.deep_right, last=True)

@@ -117,15 +117,12 @@ def test_pictures_may_be_as_small_as_one_pixel(workshop: Workshop, tmp_path: Pat
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_word_without_a_flag_is_refused(workshop: Workshop, tmp_path: Path, script: str) -> None:
-    line = refusal(scripts.run(script, "stray", *workshop.command(script, tmp_path)))
-    assert "unexpected argument 'stray'" in line
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_flag_without_its_value_is_refused(workshop: Workshop, tmp_path: Path, script: str) -> None:
-    line = refusal(scripts.run(script, *workshop.command(script, tmp_path), "--device"))
-    assert "--device: expected one argument" in line
+def test_words_without_flags_and_flags_without_values_are_refused(
+    workshop: Workshop, tmp_path: Path, script: str
+) -> None:
+    command = workshop.command(script, tmp_path)
+    assert "unexpected argument 'stray'" in refusal(scripts.run(script, "stray", *command))
+    assert "--device: expected one argument" in refusal(scripts.run(script, *command, "--device"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,18 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 from clcnet.cascade import fused
-from clcnet.cascade.fused import CrossFit, Fused, Pool, Rows, fit_rows, keep_classes, log_clipped, rows_of, standing
+from clcnet.cascade.fused import (
+    CrossFit,
+    Fused,
+    Pool,
+    Rows,
+    fit_rows,
+    keep_classes,
+    log_clipped,
+    rows_of,
+    simplest_of_best,
+    standing,
+)
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.outputs import UNKNOWN, Outputs
 
@@ -105,6 +116,16 @@ def test_a_rule_written_to_json_answers_as_before() -> None:
 def test_of_confidences_that_rank_alike_the_simplest_is_best() -> None:
     """With two classes all of them rank images by the top probability."""
     assert Fused("best").fit(simulated(200, 2, (1.0, 2.0))).confidence == next(iter(SIMPLE_CONFIDENCES))
+
+
+def test_of_losses_that_no_standard_error_tells_apart_the_first_is_taken() -> None:
+    far, near = np.array([2.0, 2.0, 2.0, 2.0]), np.array([1.0, 1.2, 1.0, 1.2])
+    best = np.array([1.0, 1.0, 1.2, 1.0])  # by 0.05 on average, with a standard error of 0.083
+    assert [simplest_of_best(np.stack(rows)) for rows in ([best, far], [far, near, best], [far, far - 0.5])] == [
+        0,
+        1,
+        1,
+    ]
 
 
 def test_a_network_is_asked_about_the_pooled_rows() -> None:

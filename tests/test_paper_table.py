@@ -10,8 +10,8 @@ from clcnet.report.paper_table import (
     accuracy_interval,
     cascade_name,
     display_name,
-    merge_rows,
-    results_rows,
+    merge_frames,
+    results_frame,
 )
 
 NUM_IMAGES = 10_000
@@ -45,7 +45,7 @@ def steps_of_models(eight_models, *numbers):
 def paper_rows(eight_models, shallow, deep):
     steps = steps_of_models(eight_models, shallow, deep)
     models = [f"tf_efficientnet_b{size}" for size in (shallow, deep)]
-    return results_rows(steps, models, FOLDS, PAPER_REFERENCES)
+    return results_frame(steps, models, FOLDS, PAPER_REFERENCES)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +53,22 @@ def both_cascades(eight_models):
     return [paper_rows(eight_models, *pair) for pair in ((0, 4), (4, 7))]
 
 
+def cascades_of(frame):
+    return list(frame[frame.threshold.notna()].itertuples())
+
+
 def test_all_rows_of_the_papers_table_come_from_two_cascades(both_cascades):
-    rows = merge_rows(both_cascades)
-    singles = [row for row in rows if row.threshold is None]
-    assert [(row.model, round(row.accuracy, 2), row.flops) for row in singles] == [
+    frame = merge_frames(both_cascades)
+    singles = frame[frame.threshold.isna()]
+    assert list(zip(singles.model, singles.accuracy.round(2), singles.FLOPs, strict=True)) == [
         (reference.name, reference.accuracy, reference.flops) for reference in PAPER_REFERENCES
     ]
-    compared = {(row.model, row.reference, kind) for row in rows for kind in row.same}
+    place = {row.model: row.Index for row in singles.itertuples()}
+    after = [row.Index for row in cascades_of(frame)]
+    assert [max(at for at in place.values() if at < index) for index in after] == [
+        place[row.reference] for row in cascades_of(frame)
+    ]
+    compared = {(row.model, row.reference, kind) for row in cascades_of(frame) for kind in row.same.split("+")}
     for cascade, references in (("CLCNet (S:B0+D:B4)", "123"), ("CLCNet (S:B4+D:B7)", "56")):
         for size in references:
             for kind in ("flops", "accuracy"):
@@ -69,69 +78,60 @@ def test_all_rows_of_the_papers_table_come_from_two_cascades(both_cascades):
 
 def test_every_row_keeps_its_promise(both_cascades):
     references = {reference.name: reference for reference in PAPER_REFERENCES}
-    for row in merge_rows(both_cascades):
+    for row in cascades_of(merge_frames(both_cascades)):
         reference = references[row.reference]
-        if row.threshold is None:
-            continue
         assert row.deferral > 0
         if "flops" in row.same:
-            assert 0.97 * reference.flops <= row.flops <= reference.flops * (1 + 1e-9)
-        if row.same == ("accuracy",):
+            assert 0.97 * reference.flops <= row.FLOPs <= reference.flops * (1 + 1e-9)
+        if row.same == "accuracy":
             assert reference.accuracy - 1e-9 <= row.accuracy <= reference.accuracy + 0.1
-            assert row.saving == pytest.approx(reference.flops / row.flops)
+            assert row.saving == pytest.approx(reference.flops / row.FLOPs)
         assert row.gain == pytest.approx(row.accuracy - reference.accuracy)
-        assert row.accuracy_interval[0] < row.accuracy < row.accuracy_interval[1]
-        assert abs(row.cross_fitted.accuracy - row.accuracy) < 0.5
+        assert row.accuracy_low < row.accuracy < row.accuracy_high
+        assert abs(row.cross_fitted_accuracy - row.accuracy) < 0.5
 
 
 def test_thresholds_printed_give_the_figures_printed(both_cascades, eight_models):
-    for rows, pair in zip(both_cascades, ((0, 4), (4, 7)), strict=True):
-        steps = steps_of_models(eight_models, *pair)
+    for frame, pair in zip(both_cascades, ((0, 4), (4, 7)), strict=True):
+        rows = cascades_of(frame)
+        curve = sweep(steps_of_models(eight_models, *pair), [row.threshold for row in rows])
+        figures = dict(zip(curve.thresholds, zip(curve.accuracy, curve.flops, strict=True), strict=True))
         for row in rows:
-            if row.threshold is not None:
-                curve = sweep(steps, [row.threshold])
-                assert (curve.accuracy[0], curve.flops[0]) == pytest.approx((row.accuracy, row.flops))
+            assert figures[row.threshold] == pytest.approx((row.accuracy, row.FLOPs))
 
 
 def test_models_smaller_than_the_shallow_one_get_no_cascade_row(both_cascades):
-    compared = {row.reference for row in both_cascades[1] if row.threshold is not None}
+    compared = {row.reference for row in cascades_of(both_cascades[1])}
     assert compared == {"EfficientNet-B5", "EfficientNet-B6", "EfficientNet-B7"}
 
 
 def test_measured_models_take_the_place_of_published_ones_of_the_same_name(both_cascades):
-    rows = both_cascades[0]
-    assert [row.model for row in rows].count("EfficientNet-B4") == 1
-    measured = next(row for row in rows if row.model == "EfficientNet-B4")
-    assert measured.accuracy_interval is not None
-    published = next(row for row in rows if row.model == "EfficientNet-B5")
-    assert published.accuracy_interval is None
+    for frame in (both_cascades[0], merge_frames(both_cascades[::-1])):
+        singles = frame[frame.threshold.isna()].set_index("model")
+        assert singles.index.is_unique and not np.isnan(singles.loc["EfficientNet-B0", "accuracy_low"])
+        assert not np.isnan(singles.loc["EfficientNet-B4", "accuracy_low"])
+        assert np.isnan(singles.loc["EfficientNet-B5", "accuracy_low"])
 
 
 def test_one_row_serves_for_both_where_accuracy_is_equal_at_equal_flops():
     # deferral 0, 1/4, 3/4, 1: accuracy 50, 75, 50, 50; FLOPs 1, 3.5, 8.5, 11
     steps = surest_steps([[0.9, 0.2, 0.5, 0.5], [0.1, 0.8, 0.4, 0.6]], [[1, 0, 0, 1], [0, 1, 1, 0]], [1, 10])
-    rows = results_rows(steps, ["s", "d"], np.array([0, 1, 2, 3]), [Reference("r", 74.95, 3.6)])
-    assert [(row.model, row.same) for row in rows[:3]] == [
-        ("s", ()),
-        ("r", ()),
-        ("CLCNet (S:s+D:d)", ("accuracy", "flops")),
-    ]
-    assert (rows[2].threshold, rows[2].accuracy, rows[2].flops, rows[2].deferral) == (0.5, 75, 3.5, 0.25)
+    frame = results_frame(steps, ["s", "d"], np.array([0, 1, 2, 3]), [Reference("r", 74.95, 3.6)])
+    name, both = "CLCNet (S:s+D:d)", "accuracy+flops"
     # the deep model has the shallow one's accuracy, so the cascade has only a row at its FLOPs
-    assert [(row.model, row.same, row.accuracy) for row in rows[3:]] == [
-        ("d", (), 50),
-        ("CLCNet (S:s+D:d)", ("accuracy", "flops"), 50),
-    ]
+    expected = [("s", "", 50), ("r", "", 74.95), (name, both, 75), ("d", "", 50), (name, both, 50)]
+    assert list(zip(frame.model, frame.same, frame.accuracy, strict=True)) == expected
+    assert frame.loc[2, ["threshold", "accuracy", "FLOPs", "deferral"]].tolist() == [0.5, 75, 3.5, 0.25]
 
 
 def test_gain_is_paired_with_a_reference_measured_on_the_same_images():
     random = np.random.default_rng(0)
     right = random.random(1000) < 0.8
     steps = surest_steps([random.random(1000), np.full(1000, 2.0)], [right, right], [1, 2])
-    rows = results_rows(steps, ["s", "d"], FOLDS[:1000], [Reference("published", steps.own_accuracy[0] - 2, 1.5)])
-    by_reference = {row.reference: row for row in rows if row.threshold is not None}
-    assert by_reference["d"].gain_interval == (0, 0)
-    low, high = by_reference["published"].gain_interval
+    frame = results_frame(steps, ["s", "d"], FOLDS[:1000], [Reference("published", steps.own_accuracy[0] - 2, 1.5)])
+    by_reference = {row.reference: row for row in cascades_of(frame)}
+    assert (by_reference["d"].gain_low, by_reference["d"].gain_high) == (0, 0)
+    low, high = by_reference["published"].gain_low, by_reference["published"].gain_high
     assert low < 2 < high and high - low > 3
 
 

@@ -8,43 +8,46 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
+from clcnet.cascade import fused
 from clcnet.cascade import search as module
-from clcnet.cascade.fused import Fused
+from clcnet.cascade.curve import Steps
+from clcnet.cascade.fused import BEST, Fused
 from clcnet.cascade.search import Choice, Scored, Search, find_cascades, pareto, quantile_thresholds, tabulate
 from clcnet.cascade.selection import Goal
+from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.outputs import UNKNOWN, Outputs
 from tests.test_fused import simulated
 
 
-def random_steps(num_models: int, num_images: int, seed: int) -> module.Steps:
+def random_steps(costs: list[float], num_images: int, seed: int) -> Steps:
     """Confidences with ties, and right or wrong."""
     random = np.random.default_rng(seed)
-    return random.integers(0, 6, (num_models, num_images)) / 6, random.random((num_models, num_images)) < 0.6
+    shape = len(costs), num_images
+    return Steps(random.integers(0, 6, shape) / 6, random.random(shape) < 0.6, costs)
 
 
-def literally(steps: module.Steps, costs: list[float], thresholds: tuple[float, ...]) -> tuple[int, float]:
+def literally(steps: Steps, thresholds: tuple[float, ...]) -> tuple[int, float]:
     """Right answers and cost, one image after the other."""
     right, spent = 0, 0.0
-    for confidence, correct in zip(steps[0].T, steps[1].T, strict=True):
+    for confidence, correct in zip(steps.confidence.T, steps.correct.T, strict=True):
         k = 0
-        spent += costs[0]
+        spent += steps.flops[0]
         while k < len(thresholds) and confidence[k] < thresholds[k]:
             k += 1
-            spent += costs[k]
+            spent += steps.flops[k]
         right += correct[k]
     return right, spent
 
 
 @pytest.mark.parametrize("num_models", [1, 2, 3, 4])
 def test_the_table_of_all_thresholds_is_the_definition_fold_by_fold(num_models: int) -> None:
-    steps, costs = random_steps(num_models, 40, seed=num_models), [1.0, 2.5, 4.0, 10.0][:num_models]
+    steps = random_steps([1.0, 2.5, 4.0, 10.0][:num_models], 40, seed=num_models)
     thresholds = [np.array([0.2, 0.5, np.inf]), np.array([1 / 6, np.inf]), np.array([0.0, 0.5, 1.0, np.inf])]
     folds = np.arange(40) % 3
-    right, spent = tabulate(steps, costs, thresholds[: num_models - 1], folds, 3)
+    right, spent = tabulate(steps, thresholds[: num_models - 1], folds, 3)
     for column, vector in enumerate(product(*thresholds[: num_models - 1])):
         for fold in range(3):
-            inside = folds == fold
-            expected = literally((steps[0][:, inside], steps[1][:, inside]), costs, vector)
+            expected = literally(steps.subset(folds == fold), vector)
             assert (right[fold, column], spent[fold, column]) == pytest.approx(expected)
 
 
@@ -53,12 +56,12 @@ def test_the_cheapest_cascade_is_the_one_that_brute_force_finds(seed: int) -> No
     """One fold, so that no target is raised; few distinct confidences, so that all thresholds are tried."""
     costs = np.array([1.0, 2.0, 5.0, 9.0])
     chains = [chain for size in (1, 2, 3, 4) for chain in combinations(range(4), size)]
-    steps = {chain: random_steps(len(chain), 30, seed=100 * seed + number) for number, chain in enumerate(chains)}
-    search = Search(chains, steps.__getitem__, costs, np.zeros(30))
+    steps = {chain: random_steps(costs[list(chain)], 30, 100 * seed + number) for number, chain in enumerate(chains)}
+    search = Search(chains, steps.__getitem__, np.zeros(30))
     everything = []
     for chain in chains:
-        limits = [quantile_thresholds(after, module.NUM_BINS[len(chain)]) for after in steps[chain][0][:-1]]
-        everything += [literally(steps[chain], list(costs[list(chain)]), vector) for vector in product(*limits)]
+        limits = [quantile_thresholds(after, module.NUM_BINS[len(chain)]) for after in steps[chain].confidence[:-1]]
+        everything += [literally(steps[chain], vector) for vector in product(*limits)]
     for target in (40.0, 60.0, 70.0):
         reached = [spent for right, spent in everything if 100 * right / 30 >= target - 1e-9]
         assert search.cheapest(target).cost * 30 == pytest.approx(min(reached))
@@ -66,14 +69,14 @@ def test_the_cheapest_cascade_is_the_one_that_brute_force_finds(seed: int) -> No
         within = max(right for right, spent in everything if spent / 30 <= budget + 1e-9)
         assert search.within(budget).accuracy == pytest.approx(100 * within / 30)
     choice = search.cheapest(60.0)
-    right, spent = literally(steps[choice.chain], list(costs[list(choice.chain)]), choice.thresholds)
+    right, spent = literally(steps[choice.chain], choice.thresholds)
     assert (choice.accuracy, choice.cost) == pytest.approx((100 * right / 30, spent / 30))
 
 
 def test_a_target_out_of_reach_gives_the_most_accurate_cascade_and_a_budget_too_small_the_cheapest() -> None:
-    steps = (np.array([[0.1, 0.9, 0.2, 0.8], [0.5] * 4]), np.array([[False, True, False, True], [True] * 3 + [False]]))
-    chains = [(0,), (0, 1)]
-    search = Search(chains, lambda chain: (steps[0][: len(chain)], steps[1][: len(chain)]), [1.0, 3.0], np.zeros(4))
+    both = Steps([[0.1, 0.9, 0.2, 0.8], [0.5] * 4], [[False, True, False, True], [True] * 3 + [False]], [1.0, 3.0])
+    first = Steps(both.confidence[:1], both.correct[:1], [1.0])
+    search = Search([(0,), (0, 1)], lambda chain: both if len(chain) > 1 else first, np.zeros(4))
     assert search.cheapest(100.0).accuracy == 100.0 and search.reaches(100.0) and not search.reaches(100.5)
     assert search.cheapest(101.0) == Choice((0, 1), (0.8,), 100.0, 2.5) == search.cheapest(100.0)
     assert search.within(0.5) == Choice((0,), (), 50.0, 1.0)
@@ -86,8 +89,9 @@ def test_points_that_another_beats_are_not_on_the_front() -> None:
 
 def test_what_a_choice_loses_is_its_promise_less_what_it_does_on_the_fold_left_out() -> None:
     """Model 0 is right in fold 0 alone, model 1 in fold 1 alone: the choice on one fold is worthless on the other."""
-    correct = {(0,): np.array([[True] * 4 + [False] * 4]), (1,): np.array([[False] * 4 + [True] * 4])}
-    search = Search(list(correct), lambda chain: (np.zeros((1, 8)), correct[chain]), [1.0, 2.0], np.arange(8) // 4)
+    halves = np.arange(8) // 4
+    steps = {(model,): Steps(np.zeros((1, 8)), [halves == model], [model + 1.0]) for model in (0, 1)}
+    search = Search(list(steps), steps.__getitem__, halves)
     assert search.lost(100.0) == pytest.approx(100 * (1 - 1 / 2))
 
 
@@ -99,7 +103,8 @@ def models() -> list[Outputs]:
 FOLDS = np.arange(600) % 4
 
 
-def test_the_choice_for_a_fold_never_depends_on_its_images(models: list[Outputs]) -> None:
+@pytest.mark.parametrize("confidence", ["margin", BEST])
+def test_the_choice_for_a_fold_never_depends_on_its_images(models: list[Outputs], confidence: str) -> None:
     order = np.where(FOLDS == 1, np.roll(np.arange(600), 8), np.arange(600))  # other images, and of other targets
     others = [
         Outputs.from_probs(out.probs[order], targets=np.where(FOLDS == 1, 0, out.targets), record=out.record)
@@ -109,7 +114,8 @@ def test_the_choice_for_a_fold_never_depends_on_its_images(models: list[Outputs]
     engines = []
     for outputs in (models, others):
         rows = module.rows_of(outputs)
-        engines.append(module._Engine(rows, np.array([[1.0, 2.0, 3.0]]), FOLDS, 3, "max softmax", True, False))
+        engines.append(module._Engine(rows, np.array([[1.0, 2.0, 3.0]]), FOLDS, 3, confidence, True, False))
+    assert engines[0].judges[1] == engines[1].judges[1]
     one, other = (engine.searches[1] for engine in engines)
     assert one.cheapest(goals[0].value) == other.cheapest(goals[0].value)
     assert one.within(goals[1].value) == other.within(goals[1].value)
@@ -117,7 +123,23 @@ def test_the_choice_for_a_fold_never_depends_on_its_images(models: list[Outputs]
     elsewhere = np.flatnonzero(FOLDS != 1)
     for chain in engines[0].chains[1]:
         before, after = (engine.prefix_steps(chain, 1, elsewhere) for engine in engines)
-        np.testing.assert_array_equal(before[0], after[0])
+        np.testing.assert_array_equal(before.confidence, after.confidence)
+
+
+def test_the_best_confidence_is_one_that_ranks_fused_answers_best(
+    models: list[Outputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upside_down = {"upside down": lambda probs: -probs[:, 0].astype(float)}
+    for place in (fused, module):
+        monkeypatch.setattr(place, "SIMPLE_CONFIDENCES", upside_down | SIMPLE_CONFIDENCES)
+    goals = [Goal("accuracy", 65.0)]
+    worst, best = (find_cascades(models, FOLDS, goals, confidence=name).goals[0] for name in ("upside down", BEST))
+    assert best.rule.confidence in SIMPLE_CONFIDENCES and best.cross_fitted.costs[0] < worst.cross_fitted.costs[0]
+    two_classes = simulated(300, 2, (1.0, 3.0))  # where all of them rank alike
+    monkeypatch.undo()
+    found = find_cascades(two_classes, FOLDS[:300], confidence=BEST).goals[0]
+    assert found.rule.confidence == "max softmax"
+    assert found.choice == find_cascades(two_classes, FOLDS[:300]).goals[0].choice
 
 
 def test_cross_fitted_figures_are_those_of_rules_fitted_and_thresholds_chosen_elsewhere(models: list[Outputs]) -> None:
@@ -157,6 +179,7 @@ def test_a_model_that_another_beats_at_no_higher_cost_is_dropped_by_name(models:
     assert cascades.dropped == {1: "model 1 is no better than model 2, which costs no more"}
     assert all(1 not in found.choice.chain for found in cascades.goals + cascades.front)
     assert [round(each.accuracy, 6) for each in cascades.raw] == [round(out.accuracy, 6) for out in models]
+    assert [each.costs.tolist() for each in cascades.raw] == [[1], [3], [2]]
     twice = find_cascades([models[0], models[0]], FOLDS)
     assert list(twice.dropped) == [1] and twice.goals[0].choice.chain == (0,)
 

@@ -14,10 +14,10 @@ from clcnet.cascade.selection import (
     choose_or_nearest,
     cross_fit,
     dearest_within,
+    measure,
     most_accurate_within,
     recommend,
     resampled_savings,
-    score,
     short_threshold,
 )
 
@@ -65,20 +65,6 @@ def test_short_threshold_defers_the_same_images(confidence):
     np.testing.assert_array_equal(sweep(steps, short).deferral, curve.deferral)
 
 
-def test_cross_fitted_threshold_never_depends_on_the_images_it_is_used_on():
-    steps, folds = simulated_pair(500)
-    goal = Goal("match")
-    before = cross_fit(steps, folds, lambda others: choose_or_nearest(others, goal))
-    for fold in range(5):
-        inside = folds == fold
-        changed = Steps(
-            np.where(inside, 0.5, steps.confidence), steps.correct ^ inside, steps.flops, steps.own ^ inside
-        )
-        after = cross_fit(changed, folds, lambda others: choose_or_nearest(others, goal))
-        np.testing.assert_array_equal(after[:, inside], before[:, inside])
-        assert (after[:, ~inside] != before[:, ~inside]).any()
-
-
 def test_cross_fitting_equals_choosing_on_the_other_folds_one_by_one():
     steps, folds = simulated_pair(300)
     thresholds = cross_fit(steps, folds, lambda others: choose_or_nearest(others, Goal("flops", 4)))
@@ -93,8 +79,8 @@ def test_cross_fitting_within_one_fold_is_refused():
         cross_fit(SMALL, np.zeros(4, dtype=np.int64), lambda others: 0.5)
 
 
-def test_score_of_the_small_cascade_by_hand():
-    scored = score(SMALL, 0.5)
+def test_figures_of_the_small_cascade_by_hand():
+    scored = measure(SMALL, 0.5)
     assert (scored.accuracy, scored.flops) == (75, 3.5)
     assert scored.saving == pytest.approx(10 / 3.5)
     assert scored.difference == 25
@@ -129,37 +115,24 @@ def test_resampled_savings_choose_the_threshold_anew_each_time():
     assert (savings > 0).mean() > 0.5
 
 
-def test_good_confidence_earns_the_cascade():
-    recommendation = recommend(*simulated_pair(), Goal("match"))
-    assert recommendation.choice == CASCADE and recommendation.reached
-    assert recommendation.scored.accuracy >= simulated_pair()[0].own_accuracy[1]
-    assert recommendation.scored.saving > recommendation.cross_fitted.saving_interval[0] > 1
-    assert abs(recommendation.cross_fitted.difference) < 1
-
-
-def test_confidence_that_knows_nothing_does_not():
-    recommendation = recommend(*simulated_pair(knows=False), Goal("match"))
-    assert recommendation.choice == 1
-    assert "not sure that the cascade costs less" in recommendation.reason
-    assert recommendation.scored.saving_interval[0] < 1
-
-
-def test_cascade_that_never_gets_there_does_not_either():
-    recommendation = recommend(*simulated_pair(shallow=0.6), Goal("match"))
-    assert not recommendation.reached and recommendation.choice == 1
-    assert "does not hold 81.95%" in recommendation.reason
-
-
-def test_shallow_model_that_is_as_good_is_used_alone():
-    recommendation = recommend(*simulated_pair(shallow=0.82, deep=0.75), Goal("match"))
-    assert recommendation.choice == 0 and "alone" in recommendation.reason
-    assert recommendation.deferral == 0
-
-
-def test_accuracy_out_of_reach_is_said_to_be():
-    recommendation = recommend(*simulated_pair(), Goal("accuracy", 99.9))
-    assert not recommendation.reached
-    assert "nothing reaches 99.90%" in recommendation.reason
+@pytest.mark.parametrize(
+    ("pair", "goal", "choice", "reached", "reason"),
+    [
+        ({}, Goal("match"), CASCADE, True, "fewer FLOPs than the deep model"),
+        ({"knows": False}, Goal("match"), 1, True, "not sure that the cascade costs less"),
+        ({"shallow": 0.6}, Goal("match"), 1, False, "does not hold 81.95%"),
+        ({"shallow": 0.82, "deep": 0.75}, Goal("match"), 0, True, "alone"),
+        ({}, Goal("accuracy", 99.9), CASCADE, False, "nothing reaches 99.90%"),
+    ],
+)
+def test_verdicts(pair, goal, choice, reached, reason):
+    steps, folds = simulated_pair(**pair)
+    found = recommend(steps, folds, goal)
+    assert (found.choice, found.reached) == (choice, reached) and reason in found.reason
+    if not pair and reached:  # a good confidence earns the cascade
+        assert found.scored.accuracy >= steps.own_accuracy[1] and abs(found.cross_fitted.difference) < 1
+        assert found.scored.saving > found.cross_fitted.saving_interval[0] > 1
+    assert (found.deferral == 0) == (choice == 0)
 
 
 def test_accuracy_that_only_the_cascade_reaches_earns_it():

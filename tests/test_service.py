@@ -70,8 +70,3 @@ def test_batches_from_several_threads_get_their_own_answers(client: Any) -> None
         for found, expected in zip(pool.map(lambda batch: post(client, batch), batches), alone, strict=True):
             assert [one.get("class") for one in found] == [one.get("class") for one in expected]
             assert "error" in found[-1]
-
-
-def test_the_service_is_about_ten_lines() -> None:
-    text = (Path(__file__).resolve().parent.parent / "examples" / "service.py").read_text(encoding="utf-8")
-    assert len([line for line in text.splitlines() if line and not line.startswith('"""')]) <= 14

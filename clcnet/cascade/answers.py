@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from clcnet.cascade.curve import Bools, Ints
 from clcnet.cascade.rule import Rule
 from clcnet.data.outputs import UNKNOWN, Outputs
+from clcnet.metrics import Bools, Ints
 
 Ask = Callable[[int, Ints], tuple[Outputs, Bools]]
 

@@ -29,7 +29,6 @@ from PIL import Image
 from torch import nn
 
 from clcnet.cascade.answers import run_cascade
-from clcnet.cascade.curve import Bools, Ints
 from clcnet.cascade.drift import OnDrift, Watch
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.rule import CLCNET, Network, Rule, Surest
@@ -38,6 +37,7 @@ from clcnet.classifiers.classifier import Classifier, HalvingForward, default_ba
 from clcnet.classifiers.loading import read_image
 from clcnet.data.images import IMAGE_FORMATS
 from clcnet.data.outputs import UNKNOWN, Outputs
+from clcnet.metrics import Bools, Ints
 
 Picture = Image.Image | str | os.PathLike[str] | bytes | NDArray[np.uint8]
 Model = Classifier | tuple[nn.Module, Callable[[Image.Image], torch.Tensor]]

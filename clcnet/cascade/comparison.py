@@ -9,8 +9,6 @@ import numpy as np
 
 from clcnet.cascade.curve import (
     Curve,
-    Floats,
-    Ints,
     Steps,
     accuracy_at_deferral,
     area_under_deferral,
@@ -19,9 +17,11 @@ from clcnet.cascade.curve import (
     resampled_sweeps,
     sweep,
 )
-from clcnet.cascade.rule import Judged, know_classes
+from clcnet.cascade.rule import know_classes
 from clcnet.cascade.rules import compared, cross_fitted
 from clcnet.cascade.selection import cheapest_at_accuracy
+from clcnet.data.outputs import Outputs
+from clcnet.metrics import Floats, Ints
 
 DEFERRAL_SHARES = (0.1, 0.2, 0.3, 0.5, 1.0)
 NUM_RESAMPLES = 400  # of every curve; enough for an interval printed with two digits
@@ -39,12 +39,9 @@ class Contender:
         """Over all distinct thresholds."""
         return sweep(self.steps)
 
-    def figures(self, deep_accuracy: float, deep_flops: float) -> dict[str, float]:
-        """Accuracy in percent at several shares deferred, mean accuracies over deferral, and the saving, by name."""
-        return _figures(self.curve, deep_accuracy, deep_flops)
 
-
-def _figures(curve: Curve, deep_accuracy: float, deep_flops: float) -> dict[str, float]:
+def figures(curve: Curve, deep_accuracy: float, deep_flops: float) -> dict[str, float]:
+    """Accuracy in percent at several shares deferred, mean accuracies over deferral, and the saving, by name."""
     point = cheapest_at_accuracy(curve, deep_accuracy)
     return {
         **{f"accuracy_at_{share:.0%}": accuracy_at_deferral(curve, share) for share in DEFERRAL_SHARES},
@@ -54,12 +51,8 @@ def _figures(curve: Curve, deep_accuracy: float, deep_flops: float) -> dict[str,
     }
 
 
-def compare(outputs: Sequence[Judged], folds: Ints) -> tuple[list[Contender], list[str]]:
+def compare(outputs: Sequence[Outputs], folds: Ints) -> tuple[list[Contender], list[str]]:
     """Score every rule of `compared` over the same images, whatever it is fitted to coming from the other folds.
-
-    Args:
-        outputs: of all models, cheapest first, with all confidences (`evaluation.with_rivals`).
-        folds: (N,).
 
     Returns:
         The contenders, CLCNet's rule first, and the labels of those left out for want of classes.
@@ -75,14 +68,10 @@ def compare(outputs: Sequence[Judged], folds: Ints) -> tuple[list[Contender], li
 
 
 def resample(contenders: Sequence[Contender], seed: int) -> list[dict[str, Floats]]:
-    """Bootstrap all figures over the same resamples, so that differences are paired.
-
-    Args:
-        contenders: over the same images; `saving` refers to the last model of the first one's steps.
-        seed: of the draws.
+    """Bootstrap the figures of contenders over the same images and resamples, so that differences are paired.
 
     Returns:
-        The figures of each contender by name, (B,); a saving of 0 where it does not get to the deep model's accuracy.
+        The figures of each by name, (B,); a saving of 0 where it does not get to the deep model's accuracy.
     """
     steps = contenders[0].steps
     draws = resampled_counts(len(steps), NUM_RESAMPLES, seed)
@@ -90,6 +79,6 @@ def resample(contenders: Sequence[Contender], seed: int) -> list[dict[str, Float
     found = []
     for contender in contenders:
         curves = resampled_sweeps(contender.steps, NUM_RESAMPLES, seed)
-        rows = [_figures(curve, target, steps.flops[-1]) for (curve, _), target in zip(curves, targets, strict=True)]
+        rows = [figures(curve, target, steps.flops[-1]) for (curve, _), target in zip(curves, targets, strict=True)]
         found.append({name: np.nan_to_num([row[name] for row in rows]) for name in rows[0]})
     return found

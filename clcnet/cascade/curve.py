@@ -1,8 +1,8 @@
 """The cascade as arithmetic on arrays: how often it is right, and what that costs, at one threshold or at all.
 
 A cascade has K models, cheapest first; two are the paper's case (arXiv:2205.09612). Every image enters the first and
-goes on to the next while the highest confidence seen so far is *below* the threshold; one equal to it stays. Which
-answer stands after each model, and how sure it is, a rule has decided before (`clcnet.cascade.rules`): `Steps`.
+goes on to the next while the confidence in what stands is *below* the threshold, one for all models or one each; one
+equal to it stays. What stands after each model, and how sure that is, a rule decides (`rules.steps_of`): `Steps`.
 
 Accuracy is in percent, FLOPs in billions of multiply-adds an image, shares are fractions.
 """
@@ -11,33 +11,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
+from clcnet.metrics import Bools, Floats, Ints
 
 SHALLOW_ALONE = -999.0  # at this threshold or below, no image is deferred whatever the scores
 
 
 class Steps:
-    """What stands after each of K models has spoken about N images, how sure that is, and whom to compare it with.
+    """What stands after each of K models has spoken about N images.
 
     Attributes:
-        confidence: (K, N).
-        correct: (K, N) whether the answer that stands after model k is right, whichever model gave it.
+        confidence: (K, N) how sure that is.
+        correct: (K, N) whether it is right, whichever model gave it.
         flops: (K,) what each model costs an image.
-        own: (K, N) whether each model's own answer is right; the single models are the rivals of a cascade.
+        own: (K, N) whether each model's own answer is right, by default `correct`: the rivals of a cascade.
     """
 
     def __init__(
         self, confidence: ArrayLike, correct: ArrayLike, flops: ArrayLike, own: ArrayLike | None = None
     ) -> None:
-        """See the attributes; without `own` the answers that stand are the models' own.
-
-        Raises:
-            ValueError: shapes differ, there is nothing to measure, a confidence is NaN or a cost below 0.
-        """
         self.confidence: Floats = np.asarray(confidence, dtype=np.float64)
         self.correct: Bools = np.asarray(correct, dtype=bool)
         self.flops: Floats = np.asarray(flops, dtype=np.float64)
@@ -115,19 +108,10 @@ def outcome(steps: Steps, thresholds: ArrayLike) -> tuple[Bools, Floats]:
 def sweep(steps: Steps, thresholds: ArrayLike | None = None) -> Curve:
     """Evaluate the cascade at many thresholds in one go, exactly, in O(N log N + T log N).
 
-    Args:
-        steps: of all models.
-        thresholds: in any order, sorted here; None for every one that makes a difference: each distinct confidence,
-            and infinity, which sends all images on. With two models and no equal confidences these are N + 1.
+    Without thresholds, at every one that makes a difference: each distinct confidence, and infinity, which sends all
+    images on. With two models and no equal confidences these are N + 1.
     """
-    plan = _plan(steps, thresholds)
-    num_images = len(steps)
-    num_right = np.full(len(plan.grid), steps.correct[0].sum())
-    calls = np.ones((len(plan.grid), len(steps.flops)))
-    for k, (_, gains, num_calls) in enumerate(plan.moves, start=1):
-        num_right += _running_sum(gains)[num_calls]
-        calls[:, k] = num_calls / num_images
-    return Curve(plan.grid, 100 * num_right / num_images, calls, steps.flops, num_images)
+    return _Sorted(steps, thresholds).curve(np.ones(len(steps), dtype=np.int64))
 
 
 def resampled_counts(num_images: int, num_resamples: int, seed: int) -> Iterator[Ints]:
@@ -140,30 +124,14 @@ def resampled_counts(num_images: int, num_resamples: int, seed: int) -> Iterator
 def resampled_sweeps(
     steps: Steps, num_resamples: int, seed: int, thresholds: ArrayLike | None = None
 ) -> Iterator[tuple[Curve, Ints]]:
-    """Sweep over images drawn with replacement, again and again: the bootstrap of whole curves.
-
-    Yields, for each resample:
-        its curve at the thresholds of `sweep`, and how often each image was drawn, (N,).
-    """
-    plan = _plan(steps, thresholds)
-    num_images = len(steps)
-    for counts in resampled_counts(num_images, num_resamples, seed):
-        num_right = np.full(len(plan.grid), counts[steps.correct[0]].sum())
-        calls = np.ones((len(plan.grid), len(steps.flops)))
-        for k, (order, gains, num_calls) in enumerate(plan.moves, start=1):
-            drawn = counts[order]
-            num_right += _running_sum(drawn * gains)[num_calls]
-            calls[:, k] = _running_sum(drawn)[num_calls] / num_images
-        yield Curve(plan.grid, 100 * num_right / num_images, calls, steps.flops, num_images), counts
+    """The bootstrap of whole curves: sweeps over images drawn with replacement, and how often each was drawn, (N,)."""
+    images = _Sorted(steps, thresholds)
+    for counts in resampled_counts(len(steps), num_resamples, seed):
+        yield images.curve(counts), counts
 
 
 def oracle(correct: ArrayLike, flops: ArrayLike) -> Steps:
-    """Perfect confidences: an image goes on only while no answer is right and a later model's will be.
-
-    Args:
-        correct: (K, N) whether each model's own answer is right.
-        flops: (K,).
-    """
+    """Perfect confidences: an image goes on only while no own answer (K, N) is right and a later model's will be."""
     right = np.asarray(correct, dtype=bool)
     stands = np.logical_or.accumulate(right, axis=0)
     right_later = np.logical_or.accumulate(right[::-1], axis=0)[::-1]
@@ -171,13 +139,7 @@ def oracle(correct: ArrayLike, flops: ArrayLike) -> Steps:
 
 
 def surest_steps(confidence: ArrayLike, own: ArrayLike, flops: ArrayLike) -> Steps:
-    """The paper's rule on arrays: of the models' own answers the surest stands, the earlier one of two equally sure.
-
-    Args:
-        confidence: (K, N) how sure each model's own answer is.
-        own: (K, N) whether it is right.
-        flops: (K,).
-    """
+    """The paper's rule on arrays: of the models' own answers, (K, N), the surest stands, the earlier one of equals."""
     sure, right = np.asarray(confidence, dtype=np.float64), np.asarray(own, dtype=bool)
     answered_by = [sure[: k + 1].argmax(axis=0) for k in range(len(sure))]
     return Steps(np.maximum.accumulate(sure, axis=0), np.take_along_axis(right, np.stack(answered_by), 0), flops, right)
@@ -200,35 +162,30 @@ def area_under_deferral(curve: Curve, highest: float = 1.0) -> float:
     return float(np.trapezoid(accuracy, shares) / highest)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A sweep's sorting, done once: thresholds (T,), and for every model after the first what it does.
+class _Sorted:
+    """A sweep's sorting, done once for any number of resamples."""
 
-    A move holds the order (N,) in which images reach the model, what each adds to the number of right answers then,
-    (N,) of -1, 0, 1, and how many have reached it at each threshold, (T,).
-    """
+    def __init__(self, steps: Steps, thresholds: ArrayLike | None) -> None:
+        self.steps = steps
+        reach = np.maximum.accumulate(steps.confidence[:-1], axis=0)  # model k + 1 sees those where it is < threshold
+        if thresholds is None:
+            self.grid = np.append(np.unique(reach[reach < np.inf]), np.inf)
+        else:
+            self.grid = np.sort(np.asarray(thresholds, dtype=np.float64).ravel())
+        if np.isnan(self.grid).any():
+            raise ValueError("a threshold is NaN")
+        self.orders = np.argsort(reach, axis=1)  # in which the images reach a model
+        sorted_reach = np.take_along_axis(reach, self.orders, 1)
+        self.num_calls = [np.searchsorted(row, self.grid, side="left") for row in sorted_reach]
+        self.gains = np.take_along_axis(np.diff(steps.correct.astype(np.int64), axis=0), self.orders, 1)  # -1, 0 or 1
 
-    grid: Floats
-    moves: list[tuple[Ints, Ints, Ints]]
-
-
-def _plan(steps: Steps, thresholds: ArrayLike | None) -> _Plan:
-    reach = np.maximum.accumulate(steps.confidence[:-1], axis=0)  # model k + 1 sees those where reach[k] < threshold
-    if thresholds is None:
-        grid = np.append(np.unique(reach[reach < np.inf]), np.inf)
-    else:
-        grid = np.sort(np.asarray(thresholds, dtype=np.float64).ravel())
-    if np.isnan(grid).any():
-        raise ValueError("a threshold is NaN")
-    gains = np.diff(steps.correct.astype(np.int64), axis=0)
-    moves = []
-    for highest, gain in zip(reach, gains, strict=True):
-        order = np.argsort(highest)
-        num_calls = np.searchsorted(highest[order], grid, side="left")  # images strictly below the threshold
-        moves.append((order, gain[order], num_calls))
-    return _Plan(grid, moves)
-
-
-def _running_sum(values: Ints) -> Ints:
-    """Sums of the first 0, 1, ..., N values: (N + 1,)."""
-    return np.append(0, np.cumsum(values))
+    def curve(self, counts: Ints) -> Curve:
+        """The curve of images that were drawn so often, (N,)."""
+        num_images, steps = len(counts), self.steps
+        num_right = np.full(len(self.grid), counts[steps.correct[0]].sum())
+        calls = np.ones((len(self.grid), len(steps.flops)))
+        for k, (order, gains, num_calls) in enumerate(zip(self.orders, self.gains, self.num_calls, strict=True)):
+            drawn = counts[order]
+            num_right += np.append(0, np.cumsum(drawn * gains))[num_calls]
+            calls[:, k + 1] = np.append(0, np.cumsum(drawn))[num_calls] / num_images
+        return Curve(self.grid, 100 * num_right / num_images, calls, steps.flops, num_images)

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from clcnet.cascade.answers import run_cascade
-from clcnet.cascade.curve import Bools, Curve, Floats, Ints
-from clcnet.cascade.rule import CLCNET, TEMPERED, Judged, Rule, known
+from clcnet.cascade.curve import Curve
+from clcnet.cascade.rule import CLCNET, TEMPERED, Rule, known
 from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
 from clcnet.data.images import NUM_FOLDS, ImageSet, balanced_folds
 from clcnet.data.outputs import Outputs, Record, load_labelled, match_rows
+from clcnet.metrics import Bools, Ints
 from clcnet.network.model import CLCNet
 from clcnet.network.weights import SPLIT_FILE, find_fold_weights
 from clcnet.strangers import check_file
@@ -29,22 +30,16 @@ _LONGEST_LINE = 2**17  # characters
 
 @dataclass
 class Evaluation:
-    """K models over N images.
+    """K models over N images, cheapest first, with names and costs in their records.
 
-    Attributes:
-        outputs: of each model, cheapest first, with names and costs in their records. Where one threshold alone is of
-            interest, a later model may lack images that do not go on to it.
-        folds: (N,) from 0, of the first model's images.
-        sources: the files or models that the outputs come from, for messages.
-        unreadable: index of an image -> why it was left out.
-        images: where they lie, if they are at hand.
+    Where one threshold alone is of interest, a later model may lack images that do not go on to it.
     """
 
-    outputs: list[Judged]
-    folds: Ints
-    sources: list[str]
-    unreadable: dict[int, str] = field(default_factory=dict)
-    images: ImageSet | None = None
+    outputs: list[Outputs]
+    folds: Ints  # (N,) from 0, of the first model's images
+    sources: list[str]  # the files or models that the outputs come from, for messages
+    unreadable: dict[int, str] = field(default_factory=dict)  # index of an image -> why it was left out
+    images: ImageSet | None = None  # where they lie, if they are at hand
 
     @property
     def models(self) -> list[str]:
@@ -74,24 +69,20 @@ def evaluation_of_tables(
         models: names of the models, in place of those that the tables record.
         flops: likewise; counted by the name where neither says. Without models and FLOPs the tables may come in any
             order, and stand by what their models cost.
-
-    Raises:
-        OSError, ValueError: a table is missing or broken, or two differ in classes or images.
     """
     tables = load_labelled(*paths)
     matched = [match_rows(table, images, str(path)) for table, path in zip(tables, paths, strict=True)]
     _check_same_images(matched, paths, images)
     places = np.sort(matched[0])
-    names = [images.names[place] for place in places]
     nothing = [None] * len(paths)
-    records = [
-        _record(table.record, path, model, cost)
-        for table, path, model, cost in zip(tables, paths, models or nothing, flops or nothing, strict=True)
-    ]
+    given = zip(tables, paths, models or nothing, flops or nothing, strict=True)
+    records = [_record(table.record, path, model, cost) for table, path, model, cost in given]
     order = range(len(paths)) if models or flops else np.argsort([record.flops or 0 for record in records]).tolist()
+    names = [images.names[place] for place in places]
     outputs = [replace(tables[k].subset(np.argsort(matched[k])), names=names, record=records[k]) for k in order]
+    folds = images.folds[places]
     sources = [str(paths[k]) for k in order]
-    return Evaluation([with_clcnet(each, images, networks) for each in outputs], images.folds[places], sources)
+    return Evaluation([with_clcnet(each, folds, networks) for each in outputs], folds, sources)
 
 
 def _record(record: Record, path: Path, model: str | None, flops: float | None) -> Record:
@@ -115,19 +106,18 @@ def _check_same_images(matched: Sequence[Ints], paths: Sequence[Path], images: I
                 )
 
 
-def folds_by_name(names: Sequence[str], images: ImageSet) -> Ints:
-    """The fold, from 0, of images by their names in the image set: (N,)."""
-    fold_of = dict(zip(images.names, images.folds.tolist(), strict=True))
-    return np.array([fold_of[name] for name in names], dtype=np.int64)
-
-
-def with_clcnet(outputs: Outputs, images: ImageSet, networks: Sequence[CLCNet]) -> Judged:
+def with_clcnet(outputs: Outputs, folds: Ints, networks: Sequence[CLCNet]) -> Outputs:
     """Add how sure the network of each image's fold is of its answer; nothing where there are no networks."""
-    folds = folds_by_name(outputs.names, images)
-    return Judged.of(outputs, {CLCNET: fold_confidence(networks, outputs, folds)} if networks else {})
+    if not networks:
+        return outputs
+    confidence = np.empty(len(folds))
+    for fold in np.unique(folds):
+        inside = folds == fold
+        confidence[inside] = networks[fold].predict(outputs.sorted_probs[inside])
+    return replace(outputs, scores={CLCNET: confidence})
 
 
-def with_rivals(outputs: Judged, folds: Ints) -> Judged:
+def with_rivals(outputs: Outputs, folds: Ints) -> Outputs:
     """Add all confidences without a network; the temperature of an image is fitted on the other folds."""
     probs = outputs.sorted_probs
     simple = {name: score(probs) for name, score in SIMPLE_CONFIDENCES.items()}
@@ -141,13 +131,9 @@ def with_rivals(outputs: Judged, folds: Ints) -> Judged:
 
 
 def at_threshold(rule: Rule, outputs: Sequence[Outputs], threshold: float) -> Curve:
-    """Run a rule at one threshold, each model answering the images that go on to it: a curve of one point.
+    """Run a fitted rule at one threshold, each model answering the images that go on to it: a curve of one point.
 
-    Args:
-        rule: fitted.
-        outputs: of each model, of at least those images; one that a later model lacks, because it could not be read,
-            counts for nothing.
-        threshold: of all steps.
+    An image that a later model lacks where it goes on to it, because it could not be read, counts for nothing.
     """
     first, rows_of = outputs[0], [{name: row for row, name in enumerate(each.names)} for each in outputs]
 
@@ -164,12 +150,9 @@ def at_threshold(rule: Rule, outputs: Sequence[Outputs], threshold: float) -> Cu
 def images_of_outputs(path: Path, weights: Path) -> tuple[ImageSet, bool]:
     """Stand in for an image folder by what a table says of its images, where no folder is named.
 
-    Args:
-        path: the table.
-        weights: folder of fold weights; the folds are those of their training where it left a list with all images.
-
     Returns:
-        The image set, and whether its folds are those of the weights' training.
+        The image set, and whether its folds are those of the training of the weights in a folder, by the list of all
+        images that it left there.
     """
     (table,) = load_labelled(path)
     classes = known(table.correct, table).astype(np.int64) if table.targets is None else table.targets
@@ -185,9 +168,8 @@ def images_of_outputs(path: Path, weights: Path) -> tuple[ImageSet, bool]:
 def load_fold_networks(folder: Path, images: ImageSet, device: torch.device | str = "cpu") -> list[CLCNet]:
     """Load the five networks, the one that judges fold k at index k.
 
-    Raises:
-        OSError, ValueError: see `find_fold_weights` and `CLCNet.load`; or a file, or the list of images beside the
-            files, says that a network was trained on images that it should judge, or is of another training.
+    Refuses those of which a file, or the list of images beside them, says that a network was trained on images that it
+    should judge, or is of another training.
     """
     networks, runs = [], {}
     for fold, path in enumerate(find_fold_weights(folder), start=1):
@@ -245,15 +227,6 @@ def _read_splits(path: Path, names: Sequence[str]) -> tuple[dict[str, int], str 
     except (KeyError, TypeError, ValueError, csv.Error):
         raise ValueError(f"{path} is not a whole list of folds; run train_imagenet_5fold_cv.py again") from None
     return fold_of, run
-
-
-def fold_confidence(networks: Sequence[CLCNet], outputs: Outputs, folds: Ints) -> Floats:
-    """CLCNet's confidence in every answer, by the network of the image's fold: (N,)."""
-    confidence = np.empty(len(folds))
-    for fold in np.unique(folds):
-        inside = folds == fold
-        confidence[inside] = networks[fold].predict(outputs.sorted_probs[inside])
-    return confidence
 
 
 def flops_of(model: str) -> float:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from clcnet import distributed
-from clcnet.cascade.curve import Ints
-from clcnet.cascade.evaluation import Evaluation, folds_by_name, with_clcnet
-from clcnet.cascade.rule import CLCNET, Judged
+from clcnet.cascade.evaluation import Evaluation, with_clcnet
+from clcnet.cascade.rule import CLCNET
 from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import Classifier
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
@@ -20,18 +19,11 @@ from clcnet.classifiers.loading import sum_up_remarks
 from clcnet.classifiers.timing import describe_times, milliseconds_together
 from clcnet.cli import one_line
 from clcnet.data.images import ImageSet
+from clcnet.data.outputs import Outputs
+from clcnet.metrics import Ints
 from clcnet.network.model import CLCNet
 
 LoadModel = Callable[[int], Classifier]  # the model of a place, 0 for the shallow one
-
-
-@dataclass(frozen=True)
-class Options:
-    """How the models run: where their answers are kept, images a batch, decoding processes (None: what suits)."""
-
-    store: Path
-    batch_size: int | None = None
-    workers: int | None = None
 
 
 def evaluation_of_images(
@@ -40,7 +32,9 @@ def evaluation_of_images(
     networks: Sequence[CLCNet],
     threshold: float | None,
     given_flops: Sequence[float | None],
-    options: Options,
+    store: Path,
+    batch_size: int | None = None,
+    workers: int | None = None,
 ) -> Evaluation | None:
     """Run the shallow model on all images and the deep one on all, or on those that a single threshold defers.
 
@@ -50,12 +44,13 @@ def evaluation_of_images(
         networks: of each fold; none where nothing is to be deferred.
         threshold: the only one of interest, or None for all; then the models are timed too.
         given_flops: by place, None where they are to be counted.
-        options: how to run.
+        store: where the models' answers are kept.
+        batch_size, workers: images a batch and decoding processes; None for what suits.
 
     Returns:
         What was found in the main process, None in the others.
     """
-    found: list[Judged] = []
+    found: list[Outputs] = []
     models: list[Classifier] = []
     unreadable: dict[int, str] = {}
     asked: Ints | None = np.arange(len(images))
@@ -63,11 +58,11 @@ def evaluation_of_images(
         for place, label in enumerate(("shallow model", "deep model")):
             models.append(load_model(place))
             readings = class_readings(images, models[-1])
-            kept = stack.enter_context(kept_answers(options.store, models[-1], images))
+            kept = stack.enter_context(kept_answers(store, models[-1], images))
             if kept:
                 models[-1].flops = kept.record.flops  # type: ignore[assignment]  # it is known by now
                 print(f"{label}: {models[-1].describe()}", flush=True)
-            classify_missing(kept, models[-1], images, asked, options.batch_size, options.workers)
+            classify_missing(kept, models[-1], images, asked, batch_size, workers)
             if kept:
                 assert asked is not None
                 for note in filter(None, (kept.settle(readings), sum_up_remarks(kept.remarks.values()))):
@@ -79,7 +74,7 @@ def evaluation_of_images(
             if not len(asked):
                 break
     if threshold is None:
-        milliseconds = milliseconds_together(models, images, options.batch_size, options.workers)
+        milliseconds = milliseconds_together(models, images, batch_size, workers)
     if not distributed.is_main():
         return None
     if threshold is None:
@@ -88,24 +83,30 @@ def evaluation_of_images(
         found = [each.subset(np.array([name in both for name in each.names])) for each in found]
         times = zip(found, np.median(milliseconds, axis=0), strict=True)
         found = [replace(each, record=replace(each.record, milliseconds=float(time))) for each, time in times]
-    return Evaluation(
-        found, folds_by_name(found[0].names, images), [model.name for model in models], unreadable, images
-    )
+    return Evaluation(found, _folds(found[0], images), [model.name for model in models], unreadable, images)
 
 
-def _answers(kept: Kept, asked: Ints, flops: float | None, networks: Sequence[CLCNet]) -> Judged:
+def _answers(kept: Kept, asked: Ints, flops: float | None, networks: Sequence[CLCNet]) -> Outputs:
     """What a model said of the images that it was asked about and could read, in their order."""
     outputs = kept.outputs(asked[kept.known(asked)])
     if flops is not None:
         outputs = replace(outputs, record=replace(outputs.record, flops=flops))
-    return with_clcnet(outputs, kept.images, networks)
+    return with_clcnet(outputs, _folds(outputs, kept.images), networks)
 
 
-def _deferred(shallow: Judged, images: ImageSet, threshold: float | None) -> Ints:
-    """Places of the images that the deep model is to see."""
+def _places(outputs: Outputs, images: ImageSet) -> Ints:
+    """Where the images lie in the image set."""
     place_of = {name: place for place, name in enumerate(images.names)}
-    places = np.array([place_of[name] for name in shallow.names], dtype=np.int64)
-    confidence = shallow.scores.get(CLCNET)
+    return np.array([place_of[name] for name in outputs.names], dtype=np.int64)
+
+
+def _folds(outputs: Outputs, images: ImageSet) -> Ints:
+    return np.asarray(images.folds[_places(outputs, images)])
+
+
+def _deferred(shallow: Outputs, images: ImageSet, threshold: float | None) -> Ints:
+    """Places of the images that the deep model is to see."""
+    places, confidence = _places(shallow, images), shallow.scores.get(CLCNET)
     if confidence is None:
         return places[:0]
     return places if threshold is None else places[confidence < threshold]

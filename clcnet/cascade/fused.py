@@ -18,23 +18,21 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.sparse import block_diag, diags_array
 
-from clcnet.cascade.rule import CLCNET, Network, Rule, Step, labels_correct
+from clcnet.cascade.rule import Network, Rule, Step, can_judge, confidence_of, labels_correct
 from clcnet.confidence import SIMPLE_CONFIDENCES, margin, max_softmax
+from clcnet.data.images import NUM_FOLDS, spread_folds
 from clcnet.data.outputs import UNKNOWN, Outputs, sort_probs
-from clcnet.metrics import aurc
+from clcnet.metrics import Bools, Floats, Ints, aurc
 
-Floats = NDArray[np.float64]
 Logs = NDArray[np.float32]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 HeldOut = frozenset[int]  # folds that a pool was not fitted on
 
+BEST = "best"  # of the one-line confidences
 PENALTIES = (None, 30.0, 10.0, 3.0)  # on b, from the simplest pool to the freest; None is without b
 WEIGHT_PENALTY = 1e-3  # settles what the images leave open: equal models, and a model that is always right
 TOLERANCE = 1e-2  # of the fit, in standard errors of its parameters
 FIT_ROWS = 8000  # images that settle weights and offsets
 KEPT_CLASSES, NUM_GROUPS = 32, 8  # of an image's classes: told apart, and groups of the others
-NUM_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -43,20 +41,13 @@ class Rows:
 
     Where there are many classes, those that no model ranks high are lumped into a few groups of equal probabilities.
     On seven ImageNet networks that moves a pool's top probability by 0.001 on average and by 0.03 at most.
-
-    Attributes:
-        logs: (K, m, N), class first; the last rows are the groups' mean probabilities, if there are any.
-        positions: (N,) row of the target; UNKNOWN where there is none.
-        num_classes: n.
-        classes: (m, N) the class of each row, n + g for group g; None where all are kept, in order.
-        groups: (G,) how many classes each group holds.
     """
 
-    logs: Logs
-    positions: Ints
-    num_classes: int
-    classes: Ints | None = None
-    groups: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    logs: Logs  # (K, m, N), class first; the last rows are the groups' mean probabilities, if there are any
+    positions: Ints  # (N,) row of the target; UNKNOWN where there is none
+    num_classes: int  # n
+    classes: Ints | None = None  # (m, N) the class of each row, n + g for group g; None where all are kept, in order
+    groups: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # (G,) how many classes each one holds
 
     def __len__(self) -> int:
         return self.logs.shape[2]
@@ -87,12 +78,9 @@ def log_clipped(probs: ArrayLike) -> Logs:
 
 
 def keep_classes(probs: Sequence[NDArray[np.float32]], targets: Ints, kept: int = KEPT_CLASSES) -> Rows:
-    """Tell apart the classes that some model ranks high and the target, and lump the others.
+    """Tell apart the classes of (N, n) probabilities that some model ranks high and the target, and lump the others.
 
-    Args:
-        probs: K of (N, n), in the order of the classes.
-        targets: (N,) classes, UNKNOWN where one is not known.
-        kept: how many classes an image keeps; all of them where n is not above twice as many.
+    All are kept where n is not above twice `kept`.
     """
     rows = np.stack([model.T for model in probs])  # (K, n, N)
     num_classes = rows.shape[1]
@@ -113,11 +101,7 @@ def keep_classes(probs: Sequence[NDArray[np.float32]], targets: Ints, kept: int 
 
 
 def rows_of(outputs: Sequence[Outputs], chunk: int = 2000) -> Rows:
-    """The rows of K models' outputs over the same images, a few thousand images at a time.
-
-    Raises:
-        ValueError: a table does not say which class a probability belongs to, or the tables do not belong together.
-    """
+    """The rows of K models' outputs over the same images, a few thousand images at a time."""
     check_same(outputs)
     size = len(outputs[0])
     targets = next((out.targets for out in outputs if out.targets is not None), np.full(size, UNKNOWN))
@@ -125,16 +109,18 @@ def rows_of(outputs: Sequence[Outputs], chunk: int = 2000) -> Rows:
     for start in range(0, size, chunk):
         images = np.arange(start, min(start + chunk, size))
         parts.append(keep_classes([out.subset(images).probs for out in outputs], targets[images]))
-    logs, positions = (
-        np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in ("logs", "positions")
-    )
     every = [part.classes for part in parts if part.classes is not None]
-    classes = np.concatenate(every, axis=1) if every else None
-    return Rows(logs, positions, outputs[0].num_classes, classes, parts[0].groups)
+    return Rows(
+        np.concatenate([part.logs for part in parts], axis=-1),
+        np.concatenate([part.positions for part in parts]),
+        outputs[0].num_classes,
+        np.concatenate(every, axis=1) if every else None,
+        parts[0].groups,
+    )
 
 
 def check_same(outputs: Sequence[Outputs]) -> None:
-    """Raises: ValueError: the outputs are not of the same images and classes."""
+    """Refuse outputs that are not of the same images and classes."""
     first = outputs[0]
     for out in outputs[1:]:
         if out.names != first.names or out.num_classes != first.num_classes:
@@ -184,10 +170,7 @@ class Pool:
 def fit_rows(rows: Rows, penalty: float | None, start: Pool | None = None) -> Pool:
     """The pool that minimises summed cross-entropy + penalty * |b|^2, over images that all have a target.
 
-    Args:
-        rows: of N images, one or more.
-        penalty: above 0, so that the offset of a class without images stays finite; None for no offsets.
-        start: where to begin, a pool of the same models.
+    The penalty is above 0, so that the offset of a class without images stays finite, or None for no offsets.
     """
     num_models, num_classes = len(rows.logs), rows.num_classes
     flat = rows.logs.reshape(num_models, -1)
@@ -203,20 +186,16 @@ def fit_rows(rows: Rows, penalty: float | None, start: Pool | None = None) -> Po
     def pool_at(point: Floats) -> Pool:
         return Pool(point[:num_models], None if penalty is None else point[num_models:])
 
-    def expected(probs: Logs) -> Floats:
-        """What `observed` would be on average, were the targets drawn from the pool."""
-        sums = (flat @ probs.ravel()).astype(np.float64)
-        return sums if penalty is None else np.append(sums, _class_sums(rows, probs))
-
     def loss(step: Floats) -> tuple[float, Floats]:
         point = origin + scale @ step
-        pool = pool_at(point)
-        probs, logs = pool.probs(rows)
-        slope = expected(probs) - observed + 2 * ridge * point
+        probs, logs = pool_at(point).probs(rows)
+        expected = (flat @ probs.ravel()).astype(np.float64)  # were the targets drawn from the pool
+        if penalty is not None:
+            expected = np.append(expected, _class_sums(rows, probs))
+        slope = expected - observed + 2 * ridge * point
         return float(ridge @ point**2 - logs.sum(dtype=np.float64)), slope @ scale
 
-    first = pool_at(origin)
-    scale = _whitening(rows, first.probs(rows)[0], ridge)
+    scale = _whitening(rows, pool_at(origin).probs(rows)[0], ridge)
     options = {"gtol": TOLERANCE, "ftol": 1e-12}
     result = minimize(loss, np.zeros(len(origin)), jac=True, method="L-BFGS-B", options=options)
     return pool_at(origin + scale @ result.x)
@@ -261,13 +240,9 @@ class CrossFit:
     """
 
     def __init__(
-        self,
-        rows: Rows,
-        folds: Ints,
-        penalties: Sequence[float | None] = PENALTIES,
-        deep: bool = False,
+        self, rows: Rows, folds: Ints, penalties: Sequence[float | None] = PENALTIES, deep: bool = False
     ) -> None:
-        """Args: rows: N images with targets. folds: (N,) numbers. deep: leave out pairs of folds too."""
+        """Fit N images with targets in folds (N,)."""
         self.numbers = [int(fold) for fold in np.unique(folds)]
         models = range(len(rows.logs))
         self.parts = {fold: rows.take(models, folds == fold) for fold in self.numbers}
@@ -278,7 +253,10 @@ class CrossFit:
         for out in sorted(held_out, key=sorted):
             images = _spread_evenly(rows.targets, np.flatnonzero(~np.isin(folds, list(out))))
             if len(images):
-                self.paths[out] = _path(rows.take(models, images), penalties)
+                chosen, pools = rows.take(models, images), list[Pool]()
+                for penalty in penalties:
+                    pools.append(fit_rows(chosen, penalty, pools[-1] if pools else None))
+                self.paths[out] = pools
 
     def pool(self, out: Iterable[int] = ()) -> Pool:
         """The pool fitted without the folds `out`, its penalty chosen without them."""
@@ -290,14 +268,11 @@ class CrossFit:
         inner = [fold for fold in self.numbers if fold not in held and held | {fold} in self.paths]
         if len(self.penalties) == 1 or not inner:
             return 0
-        losses = np.array(
-            [
-                np.concatenate([-self.paths[held | {fold}][index].probs(self.parts[fold])[1] for fold in inner])
-                for index in range(len(self.penalties))
-            ],
-            dtype=np.float64,
-        )
-        return simplest_of_best(losses)
+        losses = [
+            np.concatenate([-self.paths[held | {fold}][index].probs(self.parts[fold])[1] for fold in inner])
+            for index in range(len(self.penalties))
+        ]
+        return simplest_of_best(np.array(losses, dtype=np.float64))
 
 
 def simplest_of_best(losses: Floats) -> int:
@@ -305,13 +280,6 @@ def simplest_of_best(losses: Floats) -> int:
     excess = losses - losses[losses.mean(axis=1).argmin()]
     near = excess.mean(axis=1) <= excess.std(axis=1) / np.sqrt(losses.shape[1])
     return int(near.argmax())
-
-
-def _path(rows: Rows, penalties: Sequence[float | None]) -> list[Pool]:
-    pools: list[Pool] = []
-    for penalty in penalties:
-        pools.append(fit_rows(rows, penalty, pools[-1] if pools else None))
-    return pools
 
 
 def _spread_evenly(targets: Ints, images: Ints, most: int = FIT_ROWS) -> Ints:
@@ -335,11 +303,9 @@ def standing(pool: Pool, rows: Rows, confidence: str = "max softmax") -> tuple[F
     return function(sorted_probs), correct
 
 
-def spread_folds(targets: Ints, num_folds: int = NUM_FOLDS) -> Ints:
+def folds_of_classes(targets: Ints, num_folds: int = NUM_FOLDS) -> Ints:
     """(N,) fold numbers, every class spread evenly, in the order of the images."""
-    folds = np.empty(len(targets), dtype=np.int64)
-    folds[np.argsort(targets, kind="stable")] = np.arange(len(targets)) % num_folds
-    return folds
+    return spread_folds(np.argsort(targets, kind="stable"), num_folds)
 
 
 @dataclass(frozen=True)
@@ -347,11 +313,11 @@ class Fused(Rule):
     """The rule: the pool of the models asked so far answers, and its own confidence defers.
 
     Attributes:
-        confidence: a name of `SIMPLE_CONFIDENCES`, "best" for the one that cross-validates best in `fit` (of those that
-            do equally well, the simplest), or "CLCNet".
+        confidence: a name of `SIMPLE_CONFIDENCES`, `BEST` for the one that cross-validates best in `fit` (of those that
+            do equally well, the simplest), or CLCNET.
         offsets: False for a pool without b.
         pools: of the first 1, 2, ..., K models, once fitted.
-        network: for "CLCNet", anything whose `predict` scores sorted probabilities (N, n).
+        network: CLCNet, where that is the confidence.
     """
 
     name = "fused"
@@ -362,41 +328,37 @@ class Fused(Rule):
     network: Network | None = field(default=None, repr=False, compare=False)
 
     def fit(self, outputs: Sequence[Outputs]) -> Self:
-        """Fit the pools of the first 1, 2, ..., K models on the images whose targets are known.
-
-        Raises:
-            ValueError: no targets or classes are known, or the outputs are not of the same images.
-        """
+        """Fit the pools of the first 1, 2, ..., K models on the images whose targets are known."""
         rows = rows_of(outputs)
         known = np.flatnonzero(rows.positions != UNKNOWN)
         if not len(known):
             raise ValueError("fused answers are fitted on images whose classes are known; make the tables as .parquet")
-        folds = spread_folds(rows.targets[known], min(NUM_FOLDS, len(known)))
+        folds = folds_of_classes(rows.targets[known], min(NUM_FOLDS, len(known)))
         penalties = PENALTIES if self.offsets else (None,)
         fits = [CrossFit(rows.take(range(k + 1), known), folds, penalties) for k in range(len(outputs))]
-        confidence = self._best_confidence(fits) if self.confidence == "best" else self.confidence
+        confidence = self._best_confidence(fits) if self.confidence == BEST else self.confidence
         return replace(self, confidence=confidence, pools=tuple(fit.pool() for fit in fits))
 
     def _best_confidence(self, fits: Sequence[CrossFit]) -> str:
         names = list(SIMPLE_CONFIDENCES)
         if len(fits[0].numbers) < 2:
             return names[0]
-        losses = np.zeros((len(names), len(fits[0].numbers)))
-        for fit in fits:
-            penalty = fit.choice()
-            for column, fold in enumerate(fit.numbers):
-                pool = fit.paths[frozenset({fold})][penalty]
-                for row, name in enumerate(names):
-                    losses[row, column] += aurc(*standing(pool, fit.parts[fold], name))
-        return names[simplest_of_best(losses)]
+        pools = [(fit, fit.choice()) for fit in fits]
+        losses = [
+            [
+                sum(aurc(*standing(fit.paths[frozenset({fold})][at], fit.parts[fold], name)) for fit, at in pools)
+                for fold in fits[0].numbers
+            ]
+            for name in names
+        ]
+        return names[simplest_of_best(np.array(losses))]
 
     def is_fitted_for(self, num_models: int) -> bool:
-        judges = self.network is not None if self.confidence == CLCNET else self.confidence in SIMPLE_CONFIDENCES
         sizes = {pool.offsets.shape for pool in self.pools if pool.offsets is not None}
-        weights = [pool.weights.shape for pool in self.pools]
-        fitted = weights == [(count,) for count in range(1, num_models + 1)]
+        fitted = [pool.weights.shape for pool in self.pools] == [(count,) for count in range(1, num_models + 1)]
         finite = all(np.isfinite(pool.weights).all() for pool in self.pools)
-        return judges and fitted and finite and len(sizes) < 2 and all(len(size) == 1 for size in sizes)
+        same = len(sizes) < 2 and all(len(size) == 1 for size in sizes)
+        return can_judge(self.confidence, self.network) and fitted and finite and same
 
     def step(self, outputs: Sequence[Outputs]) -> Step:
         """What stands once these models, the first ones of the chain, have spoken."""
@@ -409,12 +371,7 @@ class Fused(Rule):
                 f"the fused rule was fitted for {len(pool.offsets)} classes, got {outputs[0].num_classes}; fit it again"
             )
         sorted_probs, labels = pool.sorted(outputs)
-        if self.confidence == CLCNET:
-            if self.network is None:
-                raise ValueError("fused answers judged by CLCNet need its network, and it is not at hand")
-            confidence = np.asarray(self.network.predict(sorted_probs), dtype=np.float64)
-        else:
-            confidence = SIMPLE_CONFIDENCES[self.confidence](sorted_probs)
+        confidence = confidence_of(self.confidence, sorted_probs, self.network)
         answered_by = np.full(len(labels), len(outputs) - 1)
         return Step(confidence, labels, labels_correct(labels, outputs[0]), answered_by)
 
@@ -428,12 +385,8 @@ class Fused(Rule):
 
     @classmethod
     def from_json(cls, fields: dict[str, Any], network: Network | None = None) -> Self:
-        """The rule that `to_json` wrote."""
-        pools = tuple(
-            Pool(
-                np.array(pool["weights"], np.float64),
-                None if pool["offsets"] is None else np.array(pool["offsets"], np.float64),
-            )
-            for pool in fields["pools"]
-        )
+        def array(numbers: list[float] | None) -> Any:
+            return None if numbers is None else np.array(numbers, np.float64)
+
+        pools = tuple(Pool(np.array(pool["weights"], np.float64), array(pool["offsets"])) for pool in fields["pools"])
         return cls(fields["confidence"], fields["offsets"], pools, network)

@@ -7,17 +7,16 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-from clcnet.cascade.curve import Bools, Floats, Ints
+from clcnet.cascade.curve import Steps
 from clcnet.cascade.drift import quantiles
 from clcnet.cascade.fused import Fused
 from clcnet.cascade.guarantee import certify, certify_risk, could_promise, most_cost, passed
 from clcnet.cascade.policy import Certificate
 from clcnet.cascade.rule import known
-from clcnet.cascade.search import Found, Scored, Steps, score
+from clcnet.cascade.search import Found, Scored, score
 from clcnet.data.outputs import Outputs
-from clcnet.metrics import format_flops
+from clcnet.metrics import Bools, Floats, Ints, format_flops
 
 SHARE_CHOOSING = 0.4  # of the folds; weights are settled by few images, a small promise needs many
 NUM_COVERAGES = 100
@@ -94,17 +93,17 @@ class _OnImages:
                 correct = known(step.correct, self.outputs[chain[k]])
                 self._prefixes[chain[: k + 1]] = step.confidence, correct
         prefixes = [self._prefixes[chain[: k + 1]] for k in range(len(chain))]
-        return np.stack([sure for sure, _ in prefixes]), np.stack([right for _, right in prefixes])
+        sure, right = map(np.stack, zip(*prefixes, strict=True))
+        return Steps(sure, right, self.costs[0, list(chain)])
 
     def last(self, found: Found) -> Ints:
         """(N,) the last model that sees each image."""
-        return found.choice.decide(self.steps(found)[0])
+        return found.choice.decide(self.steps(found).confidence)
 
     def final(self, found: Found) -> tuple[Floats, Bools]:
         """How sure the final answers are, and whether they are right, (N,) each."""
-        places = self.last(found), np.arange(len(self.outputs[0]))
-        confidence, correct = self.steps(found)
-        return confidence[places].astype(np.float32), correct[places]
+        places, steps = (self.last(found), np.arange(len(self.outputs[0]))), self.steps(found)
+        return steps.confidence[places].astype(np.float32), steps.correct[places]
 
 
 def on_others(cascades: Sequence[Found], outputs: Sequence[Outputs], costs: Floats) -> list[Found]:
@@ -141,7 +140,7 @@ def promised_by(
     deep_right = known(outputs[deep].correct, outputs[deep])
 
     @cache
-    def at(place: int) -> tuple[Scored, list[NDArray[np.floating]]]:
+    def at(place: int) -> tuple[Scored, list[Floats]]:
         return score(path[place].choice, images.steps(path[place]), costs)
 
     accurate, cheap = len(path), len(path)  # counted from the dear end and from the cheap one

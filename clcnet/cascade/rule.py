@@ -10,17 +10,16 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, Self, cast
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clcnet.cascade.curve import Bools, Floats, Ints
 from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
 from clcnet.data.outputs import UNKNOWN, Outputs
+from clcnet.metrics import Bools, Floats, Ints
 
 CLCNET, TEMPERED, CHANCE = "CLCNet", "temperature-scaled softmax", "chance"
-_WITHOUT_NETWORK = (TEMPERED, CHANCE, *SIMPLE_CONFIDENCES)
 
 
 class Network(Protocol):
@@ -32,21 +31,13 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """What stands for N images after some models have spoken.
+    """What stands for N images after some models have spoken."""
 
-    Attributes:
-        confidence: (N,) how sure the answer is; below a threshold the image goes on.
-        labels: (N,) the class that stands; None where the outputs do not know classes.
-        correct: (N,) whether it is right; None where that is not known.
-        answered_by: (N,) the model whose answer stands; of an answer made of several, the last one asked.
-        own: (N,) how sure the last model asked is of its own answer, where the rule goes by that.
-    """
-
-    confidence: Floats
-    labels: Ints | None
-    correct: Bools | None
-    answered_by: Ints
-    own: Floats | None = None
+    confidence: Floats  # (N,) how sure the answer is; below a threshold the image goes on
+    labels: Ints | None  # (N,) the class that stands; None where the outputs do not know classes
+    correct: Bools | None  # (N,) whether it is right; None where that is not known
+    answered_by: Ints  # (N,) the model whose answer stands; of an answer made of several, the last one asked
+    own: Floats | None = None  # (N,) how sure the last model asked is of its own answer, where the rule goes by that
 
 
 class Rule(ABC):
@@ -89,82 +80,56 @@ class Rule(ABC):
 
 
 @dataclass(frozen=True)
-class Judged(Outputs):
-    """Outputs with confidences that were found without looking at the images they are for.
-
-    Attributes:
-        scores: name of a confidence -> (N,); a rule takes these instead of its own.
-    """
-
-    scores: dict[str, Floats] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, outputs: Outputs, scores: dict[str, Floats]) -> Judged:
-        """These outputs with these confidences."""
-        return cls(**{one.name: getattr(outputs, one.name) for one in dataclasses.fields(Outputs)}, scores=scores)
-
-    def subset(self, rows: Sequence[int] | NDArray[Any]) -> Judged:
-        scores = {name: score[np.asarray(rows)] for name, score in self.scores.items()}
-        return dataclasses.replace(cast(Judged, super().subset(rows)), scores=scores)
-
-
-@dataclass(frozen=True)
 class Surest(Rule):
-    """The paper's rule: the surest answer stands, the earlier one of two that are equally sure.
-
-    Attributes:
-        confidence: CLCNET, a name in SIMPLE_CONFIDENCES, TEMPERED, or CHANCE, which knows nothing.
-        temperatures: of each model, where the confidence is TEMPERED.
-        network: CLCNet, where the confidence is CLCNET and the outputs are not `Judged`.
-    """
+    """The paper's rule: the surest answer stands, the earlier one of two that are equally sure."""
 
     name = "surest"
-    confidence: str = CLCNET
-    temperatures: tuple[float, ...] = ()
-    network: Network | None = field(default=None, repr=False, compare=False)
+    confidence: str = CLCNET  # or a name in SIMPLE_CONFIDENCES, TEMPERED, or CHANCE, which knows nothing
+    temperatures: tuple[float, ...] = ()  # of each model, where the confidence is TEMPERED
+    network: Network | None = field(default=None, repr=False, compare=False)  # CLCNet, if it is to judge
 
     def applies_to(self, outputs: Sequence[Outputs]) -> bool:
-        judged = (
-            self.confidence != CLCNET or self.network is not None or all(CLCNET in _scores(each) for each in outputs)
-        )
-        return judged and super().applies_to(outputs)
+        asks = self.confidence == CLCNET and self.network is None
+        return super().applies_to(outputs) and not (asks and any(CLCNET not in each.scores for each in outputs))
 
     def fit(self, outputs: Sequence[Outputs]) -> Self:
-        if not self._tempers(outputs):
+        if not self.learns(outputs):
             return self
         fitted = [float(fit_temperatures(each.sorted_probs, known(each.correct, each))[0]) for each in outputs]
         return dataclasses.replace(self, temperatures=tuple(fitted))
 
     def learns(self, outputs: Sequence[Outputs]) -> bool:
-        return self._tempers(outputs)
+        return self.confidence == TEMPERED and not all(TEMPERED in each.scores for each in outputs)
 
     def is_fitted_for(self, num_models: int) -> bool:
-        judges = self.network is not None if self.confidence == CLCNET else self.confidence in _WITHOUT_NETWORK
+        judged = self.confidence in (TEMPERED, CHANCE) or can_judge(self.confidence, self.network)
         temperatures = num_models if self.confidence == TEMPERED else 0
-        return judges and len(self.temperatures) == temperatures and all(each > 0 for each in self.temperatures)
-
-    def _tempers(self, outputs: Sequence[Outputs]) -> bool:
-        return self.confidence == TEMPERED and not all(TEMPERED in _scores(each) for each in outputs)
+        return judged and len(self.temperatures) == temperatures and all(each > 0 for each in self.temperatures)
 
     def step(self, outputs: Sequence[Outputs]) -> Step:
-        return surest(outputs, self.confidences(outputs))
+        confidence = self.confidences(outputs)
+        answered_by = confidence.argmax(axis=0)  # the first of equals
+
+        def standing(columns: Sequence[np.ndarray | None]) -> Any:
+            known = [column for column in columns if column is not None]
+            return np.take_along_axis(np.stack(known), answered_by[None], 0)[0] if len(known) == len(columns) else None
+
+        labels = standing([None if each.classes is None else each.labels for each in outputs])
+        correct = standing([each.correct for each in outputs])
+        return Step(confidence.max(axis=0), labels, correct, answered_by, confidence[-1])
 
     def confidences(self, outputs: Sequence[Outputs]) -> Floats:
         """How sure each model's own answer is: (k, N)."""
         return np.stack([self._confidence(place, each) for place, each in enumerate(outputs)])
 
     def _confidence(self, place: int, outputs: Outputs) -> Floats:
-        if self.confidence in _scores(outputs):
-            return _scores(outputs)[self.confidence]
+        if self.confidence in outputs.scores:
+            return outputs.scores[self.confidence]
         if self.confidence == CHANCE:
             return np.zeros(len(outputs))
         if self.confidence == TEMPERED:
             return tempered_top(outputs.sorted_probs, np.array([self.temperatures[place]]))[:, 0]
-        if self.confidence in SIMPLE_CONFIDENCES:
-            return SIMPLE_CONFIDENCES[self.confidence](outputs.sorted_probs)
-        if self.network is None or self.confidence != CLCNET:
-            raise ValueError(f"the confidence {self.confidence!r} is not known, or its network is not at hand")
-        return self.network.predict(outputs.sorted_probs).astype(np.float64)
+        return confidence_of(self.confidence, outputs.sorted_probs, self.network)
 
     def to_json(self) -> dict[str, Any]:
         fields = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if one.name != "network"}
@@ -178,22 +143,18 @@ class Surest(Rule):
         return cls(**values, network=network)
 
 
-def surest(outputs: Sequence[Outputs], confidence: Floats) -> Step:
-    """The step in which the surest of the models' own answers stands, by confidences (k, N)."""
-    answered_by = confidence.argmax(axis=0)  # the first of equals
+def can_judge(confidence: str, network: Network | None) -> bool:
+    """Whether `confidence_of` knows this one."""
+    return confidence in SIMPLE_CONFIDENCES or (confidence == CLCNET and network is not None)
 
-    def standing(columns: Sequence[np.ndarray]) -> np.ndarray:
-        return np.take_along_axis(np.stack(columns), answered_by[None], 0)[0]
 
-    labels = [each.labels for each in outputs if each.classes is not None]
-    correct = [each.correct for each in outputs if each.correct is not None]
-    return Step(
-        confidence.max(axis=0),
-        standing(labels) if len(labels) == len(outputs) else None,
-        standing(correct) if len(correct) == len(outputs) else None,
-        answered_by,
-        confidence[-1],
-    )
+def confidence_of(confidence: str, sorted_probs: NDArray[np.float32], network: Network | None) -> Floats:
+    """How sure sorted probabilities (N, n) are, (N,), by a one-line confidence or by CLCNet."""
+    if confidence in SIMPLE_CONFIDENCES:
+        return SIMPLE_CONFIDENCES[confidence](sorted_probs)
+    if network is None or confidence != CLCNET:
+        raise ValueError(f"the confidence {confidence!r} is not known, or its network is not at hand")
+    return network.predict(sorted_probs).astype(np.float64)
 
 
 def know_classes(outputs: Sequence[Outputs]) -> bool:
@@ -207,11 +168,7 @@ def know_classes(outputs: Sequence[Outputs]) -> bool:
 
 
 def known(correct: Bools | None, outputs: Outputs) -> Bools:
-    """What is known of an answer being right.
-
-    Raises:
-        ValueError: nothing is.
-    """
+    """Which answers are right, where that is known; else a `ValueError`."""
     if correct is None:
         raise ValueError(f"nothing says which answers of {outputs.record.model or 'a model'} are right")
     return correct
@@ -219,9 +176,4 @@ def known(correct: Bools | None, outputs: Outputs) -> Bools:
 
 def labels_correct(labels: Ints, outputs: Outputs) -> Bools | None:
     """Whether these classes are the images' own; None where those are not known."""
-    known = outputs.targets is not None and UNKNOWN not in outputs.targets
-    return labels == outputs.targets if known else None
-
-
-def _scores(outputs: Outputs) -> dict[str, Floats]:
-    return outputs.scores if isinstance(outputs, Judged) else {}
+    return None if outputs.targets is None or UNKNOWN in outputs.targets else labels == outputs.targets

@@ -11,14 +11,13 @@ from reprlib import repr as short
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from clcnet.cascade.curve import Ints, Steps
+from clcnet.cascade.curve import Steps
 from clcnet.cascade.fused import Fused
-from clcnet.cascade.head_start import HeadStart
 from clcnet.cascade.rule import CHANCE, CLCNET, TEMPERED, Network, Rule, Step, Surest, known, labels_correct
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.outputs import Outputs
+from clcnet.metrics import Ints
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Average(Surest):
         return Step(sureness, labels, labels_correct(labels, outputs[-1]), answered_by)
 
 
-RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Surest, Last, Average, HeadStart, Fused)}
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Surest, Last, Average, Fused)}
 
 
 class Compared(NamedTuple):
@@ -68,10 +67,8 @@ def compared() -> list[Compared]:
     """All that the tables compare; CLCNet's own rule comes first, the others are measured against it."""
     return [
         Compared(CLCNET, Surest(CLCNET)),
-        Compared(f"{CLCNET}, head start", HeadStart(CLCNET)),
         Compared(f"{CLCNET}, deep answer always kept", Last(CLCNET)),
         *(Compared(name, Surest(name)) for name in (*SIMPLE_CONFIDENCES, TEMPERED)),
-        Compared("max softmax, head start", HeadStart("max softmax")),
         Compared("random deferral", Last(CHANCE)),
         Compared(f"{CLCNET}, average answers", Average(CLCNET)),
         Compared("GEM, average answers random images", Average(CHANCE)),
@@ -101,27 +98,29 @@ def steps_of(rule: Rule, outputs: Sequence[Outputs]) -> Steps:
     Raises:
         ValueError: it is not known which answers are right, or what a model costs.
     """
+    free = [each.record.model or "a model" for each in outputs if each.record.flops is None]
+    if free:
+        raise ValueError(f"nothing says what {free[0]} costs; give its FLOPs")
+    flops = np.array([each.record.flops for each in outputs], dtype=np.float64)
+    own = [known(each.correct, each) for each in outputs]
     steps = [rule.step(outputs[:count]) for count in range(1, len(outputs) + 1)]
     correct = [known(step.correct, each) for step, each in zip(steps, outputs, strict=True)]
-    return _steps([step.confidence for step in steps], correct, outputs)
+    return Steps(np.stack([step.confidence for step in steps]), correct, flops, own)
 
 
 def cross_fitted(rule: Rule, outputs: Sequence[Outputs], folds: Ints) -> Steps:
     """The same where each fold's images are answered by the rule fitted on the other folds."""
     if not rule.learns(outputs):
         return steps_of(rule, outputs)
-    confidence, correct = np.empty((len(outputs), len(folds))), np.empty((len(outputs), len(folds)), dtype=bool)
+    order, parts = [], []
     for fold in np.unique(folds):
         inside = folds == fold
         fitted = rule.fit([each.subset(~inside) for each in outputs])
-        steps = steps_of(fitted, [each.subset(inside) for each in outputs])
-        confidence[:, inside], correct[:, inside] = steps.confidence, steps.correct
-    return _steps(confidence, correct, outputs)
-
-
-def _steps(confidence: ArrayLike, correct: ArrayLike, outputs: Sequence[Outputs]) -> Steps:
-    free = [each.record.model or "a model" for each in outputs if each.record.flops is None]
-    if free:
-        raise ValueError(f"nothing says what {free[0]} costs; give its FLOPs")
-    own = [known(each.correct, each) for each in outputs]
-    return Steps(confidence, correct, np.array([each.record.flops for each in outputs], dtype=np.float64), own)
+        parts.append(steps_of(fitted, [each.subset(inside) for each in outputs]))
+        order.append(np.flatnonzero(inside))
+    back = np.argsort(np.concatenate(order))
+    confidence, correct, own = (
+        np.concatenate([getattr(part, name) for part in parts], axis=1)[:, back]
+        for name in ("confidence", "correct", "own")
+    )
+    return Steps(confidence, correct, parts[0].flops, own)

@@ -9,6 +9,7 @@ folds. Accuracy is in percent, shares are fractions, costs are an image's, in an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import combinations
@@ -18,22 +19,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
+from clcnet.cascade.curve import Steps, decide
 from clcnet.cascade.drift import quantiles
-from clcnet.cascade.fused import PENALTIES, CrossFit, Fused, Pool, Rows, rows_of, standing
+from clcnet.cascade.fused import BEST, PENALTIES, CrossFit, Fused, Pool, Rows, rows_of, simplest_of_best, standing
 from clcnet.cascade.selection import Goal
+from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.outputs import UNKNOWN, Outputs
-from clcnet.intervals import Interval, exact_interval, percentile_interval, resampled_means
+from clcnet.intervals import Interval, percentile_interval, resampled_means, share_interval
+from clcnet.metrics import Bools, Floats, Ints, aurc
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 Chain = tuple[int, ...]  # models in the order in which they are asked, cheapest first
-Steps = tuple[NDArray[np.floating[Any]], Bools]  # confidence (K, N) and correct (K, N) after each model of a chain
 
 NUM_BINS = {1: 1, 2: 400, 3: 48, 4: 20}  # of every step's confidences, by the number of models
 AROUND = np.linspace(-1, 1, 9)  # points around a target over which the loss of a choice is averaged
 FRONT_STEP = 0.1  # points between the rows of a front
 FRONT_ROWS = 60
+NUM_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,9 @@ class Choice:
     accuracy: float
     cost: float
 
-    def decide(self, confidence: NDArray[np.floating[Any]]) -> Ints:
-        """The last model that sees each image, (N,), from confidences (K, N): it goes on while below the threshold."""
-        below = confidence[:-1] < np.array(self.thresholds)[:, None]
-        last: Ints = np.logical_and.accumulate(below, axis=0).sum(axis=0)
-        return last
+    def decide(self, confidence: Floats) -> Ints:
+        """The last model that sees each image, (N,), from confidences (K, N)."""
+        return decide(confidence, self.thresholds)
 
 
 def quantile_thresholds(confidence: Floats, num_bins: int) -> Floats:
@@ -58,26 +57,17 @@ def quantile_thresholds(confidence: Floats, num_bins: int) -> Floats:
     return np.append(np.unique(np.quantile(confidence, shares, method="higher")), np.inf)
 
 
-def tabulate(
-    steps: Steps, costs: Sequence[float], thresholds: Sequence[Floats], folds: Ints, num_folds: int
-) -> tuple[Ints, Floats]:
-    """Right answers and cost of every vector of thresholds, fold by fold.
+def tabulate(steps: Steps, thresholds: Sequence[Floats], folds: Ints, num_folds: int) -> tuple[Ints, Floats]:
+    """Right answers and cost of every vector of K - 1 thresholds, summed over a fold's images: two of (F, T).
 
-    Args:
-        steps: of a chain of K models.
-        costs: (K,) of its models.
-        thresholds: K - 1 rising lists, each ending with infinity.
-        folds: (N,) numbers from 0 to num_folds - 1.
-
-    Returns:
-        right and spent, summed over a fold's images: (F, T), the vectors in the order of nested loops.
+    The vectors stand in the order of nested loops over rising thresholds, which end with infinity.
     """
-    confidence, correct = steps
+    correct, costs = steps.correct, steps.flops
     right: NDArray[Any] = np.bincount(folds[correct[0]], minlength=num_folds)
     spent: NDArray[Any] = costs[0] * np.bincount(folds, minlength=num_folds)
     cells, shape = folds, [num_folds]
     for k, rising in enumerate(thresholds):
-        cells = cells * len(rising) + np.searchsorted(rising, confidence[k], side="right")
+        cells = cells * len(rising) + np.searchsorted(rising, steps.confidence[k], side="right")
         shape.append(len(rising))
         sums = []
         for weights in (correct[k + 1].astype(np.float64) - correct[k], None):
@@ -99,21 +89,17 @@ def pareto(right: NDArray[Any], spent: NDArray[Any]) -> Ints:
 class Search:
     """All cascades over some images in folds, and the best of them for a goal.
 
-    Args:
-        chains: to try.
-        steps: of a chain, over the images.
-        costs: of all models.
-        folds: (N,) numbers. A choice is made anew without each of them, to see what choosing loses.
+    `steps` gives those of a chain. A choice is made anew without each fold, to see what choosing loses.
     """
 
-    def __init__(self, chains: Sequence[Chain], steps: Callable[[Chain], Steps], costs: Floats, folds: Ints) -> None:
+    def __init__(self, chains: Sequence[Chain], steps: Callable[[Chain], Steps], folds: Ints) -> None:
         _, folds, self.sizes = np.unique(folds, return_inverse=True, return_counts=True)
         self.found: list[tuple[Chain, list[Floats], Ints]] = []
         rights, spents = [], []
         for chain in chains:
-            arrays = steps(chain)
-            thresholds = [quantile_thresholds(after, NUM_BINS[len(chain)]) for after in arrays[0][:-1]]
-            right, spent = tabulate(arrays, [costs[model] for model in chain], thresholds, folds, len(self.sizes))
+            found = steps(chain)
+            thresholds = [quantile_thresholds(after, NUM_BINS[len(chain)]) for after in found.confidence[:-1]]
+            right, spent = tabulate(found, thresholds, folds, len(self.sizes))
             places = np.unique(np.concatenate([pareto(*both) for both in _without_each(right, spent)]))
             self.found.append((chain, thresholds, places))
             rights.append(right[:, places])
@@ -162,15 +148,9 @@ class Search:
 def _without_each(*counts: NDArray[Any]) -> list[list[NDArray[Any]]]:
     """Sums of (F, T) over all folds, and over all but each where there are several."""
     totals = [array.sum(axis=0) for array in counts]
-    several = len(counts[0]) > 1
-    return [
-        totals,
-        *(
-            [total - one for total, one in zip(totals, ones, strict=True)]
-            for ones in zip(*counts, strict=True)
-            if several
-        ),
-    ]
+    several = len(counts[0]) if len(counts[0]) > 1 else 0
+    without = [[total - array[fold] for total, array in zip(totals, counts, strict=True)] for fold in range(several)]
+    return [totals, *without]
 
 
 def _first_at(rising: Floats, target: ArrayLike) -> Ints:
@@ -180,15 +160,10 @@ def _first_at(rising: Floats, target: ArrayLike) -> Ints:
 
 @dataclass(frozen=True)
 class Scored:
-    """What was chosen on the other folds, on each fold's images.
+    """What was chosen on the other folds, on each fold's images."""
 
-    Attributes:
-        correct: (N,).
-        spent: (U, N) in every unit of the costs.
-    """
-
-    correct: Bools
-    spent: Floats
+    correct: Bools  # (N,)
+    spent: Floats  # (U, N) in every unit of the costs
 
     @property
     def accuracy(self) -> float:
@@ -198,8 +173,7 @@ class Scored:
     @property
     def accuracy_interval(self) -> Interval:
         """Clopper and Pearson's."""
-        low, high = exact_interval(self.correct.sum(), len(self.correct))
-        return float(low), float(high)
+        return share_interval(self.correct.sum(), len(self.correct))
 
     @property
     def costs(self) -> Floats:
@@ -212,72 +186,52 @@ class Scored:
         return float(cost / self.costs[unit]), percentile_interval(cost / means)
 
 
-def score(choice: Choice, steps: Steps, costs: Floats) -> tuple[Scored, list[NDArray[Any]]]:
-    """A choice on images of which these are its steps, and how sure each step is of the images that reach it.
-
-    Args:
-        costs: (U, M) of all models.
-    """
-    confidence, correct = steps
-    last = choice.decide(confidence)
-    spent = np.cumsum(costs[:, choice.chain], axis=1)[:, last]
-    return Scored(correct[last, np.arange(len(last))], spent), [row[last >= k] for k, row in enumerate(confidence)]
+def score(choice: Choice, steps: Steps, costs: Floats) -> tuple[Scored, list[Floats]]:
+    """A choice on images of which these are its steps, and how sure each step is of the images that reach it."""
+    last = choice.decide(steps.confidence)
+    scored = Scored(steps.correct[last, np.arange(len(last))], np.cumsum(costs[:, choice.chain], axis=1)[:, last])
+    return scored, [row[last >= k] for k, row in enumerate(steps.confidence)]
 
 
 @dataclass(frozen=True)
 class Found:
-    """The cascade for a target, fitted on all images, and what choosing like that reaches on images left out.
+    """The cascade for a target, fitted on all images, and what choosing like that reaches on images left out."""
 
-    Attributes:
-        target: accuracy or cost that was asked for.
-        choice: models by their place in the list given, thresholds, accuracy and cost on all images.
-        rule: fitted for the models of the choice.
-        shares: (K,) of the images that each of its models sees.
-        costs: (U,) in every unit, on all images.
-        reached: whether the target is likely to be reached.
-        cross_fitted: with all chosen and fitted on the other folds.
-        quantiles: of how sure each step is of the images that reach it, as of `drift.quantiles`.
-    """
-
-    target: float
-    choice: Choice
-    rule: Fused
-    shares: Floats
-    costs: Floats
-    reached: bool
-    cross_fitted: Scored
-    quantiles: list[list[float]] | None = None
+    target: float  # accuracy or cost that was asked for
+    choice: Choice  # models by their place in the list given, thresholds, accuracy and cost on all images
+    rule: Fused  # fitted for the models of the choice
+    shares: Floats  # (K,) of the images that each of its models sees
+    costs: Floats  # (U,) in every unit, on all images
+    cross_fitted: Scored  # with all chosen and fitted on the other folds
+    quantiles: list[list[float]] | None = None  # of how sure each step is of the images that reach it, as of `drift`
 
 
 @dataclass(frozen=True)
 class Cascades:
-    """All that `find_cascades` found.
+    """All that `find_cascades` found."""
 
-    Attributes:
-        goals: in the order of the goals.
-        front: by rising cost, the cheapest cascades for rising accuracies.
-        raw: of each model as it is, by its place.
-        corrected: of each model with its own temperature and offsets, cross-fitted.
-        dropped: why models were left out, by place.
-    """
-
-    goals: list[Found]
-    front: list[Found]
-    raw: list[Scored]
-    corrected: list[Scored]
-    dropped: dict[int, str]
+    goals: list[Found]  # in the order of the goals
+    front: list[Found]  # by rising cost, the cheapest cascades for rising accuracies
+    raw: list[Scored]  # of each model as it is, by its place
+    corrected: list[Scored]  # of each model with its own temperature and offsets, cross-fitted
+    dropped: dict[int, str]  # why models were left out, by place
 
 
 class _Engine:
-    """Prefix pools of every set of models without every fold, and the searches over them."""
+    """Prefix pools of every set of models without every fold, and the searches over them.
+
+    A context is what a choice may know: all folds but one, by its number, or all of them, the last context. There an
+    image is answered by pools that were fitted neither on its own fold nor on the one left out.
+    """
 
     def __init__(
         self, rows: Rows, costs: Floats, folds: Ints, most: int, confidence: str, offsets: bool, progress: bool
     ) -> None:
-        self.rows, self.costs, self.confidence, self.offsets = rows, costs, confidence, offsets
+        self.rows, self.costs, self.offsets = rows, costs, offsets
+        self.names = list(SIMPLE_CONFIDENCES) if confidence == BEST else [confidence]
         self.numbers, self.folds = np.unique(folds, return_inverse=True)
         self.order = [int(model) for model in np.argsort(costs[0], kind="stable")]
-        self.steps: dict[Chain, Steps] = {}  # by context: (F, N); images of the context's own fold, and inner folds
+        self.steps: dict[Chain, tuple[NDArray[np.float32], Bools]] = {}  # (C, F, N) by confidence and context; (F, N)
         self.pools: dict[Chain, Pool] = {}
         self.raw = rows.logs[:, : rows.kept].argmax(axis=1) == rows.positions
         self.contexts = [np.flatnonzero(self.folds != fold) for fold in range(len(self.numbers))]
@@ -289,28 +243,52 @@ class _Engine:
             [chain for size in range(1, most + 1) for chain in combinations(models, size)] for models in kept
         ]
         self._fit(sorted({chain for chains in self.chains for chain in chains} - set(alone)), progress)
+        self.judges = [self._best_confidence(context) for context in range(len(self.contexts))]
 
     def _fit(self, sets: Sequence[Chain], progress: bool) -> None:
-        for models in tqdm(sets, "pools", delay=2, disable=not progress):
-            self.steps[models], self.pools[models] = self._fit_one(models)
+        threads = ThreadPoolExecutor(NUM_THREADS)  # numpy leaves the other cores idle
+        try:
+            found = tqdm(threads.map(self._fit_one, sets), "pools", len(sets), delay=2, disable=not progress)
+            for models, (confidence, correct, pool) in zip(sets, found, strict=True):
+                self.steps[models], self.pools[models] = (confidence, correct), pool
+        finally:
+            threads.shutdown(cancel_futures=True)  # an interrupt waits for no more than two fits
 
-    def _fit_one(self, models: Chain) -> tuple[Steps, Pool]:
+    def _fit_one(self, models: Chain) -> tuple[NDArray[np.float32], Bools, Pool]:
         fit = CrossFit(self.rows.take(models), self.folds, PENALTIES if self.offsets else (None,), deep=True)
         shape = len(self.numbers), len(self.folds)
-        confidence, correct = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=bool)
+        confidence, correct = np.empty((len(self.names), *shape), dtype=np.float32), np.empty(shape, dtype=bool)
         for context in fit.numbers:
             penalty = fit.choice({context})
             for fold in fit.numbers:
                 inside, pool = self.folds == fold, fit.paths[frozenset({context, fold})][penalty]
-                confidence[context, inside], correct[context, inside] = standing(pool, fit.parts[fold], self.confidence)
-        return (confidence, correct), fit.pool()
+                for sure, name in zip(confidence, self.names, strict=True):
+                    sure[context, inside], correct[context, inside] = standing(pool, fit.parts[fold], name)
+        return confidence, correct, fit.pool()
+
+    def after(self, models: Chain, context: int, images: Ints) -> tuple[NDArray[np.float32], Bools]:
+        """What stands after a set of models as a context knows it: confidences (C, N), and what is right, (N,)."""
+        own = self.folds[images] if context == len(self.numbers) else context
+        confidence, correct = self.steps[models]
+        return confidence[:, own, images], correct[own, images]
+
+    def _best_confidence(self, context: int) -> int:
+        """Place of the confidence that ranks best over the folds of a context; of those as good, the simplest."""
+        if len(self.names) == 1:
+            return 0
+        losses = []
+        for fold in range(len(self.numbers)):
+            images = np.flatnonzero(self.folds == fold)
+            after = [self.after(models, context, images) for models in self.chains[context] if fold != context]
+            if after:
+                losses.append([sum(aurc(sure[c], right) for sure, right in after) for c in range(len(self.names))])
+        return simplest_of_best(np.array(losses).T)
 
     def prefix_steps(self, chain: Chain, context: int, images: Ints) -> Steps:
-        """Steps of a chain as a context knows them: of its own images by pools that never saw them."""
-        own = self.folds[images] if context == len(self.numbers) else context
-        prefixes = [self.steps[chain[: k + 1]] for k in range(len(chain))]
-        confidence, correct = (np.stack([arrays[part][own, images] for arrays in prefixes]) for part in (0, 1))
-        return confidence, correct
+        """Steps of a chain as a context knows them."""
+        after = [self.after(chain[: k + 1], context, images) for k in range(len(chain))]
+        sure = [confidence[self.judges[context]] for confidence, _ in after]
+        return Steps(np.stack(sure), np.stack([correct for _, correct in after]), self.costs[0, list(chain)])
 
     def dominated(self, context: int) -> dict[int, int]:
         """Models that another one clearly beats, or equals, raw and corrected, at no higher cost; with that other one.
@@ -319,7 +297,7 @@ class _Engine:
         """
         images = self.contexts[context]
         answers = {
-            m: np.stack([self.raw[m, images], self.prefix_steps((m,), context, images)[1][0]]).astype(np.int64)
+            m: np.stack([self.raw[m, images], self.after((m,), context, images)[1]]).astype(np.int64)
             for m in self.order
         }
         beaten: dict[int, int] = {}
@@ -337,15 +315,10 @@ class _Engine:
             Search(
                 self.chains[context],
                 partial(self.prefix_steps, context=context, images=images),
-                self.costs[0],
                 self.folds[images],
             )
             for context, images in enumerate(self.contexts)
         ]
-
-    def score(self, choice: Choice, context: int, images: Ints) -> tuple[Scored, list[NDArray[Any]]]:
-        """The choice on some images, and how sure each of its steps is of those that reach it."""
-        return score(choice, self.prefix_steps(choice.chain, context, images), self.costs)
 
     def find(self, target: float, by: str = "accuracy") -> Found:
         """The choice for a target on all images, and on the folds without each."""
@@ -353,16 +326,21 @@ class _Engine:
         correct, spent = np.empty(len(self.folds), dtype=bool), np.empty((len(self.costs), len(self.folds)))
         for fold, choice in enumerate(choices[:-1]):
             inside = np.flatnonzero(self.folds == fold)
-            scored, _ = self.score(choice, fold, inside)
+            scored, _ = score(choice, self.prefix_steps(choice.chain, fold, inside), self.costs)
             correct[inside], spent[:, inside] = scored.correct, scored.spent
         choice = choices[-1]
-        everything, sure = self.score(choice, len(self.numbers), self.contexts[-1])
-        shares = np.array([len(each) for each in sure]) / len(self.folds)
+        steps = self.prefix_steps(choice.chain, len(self.numbers), self.contexts[-1])
+        everything, sure = score(choice, steps, self.costs)
         pools = tuple(self.pools[choice.chain[: k + 1]] for k in range(len(choice.chain)))
-        reached = self.searches[-1].reaches(target) if by == "accuracy" else choice.cost <= target
-        rule = Fused(self.confidence, self.offsets, pools)
-        fitted = Scored(correct, spent)
-        return Found(target, choice, rule, shares, everything.costs, reached, fitted, quantiles(sure))
+        return Found(
+            target,
+            choice,
+            Fused(self.names[self.judges[-1]], self.offsets, pools),
+            np.array([len(each) for each in sure]) / len(self.folds),
+            everything.costs,
+            Scored(correct, spent),
+            quantiles(sure),
+        )
 
     def front(self) -> list[Found]:
         """The choices for accuracies at even steps, as far as one is likely to reach them."""
@@ -396,7 +374,7 @@ def find_cascades(
         costs: (M,) of an image by each model, or (U, M) in several units of which the first is to be saved; None for
             the records' billions of multiply-adds.
         max_stages: models in a cascade, at most 4.
-        confidence: a name of `SIMPLE_CONFIDENCES`, of the fused answers.
+        confidence: of the fused answers, a name of `SIMPLE_CONFIDENCES`, or `BEST` for the one that ranks them best.
         offsets: False for pools without b.
         progress: whether to show a bar where it takes longer than two seconds.
 
@@ -417,8 +395,7 @@ def find_cascades(
     engine = _Engine(rows, table, folds[labelled], max_stages, confidence, offsets, progress)
     raw = [Scored(engine.raw[m], np.repeat(table[:, m : m + 1], len(labelled), axis=1)) for m in everything]
     corrected = [
-        Scored(engine.prefix_steps((m,), len(engine.numbers), engine.contexts[-1])[1][0], raw[m].spent)
-        for m in everything
+        Scored(engine.after((m,), len(engine.numbers), engine.contexts[-1])[1], raw[m].spent) for m in everything
     ]
     best = max(each.accuracy for each in raw)
     found = [

@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from clcnet.cascade.curve import Bools, Curve, Floats, Ints, Steps, outcome, resampled_sweeps, sweep
-from clcnet.intervals import NUM_SWEEP_RESAMPLES, Interval, exact_interval, percentile_interval, resampled_means
-from clcnet.metrics import format_flops
+from clcnet.cascade.curve import Curve, Steps, outcome, resampled_sweeps, sweep
+from clcnet.intervals import NUM_SWEEP_RESAMPLES, Interval, percentile_interval, resampled_means, share_interval
+from clcnet.metrics import Floats, Ints, format_flops
 
 CASCADE = -1  # the choice of no model alone
 
@@ -41,19 +41,12 @@ class Goal:
 
 @dataclass(frozen=True)
 class Reference:
-    """A single model to compare the cascade with.
-
-    Attributes:
-        name: as printed.
-        accuracy: percent.
-        flops: billions of multiply-adds an image.
-        model: which of the cascade's own models it is, measured on the same images; None for published figures.
-    """
+    """A single model to compare the cascade with."""
 
     name: str
     accuracy: float
     flops: float
-    model: int | None = None
+    model: int | None = None  # which of the cascade's own it is, measured on the same images; None if published
 
     def accuracy_on(self, steps: Steps) -> float:
         """Accuracy on the images of these steps, where it can be measured; else the published one."""
@@ -61,8 +54,8 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A decision about every image, scored: figures with their 95% intervals (paired bootstrap, exact for accuracy)."""
+class Measured:
+    """Figures of a decision about every image, with 95% intervals (paired bootstrap, exact for accuracy)."""
 
     accuracy: float
     accuracy_interval: Interval
@@ -118,16 +111,15 @@ def cross_fit(steps: Steps, folds: Ints, choose_threshold: Callable[[Steps], flo
     return thresholds
 
 
-def score(steps: Steps, thresholds: float | Floats, rival: int = -1, seed: int = 42) -> Scored:
-    """Score one threshold, or more as `outcome` takes them; the rival in accuracy is the last model, or another."""
+def measure(steps: Steps, thresholds: float | Floats, rival: int = -1, seed: int = 42) -> Measured:
+    """Measure one threshold, or more as `outcome` takes them; the rival in accuracy is the last model, or another."""
     correct, spent = outcome(steps, thresholds)
     deep_flops = float(steps.flops[-1])
     means = resampled_means(np.stack([correct, steps.own[rival], spent], axis=1), seed=seed)
-    low, high = exact_interval(correct.sum(), len(correct))
-    accuracy = _percent(correct)
-    return Scored(
+    accuracy = 100 * float(correct.mean(dtype=np.float64))
+    return Measured(
         accuracy=accuracy,
-        accuracy_interval=(float(low), float(high)),
+        accuracy_interval=share_interval(correct.sum(), len(correct)),
         flops=float(spent.mean()),
         saving=deep_flops / float(spent.mean()),
         saving_interval=percentile_interval(deep_flops / means[:, 2]),
@@ -140,26 +132,19 @@ def score(steps: Steps, thresholds: float | Floats, rival: int = -1, seed: int =
 class Recommendation:
     """What to use for a goal, and why.
 
-    Attributes:
-        choice: the verdict: CASCADE, or which of the models alone.
-        reason: one sentence.
-        threshold: that serves the goal on these images, or comes nearest to it.
-        reached: whether it serves it.
-        calls: (K,) share of the images that each model sees.
-        scored: the threshold scored on the images it was chosen on, as the paper does. For a goal of accuracy the
-            interval of the saving takes the choice into account: it is made anew on every resample, and 0 stands for
-            a resample in which no threshold served the goal.
-        cross_fitted: thresholds chosen on four folds, scored on the fifth.
+    `scored` is the threshold on the images it was chosen on, as in the paper. For a goal of accuracy the interval of
+    the saving takes the choice into account: it is made anew on every resample, and 0 stands for a resample in which no
+    threshold served the goal.
     """
 
     goal: Goal
-    choice: int
-    reason: str
-    threshold: float
-    reached: bool
-    calls: Floats
-    scored: Scored
-    cross_fitted: Scored
+    choice: int  # CASCADE, or which of the models alone
+    reason: str  # one sentence
+    threshold: float  # that serves the goal on these images, or comes nearest to it
+    reached: bool  # whether it serves it
+    calls: Floats  # (K,) share of the images that each model sees
+    scored: Measured
+    cross_fitted: Measured  # thresholds chosen on four folds, scored on the fifth
 
     @property
     def deferral(self) -> float:
@@ -179,28 +164,25 @@ def recommend(steps: Steps, folds: Ints, goal: Goal, seed: int = 42) -> Recommen
             f"the goal of {format_flops(goal.value)} FLOPs is below the shallow model's "
             f"{format_flops(steps.flops[0])}; nothing is cheaper"
         )
-    curve, point = choose(steps, goal)
-    reached = point is not None
-    if point is None:
-        point = int(curve.accuracy.argmax())
+    curve, best = choose(steps, goal)
+    reached, point = best is not None, int(curve.accuracy.argmax()) if best is None else best
     threshold = short_threshold(curve, point)
     rival = _rival(steps, goal)
-    scored = score(steps, threshold, rival, seed)
+    scored = measure(steps, threshold, rival, seed)
     if goal.kind != "flops":
         deep = len(steps.flops) - 1 if goal.kind == "match" else None
         target = Reference("deep", goal.value, float(steps.flops[-1]), deep)
         savings = resampled_savings(steps, [target], seed)["deep"]
         scored = replace(scored, saving_interval=percentile_interval(savings))
     thresholds = cross_fit(steps, folds, lambda others: choose_or_nearest(others, goal))
-    fitted = score(steps, thresholds, rival, seed)
+    fitted = measure(steps, thresholds, rival, seed)
     choice, reason = _verdict(steps, goal, reached, scored, fitted)
     return Recommendation(goal, choice, reason, threshold, reached, curve.calls[point], scored, fitted)
 
 
 def _rival(steps: Steps, goal: Goal) -> int:
-    """The single model to compare with: of those after the first the cheapest that serves the goal, else the last.
-
-    Where the goal is a cost, the most accurate of all that it can pay for.
+    """The single model to compare with: the most accurate that a budget can pay for; for an accuracy, of those after
+    the first, the cheapest that serves the goal, else the last.
     """
     if goal.kind == "flops":
         return int(np.where(steps.flops <= goal.value * (1 + _SLACK), steps.own_accuracy, -1).argmax())
@@ -208,36 +190,32 @@ def _rival(steps: Steps, goal: Goal) -> int:
     return 1 + int(serves[0]) if len(serves) else len(steps.flops) - 1
 
 
-def _verdict(steps: Steps, goal: Goal, reached: bool, scored: Scored, fitted: Scored) -> tuple[int, str]:
+def _verdict(steps: Steps, goal: Goal, reached: bool, scored: Measured, fitted: Measured) -> tuple[int, str]:
+    rival = _rival(steps, goal)
+    single, rival_accuracy = role(rival, steps), steps.own_accuracy[rival]
+    low_difference, high_difference = fitted.difference_interval
+    difference = f"{fitted.difference:+.2f} points [{low_difference:+.2f}, {high_difference:+.2f}]"
     if goal.kind == "flops":
-        return _verdict_within_flops(steps, goal, fitted)
-    rival, target = _rival(steps, goal), goal.target(steps)
+        figures = f"{difference} against the {single} model alone"
+        if low_difference > 0:
+            return CASCADE, f"{figures}, at {goal.describe()}"
+        return rival, f"it is not sure that the cascade gains anything at {goal.describe()}: {figures}"
+    target = goal.target(steps)
     if steps.own_accuracy[0] >= target:
         return 0, f"it reaches {target:.2f}% alone"
-    if not reached and steps.own_accuracy[rival] < target:
-        best = CASCADE if scored.accuracy > steps.own_accuracy[rival] else rival
+    if not reached and rival_accuracy < target:
+        best = CASCADE if scored.accuracy > rival_accuracy else rival
         return best, f"nothing reaches {target:.2f}%; this comes nearest"
     times = steps.flops[rival] / steps.flops[-1]  # savings are against the last model
     low, high = (times * end for end in fitted.saving_interval)
-    saving = f"{times * fitted.saving:.2f}x fewer FLOPs than the {role(rival, steps)} model [{low:.2f}, {high:.2f}]"
-    low_difference, high_difference = fitted.difference_interval
-    figures = f"{saving}, {fitted.difference:+.2f} points [{low_difference:+.2f}, {high_difference:+.2f}]"
+    saving = f"{times * fitted.saving:.2f}x fewer FLOPs than the {single} model [{low:.2f}, {high:.2f}]"
+    figures = f"{saving}, {difference}"
     holds = high_difference >= 0 if goal.kind == "match" else fitted.accuracy_interval[1] >= target
     if not reached or not holds:
         return rival, f"the cascade does not hold {target:.2f}%: {figures}"
-    if low <= 1 and steps.own_accuracy[rival] >= target:
+    if low <= 1 and rival_accuracy >= target:
         return rival, f"it is not sure that the cascade costs less: {figures}"
     return CASCADE, figures
-
-
-def _verdict_within_flops(steps: Steps, goal: Goal, fitted: Scored) -> tuple[int, str]:
-    rival = _rival(steps, goal)
-    low, high = fitted.difference_interval
-    single = role(rival, steps)
-    figures = f"{fitted.difference:+.2f} points [{low:+.2f}, {high:+.2f}] against the {single} model alone"
-    if low > 0:
-        return CASCADE, f"{figures}, at {goal.describe()}"
-    return rival, f"it is not sure that the cascade gains anything at {goal.describe()}: {figures}"
 
 
 def role(model: int, steps: Steps) -> str:
@@ -259,10 +237,6 @@ def resampled_savings(steps: Steps, references: Sequence[Reference], seed: int) 
     return savings
 
 
-def _percent(correct: Bools) -> float:
-    return 100 * float(correct.mean(dtype=np.float64))
-
-
 def short_threshold(curve: Curve, point: int) -> float:
     """The shortest decimal with the effect of a point of a curve over all distinct thresholds.
 
@@ -270,19 +244,9 @@ def short_threshold(curve: Curve, point: int) -> float:
     """
     high = float(curve.thresholds[point])
     low = float(curve.thresholds[point - 1]) if point else -math.inf
-    if math.isinf(high):
-        low_end = low if math.isfinite(low) else 0.0
-        return next(value for digits in range(2, 18) if (value := _round_up(low_end, digits)) > low_end)
+    base, step = (high, 0) if math.isfinite(high) else (low if math.isfinite(low) else 0.0, 1)
     for digits in range(2, 18):
-        value = _round_down(high, digits)
+        value = round((math.floor(base * 10**digits) + step) / 10**digits, digits)
         if low < value <= high:
             return value
     return high
-
-
-def _round_down(value: float, digits: int) -> float:
-    return float(round(math.floor(value * 10**digits) / 10**digits, digits))
-
-
-def _round_up(value: float, digits: int) -> float:
-    return float(round((math.floor(value * 10**digits) + 1) / 10**digits, digits))

@@ -235,8 +235,13 @@ def balanced_folds(names: Sequence[str], targets: np.ndarray, num_folds: int = N
     """
     hashes = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names]
     order = sorted(range(len(names)), key=lambda index: (targets[index], hashes[index]))
-    folds = np.empty(len(names), dtype=np.int64)
-    folds[order] = np.arange(len(names)) % num_folds
+    return spread_folds(order, num_folds)
+
+
+def spread_folds(order: Sequence[int] | np.ndarray, num_folds: int = NUM_FOLDS) -> np.ndarray:
+    """(N,) fold numbers of images that go round the folds in this order."""
+    folds = np.empty(len(order), dtype=np.int64)
+    folds[np.asarray(order, dtype=np.int64)] = np.arange(len(order)) % num_folds
     return folds
 
 

@@ -84,6 +84,8 @@ class Outputs:
         targets: (N,) int64 true classes, UNKNOWN where one is not known; None where none is.
         correct: (N,) bool, whether the top-1 answer is right; None where that is not known.
         record: where they come from.
+        scores: how sure of the top-1 answers, (N,) by the name of a confidence, found without looking at these images;
+            a rule takes these instead of its own. No file holds them.
     """
 
     names: list[str]
@@ -92,6 +94,7 @@ class Outputs:
     targets: NDArray[np.int64] | None = None
     correct: NDArray[np.bool_] | None = None
     record: Record = field(default_factory=Record)
+    scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @classmethod
     def from_logits(
@@ -210,6 +213,7 @@ class Outputs:
         parts: dict[str, Any] = {
             name: None if (array := getattr(self, name)) is None else array[places] for name in _ARRAYS
         }
+        parts["scores"] = {name: score[places] for name, score in self.scores.items()}
         return dataclasses.replace(self, names=[self.names[place] for place in places.tolist()], **parts)
 
 

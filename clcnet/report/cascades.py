@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from clcnet.cascade.drift import Expected, quantiles
-from clcnet.cascade.fused import Fused, spread_folds
+from clcnet.cascade.fused import Fused, folds_of_classes
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.promises import Promised, alone_on, choosing_images, on_others, promised_by
 from clcnet.cascade.rule import Surest
@@ -22,13 +22,12 @@ from clcnet.cascade.search import Cascades, Found, Scored, find_cascades
 from clcnet.cascade.selection import Goal
 from clcnet.data.images import ImageSet
 from clcnet.data.outputs import Outputs
-from clcnet.files import atomic_path
 from clcnet.intervals import Interval, percentile_interval, resampled_means
 from clcnet.metrics import format_flops
 from clcnet.report import plots
 from clcnet.report.page import write_page
 from clcnet.report.paper_table import distinct_names
-from clcnet.report.tables import format_interval, markdown, write_csv
+from clcnet.report.tables import format_interval, markdown, write_csv, write_text
 from clcnet.report.wanted import Wanted
 
 GIVE_UP = (0.0, 0.5, 1.0, 2.0)  # points of accuracy in the table of what they save
@@ -38,22 +37,13 @@ _NOUNS = {"FLOPs": "multiply-adds", "milliseconds": "time"}
 
 @dataclass(frozen=True)
 class Units:
-    """What the search counts: the first unit is the one that it saves.
+    """What the search counts: the first unit is the one that it saves."""
 
-    Attributes:
-        names: "FLOPs", and "milliseconds" where the models' times are known.
-    """
-
-    names: tuple[str, ...]
-
-    def place(self, name: str) -> int | None:
-        """Which unit it is, None where it was not counted."""
-        return self.names.index(name) if name in self.names else None
+    names: tuple[str, ...]  # "FLOPs", and "milliseconds" where the models' times are known
 
     def of(self, costs: np.ndarray, name: str) -> float | None:
         """One of the costs (U,), None where it was not counted."""
-        place = self.place(name)
-        return None if place is None else float(costs[place])
+        return float(costs[self.names.index(name)]) if name in self.names else None
 
     def format(self, cost: float) -> str:
         """A cost in the first unit."""
@@ -67,19 +57,12 @@ class Units:
 
 @dataclass(frozen=True)
 class Single:
-    """A model used alone, as it is or corrected by a temperature and offsets of its own.
+    """A model used alone, as it is or corrected by a temperature and offsets of its own."""
 
-    Attributes:
-        model: its place.
-        name: as printed.
-        corrected: whether it is.
-        scored: on images that nothing of it was fitted on.
-    """
-
-    model: int
-    name: str
+    model: int  # its place
+    name: str  # as printed
     corrected: bool
-    scored: Scored
+    scored: Scored  # on images that nothing of it was fitted on
 
     @property
     def cost(self) -> float:
@@ -89,22 +72,23 @@ class Single:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to use.
+    """What to use: the cascade, or its rival alone."""
 
-    Attributes:
-        choice: "cascade", or a single model's name.
-        reason: one sentence.
-        rival: the single model that the cascade is held against.
-        saving: how many times less the cascade costs than that, with its interval.
-        single: the model to use alone, where that is the choice.
-    """
+    cascade: bool  # whether it is the cascade
+    reason: str  # one sentence
+    rival: Single  # the single model that the cascade is held against
+    saving: float = 1.0  # how many times less the cascade costs than that
+    saving_interval: Interval = (1.0, 1.0)
 
-    choice: str
-    reason: str
-    rival: Single
-    saving: float
-    saving_interval: Interval
-    single: Single | None
+    @property
+    def single(self) -> Single | None:
+        """The model to use alone, where that is the choice."""
+        return None if self.cascade else self.rival
+
+    @property
+    def choice(self) -> str:
+        """`cascade`, or a single model's name."""
+        return "cascade" if self.cascade else self.rival.name
 
 
 def singles_of(cascades: Cascades, names: Sequence[str]) -> list[Single]:
@@ -126,40 +110,35 @@ def rival_of(singles: Sequence[Single], accuracy: float) -> Single:
 
 def judge(found: Found, goal: Goal, singles: Sequence[Single], units: Units, least_saving: float) -> Verdict:
     """Whether to use the cascade that was found, or a model alone; by images that nothing was chosen on."""
-    fitted = found.cross_fitted
+    fitted, target = found.cross_fitted, found.target
     if goal.kind == "flops":
         affordable = [single for single in singles if single.cost <= goal.value * (1 + 1e-9)]
-        if not affordable:
-            rival = min(singles, key=lambda single: single.cost)
-            reason = f"nothing costs as little as {units.format(goal.value)}, and this is the cheapest"
-            return Verdict(rival.name, reason, rival, *fitted.saving(rival.cost), rival)
-        rival = max(affordable, key=lambda single: single.scored.accuracy)
-        saving, interval = fitted.saving(rival.cost)
+        rival = rival_of(affordable or singles, np.inf if affordable else 0)
         gain, figures = _gain(fitted, rival)
-        figures += f", within {units.format(goal.value)}"
-        if gain > 0:
-            return Verdict("cascade", figures, rival, saving, interval, None)
-        reason = f"it is not sure that a cascade gains anything: {figures}"
-        return Verdict(rival.name, reason, rival, saving, interval, rival)
-    rival = rival_of(singles, found.target)
+        reason = f"{figures}, within {units.format(goal.value)}"
+        if not affordable:
+            reason = f"nothing costs as little as {units.format(goal.value)}, and this is the cheapest"
+        elif gain <= 0:
+            reason = f"it is not sure that a cascade gains anything: {reason}"
+        return Verdict(bool(affordable) and gain > 0, reason, rival, *fitted.saving(rival.cost))
+    rival = rival_of(singles, target)
     saving, interval = fitted.saving(rival.cost)
-    figures = (
-        f"{saving:.2f}x less {units.noun} than {rival.name} [{interval[0]:.2f}, {interval[1]:.2f}] at "
-        f"{fitted.accuracy:.2f}% where {found.target:.2f}% was asked for"
-    )
+    figures = f"{_saving(saving, interval, rival, units)} at {fitted.accuracy:.2f}% where {target:.2f}% was asked for"
     gain, gained = _gain(fitted, rival)
-    if rival.scored.accuracy < found.target - 1e-9 and gain > 0:
-        reason = f"no single model reaches {found.target:.2f}%, and it gains {gained}; {figures}"
-        return Verdict("cascade", reason, rival, saving, interval, None)
-    if fitted.accuracy_interval[1] < found.target:
-        reason = f"the cascade does not hold {found.target:.2f}%: {figures}"
+    doubt = ""
+    if rival.scored.accuracy < target - 1e-9 and gain > 0:
+        figures = f"no single model reaches {target:.2f}%, and it gains {gained}; {figures}"
+    elif fitted.accuracy_interval[1] < target:
+        doubt = f"the cascade does not hold {target:.2f}%: "
     elif interval[0] <= 1:
-        reason = f"it is not sure that a cascade costs less: {figures}"
+        doubt = "it is not sure that a cascade costs less: "
     elif saving < 1 + least_saving / 100:
-        reason = f"a cascade saves less than {least_saving:g}%: {figures}"
-    else:
-        return Verdict("cascade", figures, rival, saving, interval, None)
-    return Verdict(rival.name, reason, rival, saving, interval, rival)
+        doubt = f"a cascade saves less than {least_saving:g}%: "
+    return Verdict(not doubt, doubt + figures, rival, saving, interval)
+
+
+def _saving(saving: float, interval: Interval, rival: Single, units: Units) -> str:
+    return f"{saving:.2f}x less {units.noun} than {rival.name} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 def _gain(fitted: Scored, rival: Single) -> tuple[float, str]:
@@ -173,63 +152,22 @@ def _gain(fitted: Scored, rival: Single) -> tuple[float, str]:
 def judge_promised(promised: Promised, rival: Single, units: Units, least_saving: float) -> Verdict:
     """Whether to use the cascade that keeps the promises, or the model that it is held against."""
     if promised.found is None or promised.certificate is None:
-        return Verdict(rival.name, promised.reason, rival, 1.0, (1.0, 1.0), rival)
+        return Verdict(False, promised.reason, rival)
     saving, interval = promised.found.cross_fitted.saving(rival.cost)
-    figures = f"{saving:.2f}x less {units.noun} than {rival.name} [{interval[0]:.2f}, {interval[1]:.2f}]"
+    figures, doubt = _saving(saving, interval, rival, units), ""
     if promised.certificate.most_drop is not None and saving < 1 + least_saving / 100:
-        reason = f"a cascade that keeps the promise saves less than {least_saving:g}%: {figures}"
-        return Verdict(rival.name, reason, rival, saving, interval, rival)
-    return Verdict("cascade", figures, rival, saving, interval, None)
+        doubt = f"a cascade that keeps the promise saves less than {least_saving:g}%: "
+    return Verdict(not doubt, doubt + figures, rival, saving, interval)
 
 
-def cascades_frame(cascades: Cascades, names: Sequence[str], singles: Sequence[Single], units: Units) -> pd.DataFrame:
-    """The Pareto front, a cascade a row, cheapest first."""
-    return pd.DataFrame([_record(found, names, singles, units) for found in cascades.front])
-
-
-def _record(found: Found, names: Sequence[str], singles: Sequence[Single], units: Units) -> dict[str, Any]:
-    fitted = found.cross_fitted
-    low, high = fitted.accuracy_interval
-    record: dict[str, Any] = {
-        "models": " > ".join(names[model] for model in found.choice.chain),
-        "rule": found.rule.name,
-        "confidence": found.rule.confidence,
-        "thresholds": " ".join(f"{threshold:.17g}" for threshold in found.choice.thresholds),
-        "accuracy": found.choice.accuracy,
-        "FLOPs": units.of(found.costs, "FLOPs"),
-        "milliseconds": units.of(found.costs, "milliseconds"),
-        "cross_fitted_accuracy": fitted.accuracy,
-        "cross_fitted_accuracy_low": low,
-        "cross_fitted_accuracy_high": high,
-        "cross_fitted_FLOPs": units.of(fitted.costs, "FLOPs"),
-        "cross_fitted_milliseconds": units.of(fitted.costs, "milliseconds"),
-    }
-    for name, corrected in (("saving", False), ("saving_corrected", True)):
-        group = [single for single in singles if single.corrected == corrected]
-        saving, interval = fitted.saving(rival_of(group, fitted.accuracy).cost)
-        record |= {name: saving, f"{name}_low": interval[0], f"{name}_high": interval[1]}
-    return record
-
-
-def recommendation_of(
-    verdict: Verdict, found: Found, goal: Goal, names: Sequence[str], singles: Sequence[Single], units: Units
-) -> dict[str, Any]:
-    """What recommendation.json holds."""
+def _figures(found: Found, names: Sequence[str], units: Units) -> dict[str, Any]:
+    """What cascades.csv and recommendation.json both say of a cascade."""
     fitted = found.cross_fitted
     return {
-        "goal": {
-            "kind": goal.kind,
-            "target": found.target,
-            "unit": units.names[0] if goal.kind == "flops" else "percent",
-        },
-        "choice": verdict.choice,
-        "reason": verdict.reason,
         "models": [names[model] for model in found.choice.chain],
         "rule": found.rule.name,
         "confidence": found.rule.confidence,
-        "thresholds": [
-            threshold if math.isfinite(threshold) else str(threshold) for threshold in found.choice.thresholds
-        ],
+        "thresholds": list(found.choice.thresholds),
         "accuracy": found.choice.accuracy,
         "FLOPs": units.of(found.costs, "FLOPs"),
         "milliseconds": units.of(found.costs, "milliseconds"),
@@ -238,6 +176,48 @@ def recommendation_of(
         "cross_fitted_accuracy_interval": fitted.accuracy_interval,
         "cross_fitted_FLOPs": units.of(fitted.costs, "FLOPs"),
         "cross_fitted_milliseconds": units.of(fitted.costs, "milliseconds"),
+    }
+
+
+def cascades_frame(cascades: Cascades, names: Sequence[str], singles: Sequence[Single], units: Units) -> pd.DataFrame:
+    """The Pareto front, a cascade a row, cheapest first."""
+    records = []
+    for found in cascades.front:
+        record = _figures(found, names, units)
+        del record["shares"]
+        record["models"] = " > ".join(record["models"])
+        record["thresholds"] = " ".join(f"{threshold:.17g}" for threshold in record["thresholds"])
+        for name, corrected in (("saving", False), ("saving_corrected", True)):
+            group = [single for single in singles if single.corrected == corrected]
+            rival = rival_of(group, found.cross_fitted.accuracy)
+            record[name], record[f"{name}_interval"] = found.cross_fitted.saving(rival.cost)
+        records.append(_without_intervals(record))
+    return pd.DataFrame(records)
+
+
+def _without_intervals(record: dict[str, Any]) -> dict[str, Any]:
+    """The ends of intervals as figures of their own, in their places."""
+    columns: dict[str, Any] = {}
+    for name, value in record.items():
+        if name.endswith("_interval"):
+            columns |= {name.replace("_interval", end): one for end, one in zip(("_low", "_high"), value, strict=True)}
+        else:
+            columns[name] = value
+    return columns
+
+
+def recommendation_of(
+    verdict: Verdict, found: Found, goal: Goal, names: Sequence[str], singles: Sequence[Single], units: Units
+) -> dict[str, Any]:
+    """What recommendation.json holds."""
+    figures = _figures(found, names, units)
+    figures["thresholds"] = [each if math.isfinite(each) else str(each) for each in found.choice.thresholds]
+    unit = units.names[0] if goal.kind == "flops" else "percent"
+    return {
+        "goal": {"kind": goal.kind, "target": found.target, "unit": unit},
+        "choice": verdict.choice,
+        "reason": verdict.reason,
+        **figures,
         "saving": verdict.saving,
         "saving_interval": verdict.saving_interval,
         "saving_against": verdict.rival.name,
@@ -313,10 +293,9 @@ def give_up_markdown(
     found: Sequence[Found], best: Single, units: Units, price_per_hour: float | None, images_per_month: float | None
 ) -> str:
     """What giving up 0, 0.5, 1 and 2 points of the best single model's accuracy saves, cross-fitted."""
-    milliseconds = units.place("milliseconds")
-    money = milliseconds is not None and price_per_hour is not None and images_per_month is not None
+    priced = price_per_hour and images_per_month and "milliseconds" in units.names
     header = ["Give up", "Accuracy", "Cost", *(f"Of {best.name}'s {_NOUNS[name]}" for name in units.names)]
-    header += ["Hours a month", "Money a month"] if money else []
+    header += ["Hours a month", "Money a month"] if priced else []
     rows = []
     for each in found:
         fitted = each.cross_fitted
@@ -326,22 +305,12 @@ def give_up_markdown(
             units.format(float(fitted.costs[0])),
             *(_share(fitted, best, unit, 1) for unit in range(len(units.names))),
         ]
-        if money:
-            assert milliseconds is not None and price_per_hour is not None and images_per_month is not None
-            hours = [costs[milliseconds] * images_per_month / _HOURS for costs in (fitted.costs, best.scored.costs)]
-            cells += [
-                f"{hours[0]:.1f} of {hours[1]:.1f}",
-                f"{hours[0] * price_per_hour:.2f} of {hours[1] * price_per_hour:.2f}",
-            ]
+        if price_per_hour and images_per_month and priced:
+            times = (units.of(scored.costs, "milliseconds") or 0 for scored in (fitted, best.scored))
+            hours, whole = (milliseconds * images_per_month / _HOURS for milliseconds in times)
+            cells += [f"{hours:.1f} of {whole:.1f}", f"{hours * price_per_hour:.2f} of {whole * price_per_hour:.2f}"]
         rows.append(cells)
     return markdown(header, rows)
-
-
-def write(folder: Path, frame: pd.DataFrame, recommendation: dict[str, Any]) -> None:
-    """Write cascades.csv and recommendation.json."""
-    write_csv(frame, folder / "cascades.csv")
-    with atomic_path(folder / "recommendation.json") as temporary:
-        temporary.write_text(json.dumps(recommendation, indent=1) + "\n", encoding="utf-8")
 
 
 def search_and_report(
@@ -363,24 +332,19 @@ def search_and_report(
         images: where the images lie, for the page; None where that is not known.
 
     Returns:
-        The recommendation, the frame of the front, and the files.
-
-    Raises:
-        ValueError: see `find_cascades`; time is to be saved and is not known.
+        The recommendation, the frame of the front, and the policy's file.
     """
-    flops = [out.record.flops for out in outputs]
-    times = wanted.milliseconds
-    if wanted.save_time and times is None:
+    table = {"FLOPs": [out.record.flops for out in outputs]}
+    if wanted.milliseconds is not None:
+        table["milliseconds"] = list(wanted.milliseconds)
+    elif wanted.save_time:
         raise ValueError("what the models take in time is not known; run them (step 4 with their names) to measure it")
-    table = {"FLOPs": flops} | ({} if times is None else {"milliseconds": list(times)})
-    units = Units(
-        ("milliseconds", *(name for name in table if name != "milliseconds")) if wanted.save_time else tuple(table)
-    )
+    units = Units(tuple(table)[:: -1 if wanted.save_time else 1])
     promised, held = None, list[Outputs]()
     if wanted.promise:
         chosen = choosing_images(folds)
         outputs, held = ([out.subset(places) for out in outputs] for places in (chosen, ~chosen))
-        folds = spread_folds(np.asarray(outputs[0].targets))
+        folds = folds_of_classes(np.asarray(outputs[0].targets))
     best = max(out.accuracy for out in outputs)
     goals = [wanted.goal, *(Goal("accuracy", best - points) for points in GIVE_UP)]
     costs = np.array([table[name] for name in units.names], dtype=np.float64)
@@ -412,7 +376,8 @@ def search_and_report(
         recommendation["certificate"] = ready.certificate and dataclasses.asdict(ready.certificate)
         recommendation["unsure_below"] = ready.unsure_below
         print(f"{len(folds):,} images chose and fitted, {len(held[0]):,} others certify how far that may go")
-    write(folder, frame, recommendation)
+    write_csv(frame, folder / "cascades.csv")
+    write_text(json.dumps(recommendation, indent=1), folder / "recommendation.json")
     ready.save(policy)
     texts = {"verdict": describe(verdict, found, names, units)}
     money = wanted.price_per_hour, wanted.images_per_month

@@ -4,21 +4,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from clcnet.cascade.comparison import compare
 from clcnet.cascade.curve import Curve, Steps, oracle, sweep
 from clcnet.cascade.evaluation import Evaluation, with_rivals
-from clcnet.cascade.rule import TEMPERED, Judged, known
+from clcnet.cascade.rule import know_classes, known
 from clcnet.cascade.selection import CASCADE, Recommendation, Reference, role
+from clcnet.data.outputs import Outputs
 from clcnet.metrics import format_flops
 from clcnet.report import plots, tables
-from clcnet.report.paper_table import Row, accuracy_interval, distinct_names, merge_rows, results_rows
+from clcnet.report.paper_table import accuracy_interval, distinct_names, merge_frames, results_frame
 
 
 def write_report(
     evaluation: Evaluation,
     steps: Steps,
     references: Sequence[Reference],
-    joined: Sequence[Sequence[Row]],
+    joined: Sequence[pd.DataFrame],
     folder: Path,
     seed: int,
 ) -> dict[str, Any]:
@@ -29,8 +32,7 @@ def write_report(
         steps: of the rule whose results are tabled.
         references: single models to stand beside the cascade.
         joined: results of other cascades, for the same table.
-        folder: that gets the files.
-        seed: of the bootstrap.
+        folder, seed: for the files, and of the bootstrap.
     """
     outputs = [with_rivals(each, evaluation.folds) for each in evaluation.outputs]
     models = evaluation.models
@@ -38,48 +40,44 @@ def write_report(
     contenders, left_out = compare(outputs, evaluation.folds)
     comparison = tables.comparison_frame(contenders, seed)
     confidences = tables.confidence_frame(names, outputs)
-    rows = merge_rows([*joined, results_rows(steps, models, evaluation.folds, references, seed, contenders[0].name)])
+    results = results_frame(steps, models, evaluation.folds, references, seed, contenders[0].name)
+    results = merge_frames([*joined, results])
     texts = {
         "confidences": (confidences, tables.confidence_markdown(confidences)),
         "comparison": (comparison, tables.comparison_markdown(comparison)),
-        "results-table": (tables.results_frame(rows), tables.results_markdown(rows)),
+        "results-table": (results, tables.results_markdown(results)),
     }
     for name, (frame, text) in texts.items():
         tables.write_csv(frame, folder / f"{name}.csv")
         tables.write_text(text, folder / f"{name}.md")
-    cost = plots.plot_accuracy_and_cost(contenders, names, references, evaluation.milliseconds)
-    plots.save(cost, folder, "accuracy-FLOPs")
+    if not know_classes(outputs):  # else the search for a cascade has drawn it
+        plots.save(plots.plot_contenders(contenders, names, references), folder, "accuracy-cost")
     _draw_confidences(outputs[0], names[0], folder)
     print(f"How well each confidence tells right from wrong:\n\n{texts['confidences'][1]}\n")
     print(f"Accuracy (%) when a share of the images goes on to {names[-1]}:\n\n{texts['comparison'][1]}\n")
     if left_out:
         print(f"{_describe_left_out(left_out, evaluation)}\n")
     print(f"Results, with 95% intervals:\n\n{texts['results-table'][1]}\n")
-    return {"contenders": contenders, "confidences": confidences, "rows": rows}
+    return {"contenders": contenders, "confidences": confidences, "results": results}
 
 
-def _draw_confidences(outputs: Judged, model: str, folder: Path) -> None:
+def _draw_confidences(outputs: Outputs, model: str, folder: Path) -> None:
     """Draw how the confidences in the shallow model's answers tell right from wrong."""
     scores, correct = outputs.scores, known(outputs.correct, outputs)
     first = next(iter(scores))  # CLCNet, where it has judged
-    probabilities = {name: scores[name] for name in dict.fromkeys((first, "max softmax", TEMPERED))}
     plots.save(plots.plot_risk_coverage(scores, correct, model), folder, "risk-coverage")
-    plots.save(plots.plot_reliability(probabilities, correct, model), folder, "reliability")
+    plots.save(plots.plot_reliability(scores, correct, model), folder, "reliability")
     plots.save(plots.plot_histogram(scores[first], first, correct, model), folder, "confidence-histogram")
 
 
 def _describe_left_out(labels: Sequence[str], evaluation: Evaluation) -> str:
-    lacking = [
-        source
-        for source, each in zip(evaluation.sources, evaluation.outputs, strict=True)
-        if each.classes is None or each.targets is None
-    ]
-    if not lacking:
-        return f"Left out ({'; '.join(labels)}): the models number their classes differently."
-    return (
-        f"Left out ({'; '.join(labels)}): no classes in {' and '.join(lacking)}; generate_data_for_CLCNet.py writes "
-        "them where --output ends in .parquet."
-    )
+    pairs = zip(evaluation.sources, evaluation.outputs, strict=True)
+    lacking = [source for source, each in pairs if each.classes is None or each.targets is None]
+    why = "the models number their classes differently."
+    if lacking:
+        why = f"no classes in {' and '.join(lacking)}; generate_data_for_CLCNet.py writes them where --output ends in "
+        why += ".parquet."
+    return f"Left out ({'; '.join(labels)}): {why}"
 
 
 def describe_threshold(curve: Curve, evaluation: Evaluation) -> str:

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from clcnet.cascade.answers import Answers
-from clcnet.cascade.curve import Bools
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.runner import FolderRun
 from clcnet.cli import one_line
 from clcnet.data.images import ImageSet, errors_file
-from clcnet.metrics import format_flops
+from clcnet.metrics import Bools, format_flops
 from clcnet.report import html
 
 MOST_NAMED = 5  # classes

@@ -12,13 +12,14 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from clcnet.cascade.curve import Bools, Floats, Ints, oracle, sweep
+from clcnet.cascade.curve import oracle, sweep
 from clcnet.cascade.rule import CLCNET, Surest, known
 from clcnet.cascade.rules import cross_fitted, steps_of
 from clcnet.cascade.search import Cascades, Found
+from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.images import ImageSet
 from clcnet.data.outputs import Outputs, Record
-from clcnet.metrics import format_flops
+from clcnet.metrics import Bools, Floats, Ints, format_flops
 from clcnet.report import html, plots
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def write_page(
     rows = [_row(each, names, units, price_per_hour, images_per_month) for each in shown]
     start = 0 if verdict.single else next(place for place, each in enumerate(shown) if each is found)
     with matplotlib.rc_context(_SVG):
-        figure = plots.plot_search(
+        figure = plots.plot_accuracy_and_cost(
             [_point(each) for each in shown],
             [(single.name, single.cost, single.scored.accuracy) for single in singles if not single.corrected],
             _lines(outputs, cascades),
@@ -162,7 +163,7 @@ def _lines(outputs: Sequence[Outputs], cascades: Cascades) -> dict[str, tuple[Fl
     costs = np.array([float(scored.costs[0]) for scored in cascades.raw])
     order = np.argsort(costs, kind="stable")
     chain = [outputs[model] for model in order]
-    rules = {"the paper's rule": Surest(CLCNET), "max softmax": Surest("max softmax")}
+    rules = {"the paper's rule": Surest(CLCNET), **{name: Surest(name) for name in SIMPLE_CONFIDENCES}}
     steps = {name: steps_of(rule, chain) for name, rule in rules.items() if rule.applies_to(chain)}
     steps["oracle"] = oracle([known(each.correct, each) for each in chain], costs[order])
     lines = {}

@@ -4,22 +4,23 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from clcnet.cascade.curve import Curve, Ints, Steps, outcome, sweep
+from clcnet.cascade.curve import Curve, Steps, outcome, sweep
 from clcnet.cascade.selection import (
     Reference,
     cheapest_at_accuracy,
     cross_fit,
     dearest_within,
     resampled_savings,
-    score,
     short_threshold,
 )
-from clcnet.intervals import Interval, exact_interval, percentile_interval, resampled_means
+from clcnet.intervals import Interval, percentile_interval, resampled_means, share_interval
+from clcnet.metrics import Ints
 
 SAME_ACCURACY = 0.1  # points; a row at a reference's FLOPs whose accuracy is this close serves as both rows
 
@@ -35,40 +36,17 @@ PAPER_REFERENCES = tuple(
 )
 
 
-@dataclass(frozen=True)
-class CrossFitted:
-    """Figures of a threshold on images that it was not chosen on."""
-
-    accuracy: float
-    accuracy_interval: Interval
-    flops: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. A single model has a name and figures only.
-
-    Attributes:
-        same: which of "accuracy" and "flops" this row has in common with its reference; printed bold.
-        gain: accuracy above the reference's, points.
-        saving: FLOPs of the reference over those of the cascade. Its interval takes the choice of the threshold into
-            account, chosen anew on every resample; 0 stands for a resample in which no threshold was accurate enough.
-        cross_fitted: the same choice of threshold made on four folds, scored on the fifth.
-    """
-
-    model: str
-    reference: str
-    accuracy: float
-    accuracy_interval: Interval | None
-    flops: float
-    threshold: float | None = None
-    deferral: float | None = None
-    same: tuple[str, ...] = ()
-    gain: float | None = None
-    gain_interval: Interval | None = None
-    saving: float | None = None
-    saving_interval: Interval | None = None
-    cross_fitted: CrossFitted | None = None
+# A line of the table is a single model, without a threshold, or a cascade held against one, its `reference`. `same` is
+# what the two have in common, "accuracy", "flops" or both; printed bold. `saving` is the FLOPs of the reference over
+# those of the cascade; its interval takes the choice of the threshold into account, made anew on every resample, with
+# 0 for a resample in which no threshold was accurate enough. `cross_fitted`: the same choice made on four folds and
+# scored on the fifth.
+TEXTS = ("model", "reference", "same")
+COLUMNS = (
+    *("model", "accuracy", "threshold", "FLOPs", "reference", "same", "accuracy_low", "accuracy_high", "deferral"),
+    *(f"{name}{end}" for name in ("gain", "saving", "cross_fitted_accuracy") for end in ("", "_low", "_high")),
+    "cross_fitted_FLOPs",
+)
 
 
 def display_name(model: str) -> str:
@@ -114,19 +92,24 @@ def parse_references(text: str) -> list[Reference]:
     return [Reference(name, accuracy, flops)]
 
 
-def results_rows(
+def with_interval(name: str, value: float | None, interval: Interval | None) -> dict[str, Any]:
+    """A figure and the ends of its interval, by the names of their columns."""
+    low, high = interval or (None, None)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+def results_frame(
     steps: Steps,
     models: Sequence[str],
     folds: Ints,
     references: Sequence[Reference] = (),
     seed: int = 42,
     confidence: str = "CLCNet",
-) -> list[Row]:
+) -> pd.DataFrame:
     """Build the table. The cascade's own models, as measured, take the place of references of the same name.
 
     Args:
-        steps: the cascade's.
-        models: its models' names.
+        steps, models: the cascade's, and its models' names.
         folds: (N,) for cross-fitting.
         references: further single models.
         seed: of the bootstrap.
@@ -140,31 +123,35 @@ def results_rows(
     compared = sorted([*own, *published], key=lambda reference: reference.flops)
     curve = sweep(steps)
     savings = resampled_savings(steps, compared, seed)
-    rows = []
+    records = []
     for reference in compared:
-        rows.append(_single_row(reference, steps))
+        interval = None if reference.model is None else accuracy_interval(reference.accuracy, len(steps))
+        records.append(
+            {"model": reference.name, "reference": reference.name, "same": "", "FLOPs": reference.flops}
+            | with_interval("accuracy", reference.accuracy, interval)
+        )
         for same, choose_point in _comparisons(curve, reference, steps):
-            row = _cascade_row(curve, steps, folds, reference, choose_point, seed)
+            record = _cascade_record(curve, steps, folds, reference, choose_point, seed)
             interval = percentile_interval(savings[reference.name]) if "accuracy" in same else None
-            rows.append(replace(row, model=cascade_name(models, confidence), same=same, saving_interval=interval))
-    return rows
+            records.append(
+                {"model": cascade_name(models, confidence), "reference": reference.name, "same": same}
+                | record
+                | with_interval("saving", reference.flops / record["FLOPs"], interval)
+            )
+    return pd.DataFrame(records, columns=list(COLUMNS)).astype({name: float for name in COLUMNS if name not in TEXTS})
 
 
-def merge_rows(tables: Sequence[Sequence[Row]]) -> list[Row]:
-    """One table of several cascades: every single model once, beneath it the rows of all cascades."""
-    rows = [row for table in tables for row in table]
-    singles: dict[str, Row] = {}
-    for row in rows:
-        if row.threshold is None and (row.model not in singles or singles[row.model].accuracy_interval is None):
-            singles[row.model] = row
-    merged = []
-    for single in sorted(singles.values(), key=lambda row: row.flops):
-        merged.append(single)
-        merged += [row for row in rows if row.threshold is not None and row.reference == single.model]
-    return merged
+def merge_frames(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One table of several cascades: every single model once, measured if it can be; beneath it all cascades' rows."""
+    rows = pd.concat(frames, ignore_index=True)
+    single = rows["threshold"].isna()
+    singles = rows[single].sort_values("accuracy_low", key=pd.isna, kind="stable").drop_duplicates("model")
+    place = {model: number for number, model in enumerate(singles.sort_values("FLOPs", kind="stable")["model"])}
+    merged = pd.concat([singles, rows[~single]])
+    return merged.sort_values("reference", key=lambda names: names.map(place), kind="stable", ignore_index=True)
 
 
-def _comparisons(curve: Curve, reference: Reference, steps: Steps) -> list[tuple[tuple[str, ...], Chooser]]:
+def _comparisons(curve: Curve, reference: Reference, steps: Steps) -> list[tuple[str, Chooser]]:
     """The rows that a reference gets: none where the cascade is the shallow model alone or cannot come so far."""
 
     def at_flops(curve: Curve, _: Steps) -> int | None:
@@ -173,32 +160,18 @@ def _comparisons(curve: Curve, reference: Reference, steps: Steps) -> list[tuple
     def at_accuracy(curve: Curve, steps: Steps) -> int | None:
         return cheapest_at_accuracy(curve, reference.accuracy_on(steps))
 
-    found: list[tuple[tuple[str, ...], Chooser]] = []
+    found: list[tuple[str, Chooser]] = []
     point = at_flops(curve, steps)
     if point and reference.flops <= curve.flops[-1]:
         if abs(curve.accuracy[point] - reference.accuracy) <= SAME_ACCURACY:
-            return [(("accuracy", "flops"), at_flops)]
-        found.append((("flops",), at_flops))
-    if at_accuracy(curve, steps):
-        found.append((("accuracy",), at_accuracy))
-    return found
+            return [("accuracy+flops", at_flops)]
+        found.append(("flops", at_flops))
+    return [*found, ("accuracy", at_accuracy)] if at_accuracy(curve, steps) else found
 
 
-def _single_row(reference: Reference, steps: Steps) -> Row:
-    interval = None
-    if reference.model is not None:
-        interval = accuracy_interval(reference.accuracy, len(steps))
-    return Row(reference.name, reference.name, reference.accuracy, interval, reference.flops)
-
-
-def _cascade_row(
-    curve: Curve,
-    steps: Steps,
-    folds: Ints,
-    reference: Reference,
-    choose_point: Chooser,
-    seed: int,
-) -> Row:
+def _cascade_record(
+    curve: Curve, steps: Steps, folds: Ints, reference: Reference, choose_point: Chooser, seed: int
+) -> dict[str, Any]:
     point = choose_point(curve, steps)
     assert point is not None
 
@@ -207,21 +180,15 @@ def _cascade_row(
         other_point = choose_point(other_curve, others)
         return float(other_curve.thresholds[other_curve.accuracy.argmax() if other_point is None else other_point])
 
-    fitted = score(steps, cross_fit(steps, folds, choose_threshold), seed=seed)
-    accuracy, flops = float(curve.accuracy[point]), float(curve.flops[point])
-    threshold = short_threshold(curve, point)
-    return Row(
-        model="",
-        reference=reference.name,
-        accuracy=accuracy,
-        accuracy_interval=accuracy_interval(accuracy, len(folds)),
-        flops=flops,
-        threshold=threshold,
-        deferral=float(curve.deferral[point]),
-        gain=accuracy - reference.accuracy,
-        gain_interval=_gain_interval(steps, threshold, reference, seed),
-        saving=reference.flops / flops,
-        cross_fitted=CrossFitted(fitted.accuracy, fitted.accuracy_interval, fitted.flops),
+    right, spent = outcome(steps, cross_fit(steps, folds, choose_threshold))
+    accuracy, threshold = float(curve.accuracy[point]), short_threshold(curve, point)
+    gain_interval = _gain_interval(steps, threshold, reference, seed)
+    return (
+        {"threshold": threshold, "FLOPs": float(curve.flops[point]), "deferral": float(curve.deferral[point])}
+        | with_interval("accuracy", accuracy, accuracy_interval(accuracy, len(folds)))
+        | with_interval("gain", accuracy - reference.accuracy, gain_interval)
+        | with_interval("cross_fitted_accuracy", 100 * float(right.mean()), share_interval(right.sum(), len(right)))
+        | {"cross_fitted_FLOPs": float(spent.mean())}
     )
 
 
@@ -229,7 +196,7 @@ def _gain_interval(steps: Steps, threshold: float, reference: Reference, seed: i
     """Paired with the reference where it was measured on the same images; else it is taken as known exactly."""
     correct, _ = outcome(steps, threshold)
     if reference.model is None:
-        low, high = accuracy_interval(100 * float(correct.mean()), len(correct))
+        low, high = share_interval(correct.sum(), len(correct))
         return low - reference.accuracy, high - reference.accuracy
     means = resampled_means(np.stack([correct, steps.own[reference.model]], axis=1), seed=seed)
     return percentile_interval(100 * (means[:, 0] - means[:, 1]))
@@ -237,5 +204,4 @@ def _gain_interval(steps: Steps, threshold: float, reference: Reference, seed: i
 
 def accuracy_interval(accuracy: float, num_images: int) -> Interval:
     """Exact 95% interval of an accuracy in percent."""
-    low, high = exact_interval(round(accuracy * num_images / 100), num_images)
-    return float(low), float(high)
+    return share_interval(round(accuracy * num_images / 100), num_images)

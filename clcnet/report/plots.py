@@ -9,16 +9,15 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clcnet import metrics
 from clcnet.cascade.comparison import Contender
-from clcnet.cascade.curve import Bools, Floats
 from clcnet.cascade.selection import Reference
+from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.files import atomic_path
 from clcnet.intervals import exact_interval
-from clcnet.metrics import format_flops
+from clcnet.metrics import Bools, Floats, format_flops
 
 # whatever the user's matplotlibrc or session says; and the same figures give the same SVG
 STYLE: dict[Any, Any] = {
@@ -32,12 +31,8 @@ _STYLES = {  # name of a rule or confidence -> colour, dashes, width; those of `
     "CLCNet": (BLACK, "-", 2.2),
     "max softmax": (BLUE, (0, (5, 1.5)), 1.4),
     "fused": (ORANGE, "-", 1.8),
-    "oracle": (GREY, "-", 1.0),
-}
-_SEARCH_STYLES = {
     "the paper's rule": (ORANGE, (0, (4, 1, 1, 1)), 1.5),
-    "max softmax": _STYLES["max softmax"],
-    "oracle": _STYLES["oracle"],
+    "oracle": (GREY, "-", 1.0),
 }
 LEAST_IN_BIN = 20  # images; the share of right ones among fewer says little
 _FREE = (
@@ -61,82 +56,78 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 @_own_style
 def plot_accuracy_and_cost(
-    contenders: Sequence[Contender],
-    models: Sequence[str],
-    references: Sequence[Reference] = (),
-    milliseconds: Sequence[float] | None = None,
-) -> Figure:
-    """Accuracy against FLOPs and, where it was measured, against time: single models as points, rules as lines.
-
-    Of the contenders those are drawn that have a style of their own; the comparison's table has them all.
-    """
-    steps = contenders[0].steps
-    costs: list[tuple[str, Sequence[float]]] = [("multiply-adds an image", steps.flops.tolist())]
-    if milliseconds is not None:
-        costs.append(("milliseconds an image", milliseconds))
-    figure = Figure(figsize=(5.6 * len(costs) + 2.8, 4.8), layout="constrained")
-    figure.suptitle(f"{' > '.join(models)}, {len(steps):,} images")
-    panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
-    for axes, (unit, model_costs) in zip(panels, costs, strict=True):
-        for contender in contenders:
-            if contender.name in _STYLES:
-                _plot_contender(axes, contender, model_costs)
-        points = list(zip(models, model_costs, steps.own_accuracy, strict=True))
-        if axes is panels[0]:
-            points += [(reference.name, reference.flops, reference.accuracy) for reference in references]
-        for marker, (name, cost, accuracy) in zip(_MARKERS * len(points), points, strict=False):
-            axes.plot(cost, accuracy, marker, color="white", markeredgecolor=BLACK, markersize=7, zorder=5, label=name)
-            axes.annotate(name, (cost, accuracy), (5, -11), textcoords="offset points", fontsize=8, zorder=6)
-        axes.set(xlabel=unit)
-        axes.grid(color="#dddddd", linewidth=0.6)
-        _set_scale(axes, [cost for _, cost, _ in points] + [sum(model_costs)])
-    panels[0].xaxis.set_major_formatter(lambda flops, _: format_flops(flops))
-    panels[0].set(ylabel="top-1 accuracy (%)")
-    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper", frameon=False)
-    return figure
-
-
-def plot_search(
-    front: Sequence[tuple[float, float, float, float]],
-    singles: Sequence[tuple[str, float, float]],
+    front: Sequence[Sequence[float]],
+    points: Sequence[tuple[str, float, float]],
     lines: Mapping[str, tuple[Floats, Floats]],
-    recommended: tuple[float, float],
+    recommended: tuple[float, float] | None,
     unit: str,
     num_images: int,
+    name: str = "cascades found",
 ) -> Figure:
-    """Accuracy against cost: the cheapest cascades that a search found, and what they are held against.
+    """Accuracy against cost: of cascades, and of what they are held against.
 
     Args:
-        front: cost, accuracy and its interval of each cascade, by rising cost.
-        singles: name, cost and accuracy of the models alone.
-        lines: of rules, cost and accuracy at all thresholds.
+        front: cost, accuracy and its interval, of the cascades that a search found or of one at all thresholds.
+        points: name, cost and accuracy of models alone.
+        lines: of other rules, cost and accuracy at all thresholds.
         recommended: cost and accuracy of what is.
         unit: of the costs.
-        num_images: on which all of it was measured.
+        num_images: that all of it was measured on.
+        name: of the front.
     """
     figure = Figure(figsize=(6, 5.2), dpi=72, layout="constrained")  # an SVG's own points, for `places_of`
     axes = figure.subplots()
-    for name, (cost, accuracy) in lines.items():
-        colour, dashes, width = _SEARCH_STYLES[name]
-        axes.plot(cost, accuracy, color=colour, linestyle=dashes, linewidth=width, label=name)
-    if front:
+    for line, (cost, accuracy) in lines.items():
+        colour, dashes, width = _style(line, list(lines))
+        axes.plot(cost, accuracy, color=colour, linestyle=dashes, linewidth=width, label=line)
+    if len(front):
         cost, accuracy, low, high = np.array(front).T
-        axes.plot(cost, accuracy, color=BLACK, linewidth=2.2, label="cascades found")
+        axes.plot(cost, accuracy, color=BLACK, linewidth=2.2, label=name)
         axes.fill_between(cost, low, high, color=BLACK, alpha=0.12, linewidth=0, label="95% interval")
-    for marker, (name, *point) in zip(_MARKERS * len(singles), singles, strict=False):
-        axes.plot(*point, marker, color="white", markeredgecolor=BLACK, markersize=8, zorder=5, label=name)
-    axes.plot(*recommended, "*", color=ORANGE, markeredgecolor=BLACK, markersize=17, zorder=6, label="recommended")
+    for marker, (model, *point) in zip(_MARKERS * len(points), points, strict=False):
+        axes.plot(*point, marker, color="white", markeredgecolor=BLACK, markersize=8, zorder=5, label=model)
+    if recommended:
+        axes.plot(*recommended, "*", color=ORANGE, markeredgecolor=BLACK, markersize=17, zorder=6, label="recommended")
     axes.set(xlabel=unit, ylabel="top-1 accuracy (%)", title=f"What accuracy costs, on {num_images:,} images")
-    shown = [accuracy for _, _, accuracy in singles] + [accuracy for _, accuracy, *_ in front]
+    shown = [accuracy for _, _, accuracy in points] + [accuracy for _, accuracy, *_ in front]
     room = 0.12 * max(max(shown) - min(shown), 1)
-    best = max(accuracy.max() for _, accuracy in lines.values())
+    best = max([accuracy.max() for _, accuracy in lines.values()], default=0)
     axes.set_ylim(min(shown) - room, min(max(best, max(shown)) + room, max(100.5, max(shown))))
-    _set_scale(axes, [cost for _, cost, _ in singles])
+    costs = [cost for _, cost, _ in points]
+    if max(costs) > 20 * min(costs):
+        axes.set_xscale("log")
     if unit.startswith("multiply"):
         axes.xaxis.set_major_formatter(lambda flops, _: format_flops(flops))
     axes.grid(color="#dddddd", linewidth=0.6)
     figure.legend(fontsize=9, loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+@_own_style
+def plot_contenders(
+    contenders: Sequence[Contender], models: Sequence[str], references: Sequence[Reference] = ()
+) -> Figure:
+    """Accuracy against FLOPs of the first rule of a comparison, of all other scores, fused answers and the oracle.
+
+    The comparison's table has the other rules too.
+    """
+    first, *others = contenders
+    shown = {one.name: one.curve for one in others if one.name in (*_STYLES, *SIMPLE_CONFIDENCES)}
+    curve, steps = first.curve, first.steps
+    low, high = exact_interval((curve.accuracy * curve.num_images / 100).round(), curve.num_images)
+    points = [
+        *zip(models, steps.flops.tolist(), steps.own_accuracy.tolist(), strict=True),
+        *((reference.name, reference.flops, reference.accuracy) for reference in references),
+    ]
+    return plot_accuracy_and_cost(
+        np.stack([curve.flops, curve.accuracy, low, high], axis=1).tolist(),
+        points,
+        {name: (curve.flops, curve.accuracy) for name, curve in shown.items()},
+        None,
+        "multiply-adds an image",
+        len(steps),
+        first.name,
+    )
 
 
 def places_of(figure: Figure, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -149,21 +140,6 @@ def _style(name: str, others: Sequence[str]) -> tuple[str, Any, float]:
     """Colour, dashes and width of one of several lines; a name without a style of its own gets the next free one."""
     free = [other for other in others if other not in _STYLES]
     return _STYLES[name] if name in _STYLES else _FREE[free.index(name) % len(_FREE)]
-
-
-def _plot_contender(axes: Axes, contender: Contender, model_costs: Sequence[float]) -> None:
-    curve = contender.curve
-    cost, accuracy = curve.cost(model_costs), curve.accuracy
-    colour, dashes, width = _STYLES[contender.name]
-    axes.plot(cost, accuracy, color=colour, linestyle=dashes, linewidth=width, label=contender.name)
-    if colour == BLACK:
-        low, high = exact_interval((accuracy * curve.num_images / 100).round(), curve.num_images)
-        axes.fill_between(cost, low, high, color=BLACK, alpha=0.12, linewidth=0, label="its 95% interval")
-
-
-def _set_scale(axes: Axes, costs: Sequence[float]) -> None:
-    if max(costs) > 20 * min(costs):
-        axes.set_xscale("log")
 
 
 @_own_style

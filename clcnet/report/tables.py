@@ -5,7 +5,7 @@ FLOPs are billions of multiply-adds an image; Markdown prints small ones in mill
 
 import io
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -13,14 +13,15 @@ from typing import Any
 import pandas as pd
 
 from clcnet import metrics
-from clcnet.cascade.comparison import DEFERRAL_SHARES, Contender, resample
+from clcnet.cascade.comparison import DEFERRAL_SHARES, Contender, figures, resample
 from clcnet.cascade.curve import Curve
-from clcnet.cascade.rule import Judged, known
+from clcnet.cascade.rule import known
 from clcnet.cli import one_line
+from clcnet.data.outputs import Outputs
 from clcnet.files import atomic_path
 from clcnet.intervals import Interval, exact_interval, percentile_interval
 from clcnet.metrics import format_flops
-from clcnet.report.paper_table import CrossFitted, Row
+from clcnet.report.paper_table import COLUMNS, TEXTS, with_interval
 from clcnet.strangers import is_line, is_number, read_bytes
 
 _LARGEST_RESULTS = 2**20  # bytes; a dozen lines take 4,000
@@ -49,65 +50,32 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [padded[0], rule, *padded[1:]])
 
 
-def results_markdown(rows: Sequence[Row]) -> str:
+def results_markdown(frame: pd.DataFrame) -> str:
     """The paper's table; behind its four columns what the cascade is worth, and its cross-fitted figures."""
     header = ["Model name", "Top 1 Accuracy", "Threshold", "FLOPs per image", "Against the model above", "Cross-fitted"]
-    return markdown(header, [_results_line(row) for row in rows])
+    return markdown(header, [_results_line(row) for row in frame.itertuples()])
 
 
-def _results_line(row: Row) -> list[str]:
-    accuracy, flops = f"{row.accuracy:.2f}%", format_flops(row.flops)
-    if "accuracy" in row.same:
-        accuracy = f"**{accuracy}**"
-    if "flops" in row.same:
-        flops = f"**{flops}**"
-    accuracy += format_interval(row.accuracy_interval)
-    if row.threshold is None:
+def _results_line(row: Any) -> list[str]:
+    def ends(name: str) -> Interval | None:
+        low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
+        return None if math.isnan(low) else (low, high)
+
+    accuracy, flops = f"{row.accuracy:.2f}%", format_flops(row.FLOPs)
+    accuracy = (f"**{accuracy}**" if "accuracy" in row.same else accuracy) + format_interval(ends("accuracy"))
+    flops = f"**{flops}**" if "flops" in row.same else flops
+    if math.isnan(row.threshold):
         return [row.model, accuracy, "--", flops, "--", "--"]
+    worth = f"gains {row.gain:+.2f}{format_interval(ends('gain'))}"
     if "accuracy" in row.same:
-        assert row.saving is not None
-        worth = f"saves {format_saving(row.saving, row.saving_interval)}"
-    else:
-        worth = f"gains {row.gain:+.2f}{format_interval(row.gain_interval)}"
-    assert row.cross_fitted is not None
-    cross_fitted = (
-        f"{row.cross_fitted.accuracy:.2f}%{format_interval(row.cross_fitted.accuracy_interval)} "
-        f"at {format_flops(row.cross_fitted.flops)}"
-    )
-    return [row.model, accuracy, f"{row.threshold:g}", flops, worth, cross_fitted]
+        worth = f"saves {format_saving(row.saving, ends('saving'))}"
+    fitted = f"{row.cross_fitted_accuracy:.2f}%{format_interval(ends('cross_fitted_accuracy'))}"
+    fitted += f" at {format_flops(row.cross_fitted_FLOPs)}"
+    return [row.model, accuracy, f"{row.threshold:g}", flops, worth, fitted]
 
 
-def results_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """The same table with all digits."""
-    return pd.DataFrame([_results_record(row) for row in rows])
-
-
-def _results_record(row: Row) -> dict[str, object]:
-    record: dict[str, object] = {
-        "model": row.model,
-        "accuracy": row.accuracy,
-        "threshold": row.threshold,
-        "FLOPs": row.flops,
-        "reference": row.reference,
-        "same": "+".join(row.same),
-        **_low_high("accuracy", row.accuracy_interval),
-        "deferral": row.deferral,
-        "gain": row.gain,
-        **_low_high("gain", row.gain_interval),
-        "saving": row.saving,
-        **_low_high("saving", row.saving_interval),
-    }
-    fitted = row.cross_fitted
-    record |= {
-        "cross_fitted_accuracy": fitted.accuracy if fitted else None,
-        **_low_high("cross_fitted_accuracy", fitted.accuracy_interval if fitted else None),
-        "cross_fitted_FLOPs": fitted.flops if fitted else None,
-    }
-    return record
-
-
-def read_results(path: Path) -> list[Row]:
-    """Read back what `results_frame` holds.
+def read_results(path: Path) -> pd.DataFrame:
+    """Read back a results table that was written as CSV.
 
     Raises:
         OSError: it is missing or no file.
@@ -115,46 +83,18 @@ def read_results(path: Path) -> list[Row]:
     """
     content = read_bytes(path, _LARGEST_RESULTS)
     try:
-        texts = {name: str for name in ("model", "reference", "same")}
-        frame = pd.read_csv(io.BytesIO(content), dtype=texts)
-        records = frame.astype(object).where(frame.notna(), None).to_dict("records")
-        return [_row_of(record) for record in records]
+        texts: dict[Any, Any] = dict.fromkeys(TEXTS, str)
+        frame = pd.read_csv(io.BytesIO(content), dtype=texts)[list(COLUMNS)].fillna(dict.fromkeys(TEXTS, ""))
+        for name in COLUMNS:
+            largest = math.inf if name == "threshold" else 1e15
+            for value in frame[name]:
+                empty = value == "" or (isinstance(value, float) and math.isnan(value))
+                good = is_line(value) if name in TEXTS else is_number(value, -largest, largest)
+                if (empty and name in ("model", "accuracy", "FLOPs")) or not (empty or good):
+                    raise ValueError(f"{name} is {short(value)}")
+        return frame
     except (KeyError, ValueError, pd.errors.ParserError) as error:
         raise ValueError(f"{path} is not a results-table.csv of another evaluation ({one_line(error)})") from None
-
-
-def _row_of(record: dict[Hashable, Any]) -> Row:
-    for name, value in record.items():
-        largest = math.inf if name == "threshold" else 1e15
-        good = is_line(value) if name in ("model", "reference", "same") else is_number(value, -largest, largest)
-        if not good and not (value is None and name not in ("model", "accuracy", "FLOPs")):
-            raise ValueError(f"{name} is {short(value)}")
-
-    def interval(name: str) -> Interval | None:
-        low, high = record[f"{name}_low"], record[f"{name}_high"]
-        return None if low is None else (low, high)
-
-    fitted = interval("cross_fitted_accuracy")
-    return Row(
-        model=record["model"],
-        reference=record["reference"],
-        accuracy=record["accuracy"],
-        accuracy_interval=interval("accuracy"),
-        flops=record["FLOPs"],
-        threshold=record["threshold"],
-        deferral=record["deferral"],
-        same=tuple(record["same"].split("+")) if record["same"] else (),
-        gain=record["gain"],
-        gain_interval=interval("gain"),
-        saving=record["saving"],
-        saving_interval=interval("saving"),
-        cross_fitted=fitted and CrossFitted(record["cross_fitted_accuracy"], fitted, record["cross_fitted_FLOPs"]),
-    )
-
-
-def _low_high(name: str, interval: Interval | None) -> dict[str, float | None]:
-    low, high = interval or (None, None)
-    return {f"{name}_low": low, f"{name}_high": high}
 
 
 def performance_frame(curve: Curve, milliseconds: Sequence[float] | None = None) -> pd.DataFrame:
@@ -202,14 +142,15 @@ def comparison_frame(contenders: Sequence[Contender], seed: int = 42) -> pd.Data
     """
     steps = contenders[0].steps
     samples = resample(contenders, seed)
-    found = [contender.figures(float(steps.own_accuracy[-1]), float(steps.flops[-1])) for contender in contenders]
+    deep = float(steps.own_accuracy[-1]), float(steps.flops[-1])
+    found = [figures(contender.curve, *deep) for contender in contenders]
     records = []
-    for contender, figures, sample in zip(contenders, found, samples, strict=True):
-        figures["area_gain"] = figures["area"] - found[0]["area"]
+    for contender, its, sample in zip(contenders, found, samples, strict=True):
+        its["area_gain"] = its["area"] - found[0]["area"]
         sample["area_gain"] = sample["area"] - samples[0]["area"]
         record: dict[str, object] = {"rule": contender.name}
         for name in (*_SHARES, "area", "area_gain", "saving", "area_50"):
-            record |= {name: figures[name], **_low_high(name, percentile_interval(sample[name]))}
+            record |= with_interval(name, its[name], percentile_interval(sample[name]))
         records.append(record)
     return pd.DataFrame(records)
 
@@ -234,7 +175,7 @@ def comparison_markdown(frame: pd.DataFrame) -> str:
     return markdown(header, rows)
 
 
-def confidence_frame(models: Sequence[str], outputs: Sequence[Judged]) -> pd.DataFrame:
+def confidence_frame(models: Sequence[str], outputs: Sequence[Outputs]) -> pd.DataFrame:
     """One line for each confidence on each model's answers, with all of `metrics.summary`."""
     return pd.DataFrame(
         {"model": model, "confidence": name, **metrics.summary(score, known(each.correct, each))}
@@ -244,7 +185,7 @@ def confidence_frame(models: Sequence[str], outputs: Sequence[Judged]) -> pd.Dat
 
 
 def confidence_markdown(frame: pd.DataFrame) -> str:
-    figures = {
+    columns = {
         "AUROC": "auroc",
         "AURC": "aurc",
         "E-AURC": "e_aurc",
@@ -254,12 +195,5 @@ def confidence_markdown(frame: pd.DataFrame) -> str:
         "Log-loss": "log_loss",
         "ECE": "calibration_error",
     }
-    rows = [
-        [row["model"], row["confidence"], *(_or_dashes(row[column]) for column in figures.values())]
-        for _, row in frame.iterrows()
-    ]
-    return markdown(["Model", "Confidence", *figures], rows)
-
-
-def _or_dashes(number: float) -> str:
-    return "--" if math.isnan(number) else f"{number:.4f}"
+    cells = frame[list(columns.values())].map(lambda number: "--" if math.isnan(number) else f"{number:.4f}")
+    return markdown(["Model", "Confidence", *columns], frame[["model", "confidence"]].join(cells).to_numpy().tolist())

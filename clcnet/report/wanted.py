@@ -1,15 +1,49 @@
-"""What a user asks of the search for a cascade, by the flags of `cli.add_search_arguments`."""
+"""What a user asks of the search for a cascade: the flags, and what they mean."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
+from clcnet import cli
+from clcnet.cascade.fused import BEST
 from clcnet.cascade.promises import Promise
 from clcnet.cascade.selection import Goal
+from clcnet.confidence import SIMPLE_CONFIDENCES
 
 LEAST_SAVING = 10.0  # percent; less is not worth a second model
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the scripts that search for a cascade: its goal, and what it may be."""
+    group = parser.add_argument_group("search for a cascade")
+    add = group.add_mutually_exclusive_group().add_argument
+    billions: dict[str, Any] = {"type": cli.positive_float, "metavar": "BILLIONS"}
+    add("--match", choices=["deep"], help="reach the best model's accuracy for the least cost (the default)")
+    add("--target-accuracy", type=cli.positive_float, metavar="PERCENT", help="reach this for the least cost")
+    add("--target-FLOPs", **billions, help="be as accurate as can be for no more than this")
+    add = group.add_argument
+    add("--max-stages", type=cli.stages, default=4, metavar="K", help="models in a cascade, 1 to 4")
+    add("--cost", choices=("FLOPs", "time"), default="FLOPs", help="what to save")
+    less = "below it a single model is advised"
+    add("--least-saving", type=cli.finite_float, default=LEAST_SAVING, metavar="PERCENT", help=less)
+    scores = f"of fused answers: {', '.join(SIMPLE_CONFIDENCES)}, or best, the one that cross-validates best"
+    add("--confidence", choices=(*SIMPLE_CONFIDENCES, BEST), default="max softmax", metavar="NAME", help=scores)
+    surely = "that all promises hold, for images like these (default: 0.95)"
+    add("--guarantee", type=cli.probability, metavar="PROBABILITY", help=surely)
+    add("--most-drop", type=cli.positive_float, metavar="POINTS", help="promise: loses no more against the best model")
+    add("--most-FLOPs", **billions, help="promise: takes no more an image on average")
+    add(
+        "--most-risk",
+        type=cli.probability,
+        metavar="SHARE",
+        help="promise: errs on no more of what it is not unsure of",
+    )
+    money = "of the machine; with the next, prints money"
+    add("--price-per-hour", type=cli.positive_float, metavar="MONEY", help=money)
+    add("--images-per-month", type=cli.positive_float, metavar="N", help="what the service sees")
 
 
 @dataclass(frozen=True)
@@ -17,7 +51,7 @@ class Wanted:
     """What a user asks of the search.
 
     Attributes:
-        goal: an accuracy or a cost.
+        goal: an accuracy or a cost; the best single model's accuracy unless told otherwise.
         milliseconds: (M,) an image by each model, where they are known.
         save_time: whether time is to be saved, not multiply-adds.
         max_stages: models in a cascade.
@@ -37,36 +71,25 @@ class Wanted:
     images_per_month: float | None = None
     promise: Promise | None = None
 
+    @classmethod
+    def of(cls, args: argparse.Namespace, milliseconds: Sequence[float] | None = None) -> Self:
+        """What the flags ask for.
 
-def goal_of(args: argparse.Namespace) -> Goal:
-    """What the flags of `cli.add_search_arguments` ask for; the best single model's accuracy unless told otherwise."""
-    if args.target_accuracy is not None:
-        return Goal("accuracy", args.target_accuracy)
-    return Goal("match") if args.target_FLOPs is None else Goal("flops", args.target_FLOPs)
-
-
-def promise_of(args: argparse.Namespace) -> Promise | None:
-    """What these flags have promised, if anything.
-
-    Raises:
-        ValueError: a probability without anything that is to hold with it.
-    """
-    asked = args.most_drop, args.most_FLOPs, args.most_risk
-    if args.guarantee is not None and not any(asked):
-        raise ValueError("--guarantee needs a promise; give --most-drop, --most-FLOPs or --most-risk")
-    return Promise(args.guarantee or 0.95, *asked) if any(asked) else None
-
-
-def wanted_of(args: argparse.Namespace, milliseconds: Sequence[float] | None) -> Wanted:
-    """All that these flags ask for."""
-    return Wanted(
-        goal_of(args),
-        milliseconds,
-        args.cost == "time",
-        args.max_stages,
-        args.least_saving,
-        args.confidence,
-        args.price_per_hour,
-        args.images_per_month,
-        promise_of(args),
-    )
+        Raises:
+            ValueError: a probability without anything that is to hold with it.
+        """
+        asked = args.most_drop, args.most_FLOPs, args.most_risk
+        if args.guarantee is not None and not any(asked):
+            raise ValueError("--guarantee needs a promise; give --most-drop, --most-FLOPs or --most-risk")
+        goal = Goal("match") if args.target_FLOPs is None else Goal("flops", args.target_FLOPs)
+        return cls(
+            goal if args.target_accuracy is None else Goal("accuracy", args.target_accuracy),
+            milliseconds,
+            args.cost == "time",
+            args.max_stages,
+            args.least_saving,
+            args.confidence,
+            args.price_per_hour,
+            args.images_per_month,
+            Promise(args.guarantee or 0.95, *asked) if any(asked) else None,
+        )
