@@ -40,6 +40,7 @@ from clcnet.cascade.evaluation import (
 from clcnet.cascade.rule import CLCNET, Surest, know_classes
 from clcnet.cascade.rules import cross_fitted
 from clcnet.cascade.selection import recommend
+from clcnet.data import sources
 from clcnet.data.checks import doubts
 from clcnet.data.images import ImageSet, list_images
 from clcnet.data.outputs import load_labelled
@@ -69,10 +70,10 @@ def get_args_parser() -> cli.ArgumentParser:
     images_group = parser.add_argument_group("images")
     add = images_group.add_argument
     parts = "split_part_1..5, or class folders (default: data/imagenet_splits_5; with --outputs, none)"
-    add("--imagenet-split", type=cli.images, metavar="FOLDER", help=parts)
+    add("--imagenet-split", type=sources.folder_or_name, metavar="FOLDER", help=parts)
     add("--class-map", type=Path, metavar="FILE", help="class folders in the models' order, one a line, as in timm")
     cli.add_store_arguments(images_group)
-    cli.add_data_set_arguments(parser)
+    sources.add_data_set_arguments(parser)
     group = parser.add_argument_group("thresholds")
     add = group.add_argument
     add(
@@ -186,7 +187,9 @@ def load_tables(args: argparse.Namespace) -> Evaluation:
 
 
 def images_of(args: argparse.Namespace) -> ImageSet:
-    return list_images(args.imagenet_split or cli.IMAGENET_SPLITS, args.class_map, options=cli.data_set_options(args))
+    return list_images(
+        args.imagenet_split or cli.IMAGENET_SPLITS, args.class_map, options=sources.data_set_options(args)
+    )
 
 
 def run_models(args: argparse.Namespace) -> Evaluation | None:

@@ -44,6 +44,7 @@ from clcnet.classifiers.fast import fastest
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
 from clcnet.classifiers.loading import sum_up_remarks
 from clcnet.classifiers.stream import describe_waiting
+from clcnet.data import sources
 from clcnet.data.checks import ROWS_A_CHUNK, doubts
 from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.data.tables import TableWriter, check_table_output
@@ -58,7 +59,7 @@ def get_args_parser() -> cli.ArgumentParser:
     add = group.add_argument
     add(
         "--data-path",
-        type=cli.images,
+        type=sources.folder_or_name,
         default=cli.IMAGENET_SPLITS,
         metavar="FOLDER",
         help="images: folder, .tar, hfds/NAME",
@@ -80,7 +81,7 @@ def get_args_parser() -> cli.ArgumentParser:
     )
     add("--output", type=Path, metavar="FILE", help=".csv or .parquet (default: MODEL_output_ds_for_CLCNet.csv)")
     cli.add_store_arguments(group)
-    cli.add_data_set_arguments(parser)
+    sources.add_data_set_arguments(parser)
     cli.add_preprocessing_arguments(parser)
     cli.add_device_arguments(parser)
     return parser
@@ -100,7 +101,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         args.output or default_output(args.model), inputs=[args.labels, args.class_map, args.model_weight]
     )
     device = resolve_device(args.device)
-    images = list_images(args.data_path, args.class_map, args.labels, options=cli.data_set_options(args))
+    images = list_images(args.data_path, args.class_map, args.labels, options=sources.data_set_options(args))
     if not images.has_labels:
         raise ValueError(f"{args.data_path} does not say which classes its images have; give --labels")
     with distributed.processes():

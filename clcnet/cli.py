@@ -184,29 +184,6 @@ def add_seed_argument(parser: Any) -> None:
     parser.add_argument("--seed", type=seed, default=42, metavar="N", help="seed of all random numbers")
 
 
-def images(text: str) -> Any:
-    """Read where images are: a path, or the name of one of timm's data sets."""
-    from clcnet.data.sources import is_data_set
-
-    return text if is_data_set(text) else path(text)
-
-
-def add_data_set_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say what the name of one of timm's data sets leaves open, named as in timm."""
-    add = parser.add_argument_group("data sets: hfds/NAME, hfids/NAME, wds/PATH, tfds/NAME, torch/NAME").add_argument
-    add("--split", metavar="NAME", help="part of it (default: the only one; of torch/, validation)")
-    add("--input-key", metavar="NAME", help="column, or extensions, of the images (default: image; jpg;jpeg;png;webp)")
-    add("--target-key", metavar="NAME", help="column, or field of .json, of the classes (default: label; .cls)")
-    add("--data-dir", type=Path, metavar="FOLDER", help="where it lies or is kept (default: the library's own)")
-
-
-def data_set_options(args: argparse.Namespace) -> Any:
-    """What `list_images` takes from these flags."""
-    from clcnet.data.sources import DataSetOptions
-
-    return DataSetOptions(args.split, args.input_key, args.target_key, args.data_dir and str(args.data_dir))
-
-
 def add_store_arguments(parser: Any) -> None:
     """Add to a parser or group where answers are kept, for the scripts that run classifiers."""
     kept: dict[str, Any] = {"type": Path, "default": DATA_DIR / "store", "metavar": "FOLDER"}

@@ -7,6 +7,7 @@ first; shards of WebDataset are opened in place. Nothing is decoded here: what i
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import importlib
@@ -26,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from clcnet import cli
 from clcnet.data.checks import UNKNOWN
 from clcnet.data.labels import natural_key, plain
 from clcnet.files import naming_full_disks
@@ -98,6 +100,25 @@ def is_data_set(name: Path | str) -> bool:
     """Whether this is the name of a data set as timm writes it, and no folder here is called so."""
     prefix, _, rest = str(name).partition("/")
     return prefix.lower() in _NEEDS and bool(rest) and not os.path.exists(name)
+
+
+def folder_or_name(text: str) -> str | Path:
+    """Read where images are: a path, or the name of one of timm's data sets."""
+    return text if is_data_set(text) else cli.path(text)
+
+
+def add_data_set_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what the name of one of timm's data sets leaves open, named as in timm."""
+    add = parser.add_argument_group("data sets: hfds/NAME, hfids/NAME, wds/PATH, tfds/NAME, torch/NAME").add_argument
+    add("--split", metavar="NAME", help="part of it (default: the only one; of torch/, validation)")
+    add("--input-key", metavar="NAME", help="column, or extensions, of the images (default: image; jpg;jpeg;png;webp)")
+    add("--target-key", metavar="NAME", help="column, or field of .json, of the classes (default: label; .cls)")
+    add("--data-dir", type=Path, metavar="FOLDER", help="where it lies or is kept (default: the library's own)")
+
+
+def data_set_options(args: argparse.Namespace) -> DataSetOptions:
+    """What `list_images` takes from these flags."""
+    return DataSetOptions(args.split, args.input_key, args.target_key, args.data_dir and str(args.data_dir))
 
 
 def open_data_set(name: str, options: DataSetOptions) -> DataSet:
