@@ -447,7 +447,7 @@ def test_a_bare_name_says_which_weights_it_stands_for_and_which_the_paper_used(
 
 def test_a_model_is_described_by_what_it_sees_and_costs(no_download: list[str]) -> None:
     description = load_classifier("tf_efficientnet_b0.aa_in1k", device="cpu").describe()
-    for part in ("1000 classes", "224x224", "bicubic", "crop 0.875 center", "0.3858 billion", "on cpu, float32"):
+    for part in ("1000 classes", "224x224", "bicubic", "crop 0.875 center", "0.3858B multiply-adds", "on cpu, float32"):
         assert part in description
 
 
