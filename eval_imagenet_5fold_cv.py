@@ -39,7 +39,7 @@ from clcnet.cascade.evaluation import (
 )
 from clcnet.cascade.rule import CLCNET, Surest, know_classes
 from clcnet.cascade.rules import cross_fitted
-from clcnet.cascade.selection import recommend
+from clcnet.cascade.selection import Goal, recommend
 from clcnet.data import sources
 from clcnet.data.checks import doubts
 from clcnet.data.images import ImageSet, list_images
@@ -110,6 +110,8 @@ def is_searching(args: argparse.Namespace) -> bool:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, write all files, print the report; returns its figures."""
     goal = wanted.Wanted.of(args).goal  # refused before any work
+    if goal.kind == "flops" and args.cost != "FLOPs":
+        goal = Goal("match")  # the paper's rule counts multiply-adds alone
     grid = cli.threshold_grid(args.thresholds or [RELEASED_GRID])
     folder = args.results_folder or args.performance_result.parent / "results"
     inputs = [args.shallow_output, args.deep_output, args.class_map]

@@ -53,7 +53,7 @@ def fused(num_classes: int, count: int, offsets: bool, **options: Any) -> Fused:
 
 RULES: dict[str, Rule] = {
     CLCNET: Surest(CLCNET, network=calibrated(3)),
-    "CLCNet with masks, its own score": Surest(CLCNET, network=trained_looking(True, 3)),
+    "CLCNet, its own score": Surest(CLCNET, network=trained_looking(3)),
     **{name: Surest(name) for name in SIMPLE_CONFIDENCES},
     TEMPERED: Surest(TEMPERED, temperatures=(0.7, 1.6, 2.5)),
     "last": Last("margin"),

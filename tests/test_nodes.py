@@ -69,7 +69,7 @@ def test_two_nodes_write_the_file_of_one_and_go_on_where_a_node_died(
         main, other = start([SCRIPT, dying], words)
         assert main.returncode != 0 and other.returncode != 0
         assert "error: another process of this run failed or was killed" in main.stderr, main.stderr
-        assert "Traceback (most recent call last)" not in main.stderr, main.stderr
+        assert f'File "{ROOT / "clcnet"}' not in main.stderr  # torchrun adds a traceback of its own; ours have none
         if death == BROKEN_DISK:
             assert "error: /scratch of node 1: Input/output error" in other.stderr, other.stderr
         assert not (tmp_path / "two.csv").exists() and any((tmp_path / "store").iterdir())

@@ -8,6 +8,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ from clcnet.cascade.selection import Goal
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.data.outputs import Record
 from clcnet.report.cascades import Single, Units, judge
+from clcnet.report.wanted import read_costs
 
 Factory = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -280,6 +282,60 @@ def test_models_that_cannot_be_had_any_more_are_not_timed_from_memory(tmp_path: 
     files = save_outputs(tmp_path, {"small": 2.0, "big": 4.0}, milliseconds=3.0)
     message = refusal(train(tmp_path / "weights", "--cls-output", *files, "--cost", "time"))
     assert "small cannot be timed" in message
+
+
+# ---------------------------------------------------------------- costs of one's own
+
+
+def search(folder: Path, *words: object) -> tuple[scripts.Finished, dict[str, Any]]:
+    """Step 4 from tables: what it printed, and recommendation.json."""
+    place = ("--weight-save", folder / "none", "--performance-result", folder / "performance.csv")
+    finished = scripts.run(EVALUATE_FOLDS, *words, "--threshold-searching", *place)
+    assert finished.code == 0, finished.err
+    return finished, json.loads((folder / "results" / "recommendation.json").read_text())
+
+
+def test_what_a_file_says_of_costs_decides_and_every_table_speaks_its_unit(tmp_path: Path) -> None:
+    """By multiply-adds `big` costs ten times `small`, so a cascade saves most of them; by the file, next to nothing."""
+    files = save_outputs(tmp_path, {"small.tag": 2.0, "big": 4.0}, num_images=1500)
+    (tmp_path / "costs.csv").write_text("model,note,cents\nsmall,cheap,0.9\nbig,dear,1\nother,,7\n")
+    cents = ("--cost", f"{tmp_path / 'costs.csv'}:cents")
+    assert search(tmp_path, "--outputs", *files)[1]["choice"] == "cascade"
+    finished, recommended = search(tmp_path, "--outputs", *files, *cents)
+    assert recommended["choice"] == "big"
+    assert [rival["cents"] for rival in recommended["rivals"]] == pytest.approx([0.9, 1, 0.9, 1])
+    assert "use big alone" in finished.out and "at 1 cents an image" in finished.out
+    assert "| Of big's cents" in finished.out and "x less cents than big" in finished.out
+
+    recommended = search(tmp_path, "--outputs", *files, *cents, "--target-cost", 0.99)[1]
+    assert recommended["goal"] == {"kind": "flops", "target": 0.99, "unit": "cents"}
+    assert recommended["models"] == ["small.tag", "big"] and recommended["cents"] <= 0.99
+    shares = recommended["shares"]
+    assert recommended["cents"] == pytest.approx(0.9 * shares[0] + 1.0 * shares[1])
+    assert recommended["FLOPs"] == pytest.approx(1 * shares[0] + 10 * shares[1])
+    front = pd.read_csv(tmp_path / "results" / "cascades.csv")
+    assert (np.diff(front["cents"]) > 0).all() and front["cross_fitted_cents"].between(0.9, 1.9).all()
+    page = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
+    assert "cents an image" in page
+
+
+@pytest.mark.parametrize(
+    "content, column, message",
+    [
+        (None, "", "is neither FLOPs, nor time, nor a CSV file"),
+        ("model,cents\nsmall,1\n", "", "has no row for big"),
+        ("model,cents\nsmall,1\nbig,free\n", "", "the cents of big is no number above 0"),
+        ("model,cents\nsmall,1\nbig,0\n", "", "the cents of big is no number above 0"),
+        ("model,cents\nsmall,1\nbig,2\n", ":euros", "no column 'euros'"),
+        ("model\nsmall\nbig\n", "", "no column 'model'"),
+        ("", "", "is no CSV file of models and their costs"),
+    ],
+)
+def test_a_file_of_costs_that_is_none_is_refused(tmp_path: Path, content: str, column: str, message: str) -> None:
+    if content is not None:
+        (tmp_path / "costs.csv").write_text(content)
+    with pytest.raises((OSError, ValueError), match=message):
+        read_costs(f"{tmp_path / 'costs.csv'}{column}", ["small", "big"], ["small", "big"])
 
 
 # ---------------------------------------------------------------- images that a model was trained on

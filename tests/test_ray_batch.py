@@ -42,7 +42,7 @@ def test_two_workers_answer_as_step_5_does(
     folder = image_folder(images_per_class=10)
     (folder / "ant" / "bad.png").write_bytes(b"no image")
     models = [load_classifier(f"local-dir:{classifier_dir(seed=seed)}", device="cpu") for seed in (1, 2)]
-    records = [Record(each.name, each.key, loaded_from=each.loaded_from) for each in models]
+    records = [Record(each.name, each.key, flops=each.flops, loaded_from=each.loaded_from) for each in models]
     Policy(records, Surest("max softmax"), [0.9]).save(tmp_path / "cascade.json")
     words = ["--custom-data", folder, "--policy", tmp_path / "cascade.json", "--store", tmp_path / "store"]
     run(EVALUATE_CUSTOM, *words, "--result", tmp_path / "step5.csv", "--device", "cpu", "-j", "0")

@@ -28,18 +28,18 @@ from clcnet.report import plots
 from clcnet.report.page import write_page
 from clcnet.report.paper_table import distinct_names
 from clcnet.report.tables import format_interval, markdown, write_csv, write_text
-from clcnet.report.wanted import Wanted
+from clcnet.report.wanted import Wanted, read_costs
 
 GIVE_UP = (0.0, 0.5, 1.0, 2.0)  # points of accuracy in the table of what they save
 _HOURS = 3600 * 1000  # milliseconds
-_NOUNS = {"FLOPs": "multiply-adds", "milliseconds": "time"}
+_UNITS = {"FLOPs": "FLOPs", "time": "milliseconds"}  # by what is to be saved
 
 
 @dataclass(frozen=True)
 class Units:
     """What the search counts: the first unit is the one that it saves."""
 
-    names: tuple[str, ...]  # "FLOPs", and "milliseconds" where the models' times are known
+    names: tuple[str, ...]  # "FLOPs", "milliseconds" where the models' times are known, and that of a file of costs
 
     def of(self, costs: np.ndarray, name: str) -> float | None:
         """One of the costs (U,), None where it was not counted."""
@@ -47,12 +47,19 @@ class Units:
 
     def format(self, cost: float) -> str:
         """A cost in the first unit."""
-        return format_flops(cost) if self.names[0] == "FLOPs" else f"{cost:.3g} ms"
+        if self.names[0] == "FLOPs":
+            return format_flops(cost)
+        return f"{cost:.3g} ms" if self.names[0] == "milliseconds" else f"{cost:.4g} {self.names[0]}"
 
     @property
     def noun(self) -> str:
         """What is saved."""
-        return _NOUNS[self.names[0]]
+        return noun_of(self.names[0])
+
+
+def noun_of(unit: str) -> str:
+    """What there is less of where a cost in this unit is saved."""
+    return {"FLOPs": "multiply-adds", "milliseconds": "time"}.get(unit, unit)
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,11 @@ def judge_promised(promised: Promised, rival: Single, units: Units, least_saving
     return Verdict(not doubt, doubt + figures, rival, saving, interval)
 
 
+def _costs(costs: np.ndarray, units: Units, prefix: str = "") -> dict[str, float | None]:
+    """Costs (U,) by unit; the usual ones are there, empty, where they were not counted."""
+    return {prefix + name: units.of(costs, name) for name in dict.fromkeys(("FLOPs", "milliseconds", *units.names))}
+
+
 def _figures(found: Found, names: Sequence[str], units: Units) -> dict[str, Any]:
     """What cascades.csv and recommendation.json both say of a cascade."""
     fitted = found.cross_fitted
@@ -169,13 +181,11 @@ def _figures(found: Found, names: Sequence[str], units: Units) -> dict[str, Any]
         "confidence": found.rule.confidence,
         "thresholds": list(found.choice.thresholds),
         "accuracy": found.choice.accuracy,
-        "FLOPs": units.of(found.costs, "FLOPs"),
-        "milliseconds": units.of(found.costs, "milliseconds"),
+        **_costs(found.costs, units),
         "shares": found.shares.tolist(),
         "cross_fitted_accuracy": fitted.accuracy,
         "cross_fitted_accuracy_interval": fitted.accuracy_interval,
-        "cross_fitted_FLOPs": units.of(fitted.costs, "FLOPs"),
-        "cross_fitted_milliseconds": units.of(fitted.costs, "milliseconds"),
+        **_costs(fitted.costs, units, "cross_fitted_"),
     }
 
 
@@ -227,8 +237,7 @@ def recommendation_of(
                 "corrected": single.corrected,
                 "accuracy": single.scored.accuracy,
                 "accuracy_interval": single.scored.accuracy_interval,
-                "FLOPs": units.of(single.scored.costs, "FLOPs"),
-                "milliseconds": units.of(single.scored.costs, "milliseconds"),
+                **_costs(single.scored.costs, units),
             }
             for single in singles
         ],
@@ -271,7 +280,7 @@ def describe(verdict: Verdict, found: Found, names: Sequence[str], units: Units)
         cost = units.format(rival.cost)
         return f"Verdict: use {verdict.choice} alone: {alone}, at {cost} an image. {_sentence(verdict.reason)} {sure}"
     chain = " > ".join(names[model] for model in found.choice.chain)
-    shares = [f"{_share(fitted, rival, unit)} of its {_NOUNS[name]}" for unit, name in enumerate(units.names)]
+    shares = [f"{_share(fitted, rival, unit)} of its {noun_of(name)}" for unit, name in enumerate(units.names)]
     return (
         f"Verdict: use the cascade {chain}: it is right on {fitted.accuracy:.2f}% of the images"
         f"{format_interval(fitted.accuracy_interval)}, {alone}. It takes {' and '.join(shares)}: "
@@ -294,7 +303,7 @@ def give_up_markdown(
 ) -> str:
     """What giving up 0, 0.5, 1 and 2 points of the best single model's accuracy saves, cross-fitted."""
     priced = price_per_hour and images_per_month and "milliseconds" in units.names
-    header = ["Give up", "Accuracy", "Cost", *(f"Of {best.name}'s {_NOUNS[name]}" for name in units.names)]
+    header = ["Give up", "Accuracy", "Cost", *(f"Of {best.name}'s {noun_of(name)}" for name in units.names)]
     header += ["Hours a month", "Money a month"] if priced else []
     rows = []
     for each in found:
@@ -334,12 +343,19 @@ def search_and_report(
     Returns:
         The recommendation, the frame of the front, and the policy's file.
     """
+    models = [out.record.model for out in outputs]
+    names = distinct_names(models)
     table = {"FLOPs": [out.record.flops for out in outputs]}
     if wanted.milliseconds is not None:
         table["milliseconds"] = list(wanted.milliseconds)
-    elif wanted.save_time:
+    if wanted.cost in _UNITS:
+        saved = _UNITS[wanted.cost]
+    else:
+        saved, of_file = read_costs(wanted.cost, models, names)
+        table[saved] = [*of_file]
+    if saved not in table:
         raise ValueError("what the models take in time is not known; run them (step 4 with their names) to measure it")
-    units = Units(tuple(table)[:: -1 if wanted.save_time else 1])
+    units = Units((saved, *(name for name in table if name != saved)))
     promised, held = None, list[Outputs]()
     if wanted.promise:
         chosen = choosing_images(folds)
@@ -351,7 +367,6 @@ def search_and_report(
     cascades = find_cascades(
         outputs, folds, goals, costs, wanted.max_stages, confidence=wanted.confidence, progress=True
     )
-    names = distinct_names([out.record.model for out in outputs])
     singles = singles_of(cascades, names)
     rival = max((single for single in singles if not single.corrected), key=lambda single: single.scored.accuracy)
     found = cascades.goals[0]

@@ -79,7 +79,7 @@ def write_page(
             [(single.name, single.cost, single.scored.accuracy) for single in singles if not single.corrected],
             _lines(outputs, cascades),
             _recommended(verdict, found),
-            ("multiply-adds" if units.names[0] == "FLOPs" else "milliseconds") + " an image",
+            ("multiply-adds" if units.names[0] == "FLOPs" else units.names[0]) + " an image",
             len(folds),
         )
         curve, places = _inline(figure), plots.places_of(figure, [_point(each)[:2] for each in shown])

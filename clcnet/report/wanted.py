@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
+
+import numpy as np
+import pandas as pd
 
 from clcnet import cli
 from clcnet.cascade.fused import BEST
@@ -23,10 +27,12 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     billions: dict[str, Any] = {"type": cli.positive_float, "metavar": "BILLIONS"}
     add("--match", choices=["deep"], help="reach the best model's accuracy for the least cost (the default)")
     add("--target-accuracy", type=cli.positive_float, metavar="PERCENT", help="reach this for the least cost")
-    add("--target-FLOPs", **billions, help="be as accurate as can be for no more than this")
+    most = "be as accurate as can be for no more than this, in the unit of --cost"
+    add("--target-FLOPs", "--target-cost", type=cli.positive_float, metavar="COST", help=most)
     add = group.add_argument
     add("--max-stages", type=cli.stages, default=4, metavar="K", help="models in a cascade, 1 to 4")
-    add("--cost", choices=("FLOPs", "time"), default="FLOPs", help="what to save")
+    unit = "what to save: FLOPs, time, or a column of a CSV file with models in its first (default: its second column)"
+    add("--cost", default="FLOPs", metavar="FLOPs|time|FILE[:COLUMN]", help=unit)
     less = "below it a single model is advised"
     add("--least-saving", type=cli.finite_float, default=LEAST_SAVING, metavar="PERCENT", help=less)
     scores = f"of fused answers: {', '.join(SIMPLE_CONFIDENCES)}, or best, the one that cross-validates best"
@@ -53,7 +59,7 @@ class Wanted:
     Attributes:
         goal: an accuracy or a cost; the best single model's accuracy unless told otherwise.
         milliseconds: (M,) an image by each model, where they are known.
-        save_time: whether time is to be saved, not multiply-adds.
+        cost: what is to be saved: "FLOPs", "time", or a column of a file, as `read_costs` takes it.
         max_stages: models in a cascade.
         least_saving: percent below which a cascade is not worth it.
         confidence: of the fused answers.
@@ -63,7 +69,7 @@ class Wanted:
 
     goal: Goal
     milliseconds: Sequence[float] | None = None
-    save_time: bool = False
+    cost: str = "FLOPs"
     max_stages: int = 4
     least_saving: float = LEAST_SAVING
     confidence: str = "max softmax"
@@ -85,7 +91,7 @@ class Wanted:
         return cls(
             goal if args.target_accuracy is None else Goal("accuracy", args.target_accuracy),
             milliseconds,
-            args.cost == "time",
+            args.cost,
             args.max_stages,
             args.least_saving,
             args.confidence,
@@ -93,3 +99,37 @@ class Wanted:
             args.images_per_month,
             Promise(args.guarantee or 0.95, *asked) if any(asked) else None,
         )
+
+
+def read_costs(text: str, models: Sequence[str], names: Sequence[str]) -> tuple[str, list[float]]:
+    """The unit, and what models cost in it, by a CSV file with a header and models in its first column.
+
+    Args:
+        text: the file, or FILE:COLUMN, else its second column; the column names the unit.
+        models: as their tables name them.
+        names: as they are printed; either is looked up, and the architecture without its tag.
+    """
+    path, column = text, ""
+    if not Path(text).is_file() and ":" in text:
+        path, _, column = text.rpartition(":")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--cost {text} is neither FLOPs, nor time, nor a CSV file model,cost")
+    try:
+        frame = pd.read_csv(path, skipinitialspace=True)
+    except ValueError as error:
+        raise ValueError(f"--cost {path} is no CSV file of models and their costs ({error})") from None
+    unit = column or str(frame.columns[min(1, len(frame.columns) - 1)])
+    if unit not in frame.columns[1:]:
+        raise ValueError(
+            f"--cost {path} has no column {unit!r} beside that of the models; it has {list(frame.columns)}"
+        )
+    known = dict(zip(frame.iloc[:, 0].astype(str), pd.to_numeric(frame[unit], errors="coerce"), strict=True))
+    costs = []
+    for model, name in zip(models, names, strict=True):
+        cost = next((known[each] for each in (model, name, model.split(".")[0]) if each in known), None)
+        if cost is None:
+            raise ValueError(f"--cost {path} has no row for {model}; add one, under that name or {name}")
+        if not 0 < cost < np.inf:
+            raise ValueError(f"--cost {path}: the {unit} of {model} is no number above 0")
+        costs.append(float(cost))
+    return unit, costs
