@@ -112,7 +112,7 @@ coverage: .venv/installed-dev ## run all tests and name the lines of the package
 
 figures: .venv/installed ## draw the pictures again and copy measured figures into the documents
 	$(PY) images/idea.py
-	$(PY) benchmarks/front_page.py
+	$(PY) -m benchmarks.figures
 
 clean: ## remove what the demo and the tests made, not the environment
 	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -41,6 +41,7 @@ from clcnet.cascade.runner import run_folder, write_result
 from clcnet.classifiers.classes import name_classes, possible_readings
 from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
 from clcnet.classifiers.fast import fastest
+from clcnet.data import sources
 from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.files import check_output, output_lock
 from clcnet.network.weights import weights_or_shipped
@@ -53,10 +54,17 @@ STAGES = tuple(cli.PAIR)
 def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
     add = parser.add_argument_group("images").add_argument
-    add("--custom-data", type=Path, required=True, metavar="FOLDER", help="the images; any folder structure")
+    add(
+        "--custom-data",
+        type=sources.folder_or_name,
+        required=True,
+        metavar="FOLDER",
+        help="images: a folder, .tar, hfds/NAME",
+    )
     add("--labels", type=Path, metavar="FILE", help="CSV file,label for a flat folder; or the ILSVRC2012 ground truth")
     names = "names of the models' classes in their order, one a line, as in timm"
     add("--class-map", type=Path, metavar="FILE", help=names)
+    sources.add_data_set_arguments(parser)
     group = parser.add_argument_group("models")
     add = group.add_argument
     cli.add_pair_arguments(group)
@@ -120,7 +128,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     with distributed.processes():
         models, policy, flops = load_cascade(args, device)
         known = models[0].label_names or ()
-        images = list_images(args.custom_data, args.class_map, args.labels, any_folder=True, model_classes=known)
+        options = sources.data_set_options(args)
+        images = list_images(args.custom_data, args.class_map, args.labels, True, known, options)
         own_names = args.policy and len(models) != len(STAGES)
         names = distinct_names([model.name for model in models]) if own_names else STAGES[: len(models)]
         readings, note = possible_readings(images, models[0])

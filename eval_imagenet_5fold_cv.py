@@ -40,8 +40,9 @@ from clcnet.cascade.evaluation import (
 from clcnet.cascade.rule import CLCNET, Surest, know_classes
 from clcnet.cascade.rules import cross_fitted
 from clcnet.cascade.selection import Goal, recommend
+from clcnet.data import sources
 from clcnet.data.checks import doubts
-from clcnet.data.images import list_images
+from clcnet.data.images import ImageSet, list_images
 from clcnet.data.outputs import load_labelled
 from clcnet.files import check_output, output_lock
 from clcnet.network.weights import weights_or_shipped
@@ -69,9 +70,10 @@ def get_args_parser() -> cli.ArgumentParser:
     images_group = parser.add_argument_group("images")
     add = images_group.add_argument
     parts = "split_part_1..5, or class folders (default: data/imagenet_splits_5; with --outputs, none)"
-    add("--imagenet-split", help=parts, **where)
+    add("--imagenet-split", type=sources.folder_or_name, metavar="FOLDER", help=parts)
     add("--class-map", type=Path, metavar="FILE", help="class folders in the models' order, one a line, as in timm")
     cli.add_store_arguments(images_group)
+    sources.add_data_set_arguments(parser)
     group = parser.add_argument_group("thresholds")
     add = group.add_argument
     add(
@@ -169,22 +171,27 @@ def load_tables(args: argparse.Namespace) -> Evaluation:
     paths = args.outputs or [getattr(args, f"{place}_output") for place in PLACES]
     if None in paths:
         raise ValueError(f"--{PLACES[paths.index(None)]}-output is missing; give the tables of both models, or of none")
-    split = args.imagenet_split or (None if args.outputs else cli.IMAGENET_SPLITS)
-    if split:
-        images, known_folds = list_images(split, class_map=args.class_map), True
-    else:
+    if args.outputs and not args.imagenet_split:
         images, known_folds = images_of_outputs(paths[0], args.weight_save)
+    else:
+        images, known_folds = images_of(args), True
     if args.outputs and not (known_folds and any(args.weight_save.glob("CLCNet_imagenet_split_*"))):
         print(f"no CLCNet weights in {args.weight_save} for these folds: the rules that need them are left out")
         return evaluation_of_tables(paths, images, [])
     folder = args.weight_save
     if not args.outputs:
-        folder = weights_or_shipped(folder, lambda: load_labelled(paths[0]).num_classes)
+        folder = weights_or_shipped(folder, lambda: load_labelled(paths[0])[0].num_classes)
     networks = load_fold_networks(folder, images)
     if args.outputs:
         return evaluation_of_tables(paths, images, networks)
     models, flops = ([getattr(args, f"{place}_model{end}") for place in PLACES] for end in ("", "_FLOPs"))
     return evaluation_of_tables(paths, images, networks, models, flops)
+
+
+def images_of(args: argparse.Namespace) -> ImageSet:
+    return list_images(
+        args.imagenet_split or cli.IMAGENET_SPLITS, args.class_map, options=sources.data_set_options(args)
+    )
 
 
 def run_models(args: argparse.Namespace) -> Evaluation | None:
@@ -195,9 +202,9 @@ def run_models(args: argparse.Namespace) -> Evaluation | None:
     from clcnet.classifiers.fast import fastest
     from clcnet.data.images import errors_file, write_errors
 
-    images = list_images(args.imagenet_split or cli.IMAGENET_SPLITS, class_map=args.class_map)
+    images = images_of(args)
     if not images.has_labels:
-        raise ValueError(f"image folder {images.root} has no class folders; make them, accuracy needs them")
+        raise ValueError(f"{images.root} does not say of which classes its images are; accuracy needs class folders")
     device = resolve_device(args.device)
 
     @functools.cache

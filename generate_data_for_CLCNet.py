@@ -3,11 +3,12 @@
     python generate_data_for_CLCNet.py --model tf_efficientnet_b4.aa_in1k
 
 Input: images that the model was not trained on, else it is surer of them than of any others, and all that is learnt
-from the table flatters. They lie in class folders, in the five-part layout split_part_1..5/<class>/<file>, or in a
-flat folder with --labels. Output: one row an image: file name, all class probabilities in descending order, 1 if the
-top-1 answer is right, else 0; CSV without a header, or Parquet by the output's extension. Images that cannot be read
-are left out and listed, with the reason, in OUTPUT.errors.csv. Images are read as timm's own validation reads them: the
-first frame of an animation, orientation tags unheeded, 16-bit values above 255 clipped.
+from the table flatters. They lie in class folders, in the five-part layout split_part_1..5/<class>/<file>, in a flat
+folder with --labels, in a tar file, or in one of timm's data sets (hfds/NAME, wds/PATH, ...). Output: one row an image:
+file name, all class probabilities in descending order, 1 if the top-1 answer is right, else 0; CSV without a header, or
+Parquet by the output's extension. Images that cannot be read are left out and listed, with the reason, in
+OUTPUT.errors.csv. Images are read as timm's own validation reads them: the first frame of an animation, orientation
+tags unheeded, 16-bit values above 255 clipped.
 
 Several GPUs or machines: torchrun --nproc-per-node N generate_data_for_CLCNet.py ... gives the rows of one process,
 byte for byte on GPUs of one kind; on CPUs with the same OMP_NUM_THREADS, which may sway the last digit.
@@ -43,6 +44,7 @@ from clcnet.classifiers.fast import fastest
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
 from clcnet.classifiers.loading import sum_up_remarks
 from clcnet.classifiers.stream import describe_waiting
+from clcnet.data import sources
 from clcnet.data.checks import ROWS_A_CHUNK, doubts
 from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.data.tables import TableWriter, check_table_output
@@ -55,7 +57,13 @@ def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
     group = parser.add_argument_group("images, model and output")
     add = group.add_argument
-    add("--data-path", type=Path, default=cli.IMAGENET_SPLITS, metavar="FOLDER", help="the images")
+    add(
+        "--data-path",
+        type=sources.folder_or_name,
+        default=cli.IMAGENET_SPLITS,
+        metavar="FOLDER",
+        help="images: folder, .tar, hfds/NAME",
+    )
     add("--labels", type=Path, metavar="FILE", help="for a flat folder: CSV file,label; or ILSVRC2012's ground truth")
     add("--class-map", type=Path, metavar="FILE", help="class folders in the model's order, one a line, as in timm")
     add(
@@ -73,6 +81,7 @@ def get_args_parser() -> cli.ArgumentParser:
     )
     add("--output", type=Path, metavar="FILE", help=".csv or .parquet (default: MODEL_output_ds_for_CLCNet.csv)")
     cli.add_store_arguments(group)
+    sources.add_data_set_arguments(parser)
     cli.add_preprocessing_arguments(parser)
     cli.add_device_arguments(parser)
     return parser
@@ -92,9 +101,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         args.output or default_output(args.model), inputs=[args.labels, args.class_map, args.model_weight]
     )
     device = resolve_device(args.device)
-    images = list_images(args.data_path, class_map=args.class_map, labels=args.labels)
+    images = list_images(args.data_path, args.class_map, args.labels, options=sources.data_set_options(args))
     if not images.has_labels:
-        raise ValueError(f"image folder {args.data_path} has no class folders; make them, or give --labels")
+        raise ValueError(f"{args.data_path} does not say which classes its images have; give --labels")
     with distributed.processes():
         classifier = load_classifier(
             args.model,

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from clcnet.cascade.evaluation import images_of_outputs
 from clcnet.classifiers.classifier import resolve_device
+from clcnet.data import sources
 from clcnet.data.images import NUM_FOLDS, list_images
 from clcnet.data.outputs import load_tables, match_rows
 from clcnet.files import atomic_paths, check_output, csv_writer, output_lock
@@ -45,8 +46,9 @@ def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
     add = parser.add_argument_group("images").add_argument
     parts = "images, cut in five parts (default: data/imagenet_splits_5 where it is, else those of the first table)"
-    add("--imagenet-split", type=Path, metavar="FOLDER", help=parts)
+    add("--imagenet-split", type=sources.folder_or_name, metavar="FOLDER", help=parts)
     add("--class-map", type=Path, metavar="FILE", help="class folders, one a line, where they are nested")
+    sources.add_data_set_arguments(parser)
     add_training_arguments(parser)
     return parser
 
@@ -65,7 +67,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     assert correct is not None
     folder = args.imagenet_split or (cli.IMAGENET_SPLITS if cli.IMAGENET_SPLITS.is_dir() else None)
     if folder:
-        images = list_images(folder, class_map=args.class_map)
+        images = list_images(folder, args.class_map, options=sources.data_set_options(args))
     else:
         images, _ = images_of_outputs(args.cls_output[0], args.weight_save)
         print(f"no image folder: the images of {args.cls_output[0]} are cut into {NUM_FOLDS} folds")

@@ -5,7 +5,7 @@
 
 Five folds of ../shared/cifar10/resnet20.csv; the networks, trained on it alone, score resnet20 and resnet56, and all
 out-of-fold scores are pooled. Each line is the mean of three seeds, +- half the range from the lowest to the highest.
-Results: benchmarks/results/ablation.json and ablation.md, and the section in benchmarks/network.md.
+Results: benchmarks/results/ablation.json and ablation.md, and the section in benchmarks/results/network.md.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 Outputs are simulated: 50,000 images, 1,000 classes, as many as ImageNet's validation set. The sweep is compared with
 the cascade's definition followed image by image, in time and in its answers. The counted multiply-adds of the eight
 EfficientNets are compared with those that timm publishes. Results go to benchmarks/results/cascade.json and, as text,
-to benchmarks/cascade.md.
+to benchmarks/results/cascade.md.
 """
 
 import json
@@ -40,7 +40,7 @@ from clcnet.report.tables import markdown
 NUM_IMAGES, NUM_CLASSES = 50_000, 1000
 REPEATS = 5
 RESULTS = cli.ROOT / "benchmarks" / "results" / "cascade.json"
-TEXT = cli.ROOT / "benchmarks" / "cascade.md"
+TEXT = cli.ROOT / "benchmarks" / "results" / "cascade.md"
 
 # billions of multiply-adds, from timm's own tables of results, at the models' native sizes
 PUBLISHED_FLOPS = dict(enumerate([0.40, 0.71, 1.02, 1.87, 4.49, 10.46, 19.40, 38.33]))

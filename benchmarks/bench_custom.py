@@ -7,7 +7,7 @@ Per pair of models, in one process and through the same loader, a few times in t
 the deep model on all N images, and the cascade at a threshold that defers 30% of them. The bound for the cascade's time
 is N times the shallow model's time an image plus the number deferred times the deep model's, both of the same turn,
 since a machine's speed drifts; the median of the turns' ratios counts. Results go to benchmarks/results/custom.json
-and, as text, to benchmarks/custom.md.
+and, as text, to benchmarks/results/custom.md.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from clcnet.report.tables import markdown
 
 SHARED = cli.ROOT.parent / "shared"
 RESULTS = cli.ROOT / "benchmarks" / "results" / "custom.json"
-TEXT = cli.ROOT / "benchmarks" / "custom.md"
+TEXT = cli.ROOT / "benchmarks" / "results" / "custom.md"
 DEFERRED = 0.3
 
 

@@ -6,7 +6,7 @@
 Parts: `ratio`, the whole of step 3 against the bare loop with the same workers, batch and precision, in turn;
 `options`, the model alone with each option; `defaults`, batch sizes and workers; `cost`, FLOPs against time; `memory`,
 the peak for few and for many images. Results go to benchmarks/results/generate.json and, as text, to
-benchmarks/generate.md. Models that would need a download have random weights, which cost the same time.
+benchmarks/results/generate.md. Models that would need a download have random weights, which cost the same time.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from clcnet.report.tables import markdown
 
 SHARED = cli.ROOT.parent / "shared"
 RESULTS = cli.ROOT / "benchmarks" / "results" / "generate.json"
-TEXT = cli.ROOT / "benchmarks" / "generate.md"
+TEXT = cli.ROOT / "benchmarks" / "results" / "generate.md"
 TURNS = 5
 
 

@@ -4,7 +4,7 @@
 
 All times come from one run with two threads, best of several turns, since what else runs can only slow a turn down; the
 ratios are what counts. Needs about 9 GB of free memory: the literal network holds the (1024, 1000, 1000) attention that
-the released one holds. Results: benchmarks/results/network.json and, as text, benchmarks/network.md.
+the released one holds. Results: benchmarks/results/network.json and, as text, benchmarks/results/network.md.
 """
 
 import argparse
@@ -30,8 +30,7 @@ from literal_clcnet import LiteralCLCNet  # noqa: E402
 RESULTS = cli.ROOT / "benchmarks" / "results" / "network.json"
 ABLATION = cli.ROOT / "benchmarks" / "results" / "ablation.md"
 STABILITY = cli.ROOT / "benchmarks" / "results" / "stability.json"
-AREA_BOUND = cli.ROOT / "benchmarks" / "results" / "area-bound.md"
-TEXT = cli.ROOT / "benchmarks" / "network.md"
+TEXT = cli.ROOT / "benchmarks" / "results" / "network.md"
 NUM_ROWS, NUM_CLASSES, LITERAL_ROWS = 50_000, 1000, 1024
 
 
@@ -100,7 +99,7 @@ def measure_training(num_networks: int, turns: int) -> float:
 
 
 def write_page() -> None:
-    """Write benchmarks/network.md from the results that there are of this benchmark and of those of the training."""
+    """Write the page from the results that there are of this benchmark and of those of the training."""
     parts = ["# The network"]
     if RESULTS.exists():
         parts.append(_speed_page(json.loads(RESULTS.read_text(encoding="utf-8"))))
@@ -108,8 +107,6 @@ def write_page() -> None:
         parts.append("## What each part of the recipe is worth\n\n" + ABLATION.read_text(encoding="utf-8").strip())
     if STABILITY.exists():
         parts.append(_stability_page(json.loads(STABILITY.read_text(encoding="utf-8"))))
-    if AREA_BOUND.exists():
-        parts.append(f"{_AREA_BOUND_TITLE}\n\n{AREA_BOUND.read_text(encoding='utf-8').strip()}")
     TEXT.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -125,13 +122,6 @@ def _speed_page(results: dict[str, Any]) -> str:
 | peak memory beside the input, MB | {scoring["extra_memory_mb"]:.0f} | at most 200 |
 | seconds a training epoch of 32,000 rows | {training["epoch_seconds"]:.2f} | at most 1.0 |
 | seconds the same of five networks at once | {training["epoch_seconds_of_five"]:.2f} | |"""
-
-
-_AREA_BOUND_TITLE = """## Ranking right answers, and deferring the right images
-
-The cascade area rewards another order than AUROC: an image that both models get wrong should not be deferred, however
-unsure the answer. Scores drawn at random and picked on the images that they are measured on
-(`python -m benchmarks.area_bound`) show how much of one costs how much of the other on resnet20 -> resnet56:"""
 
 
 def _stability_page(results: dict[str, dict[str, list[float]]]) -> str:

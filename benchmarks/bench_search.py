@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_search               # about a minute and a half on two idle cores
 
-Outputs are simulated. Results go to benchmarks/results/search.json and, as text, to benchmarks/search.md.
+Outputs are simulated. Results go to benchmarks/results/search.json and, as text, to benchmarks/results/search.md.
 """
 
 import json
@@ -19,7 +19,7 @@ from clcnet.cascade.search import find_cascades
 from clcnet.data.outputs import Outputs
 
 RESULTS = cli.ROOT / "benchmarks" / "results" / "search.json"
-TEXT = cli.ROOT / "benchmarks" / "search.md"
+TEXT = cli.ROOT / "benchmarks" / "results" / "search.md"
 SIZES = {  # models, images, classes, stages, most seconds, most gigabytes
     "many models": (6, 10_000, 10, 4, 20, None),
     "many classes": (4, 50_000, 1000, 3, 180, 6),

@@ -6,7 +6,7 @@
 Written and read, as CSV and Parquet, by `clcnet.data.outputs` and, as CSV, by pandas with each of its engines, into the
 same arrays of names, probabilities and labels. Writing is one run; reading the median of several in turn, each in a
 process of its own, because memory that an earlier one gave back would be quicker to get; the file is in the system's
-cache. Results go to benchmarks/results/table.json and, as text, to benchmarks/table.md.
+cache. Results go to benchmarks/results/table.json and, as text, to benchmarks/results/table.md.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from clcnet.data.outputs import Outputs
 from clcnet.report.tables import markdown
 
 RESULTS = cli.ROOT / "benchmarks" / "results" / "table.json"
-TEXT = cli.ROOT / "benchmarks" / "table.md"
+TEXT = cli.ROOT / "benchmarks" / "results" / "table.md"
 NUM_CLASSES = 1000
 TURNS = 7
 

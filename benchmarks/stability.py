@@ -4,7 +4,7 @@
 
 Trains the five folds of ../shared/cifar10/resnet20.csv with each seed, and compares the validation MSE of every epoch
 from the fifth on with the best of the same training. Results: benchmarks/results/stability.json and, as text, the
-section in benchmarks/network.md.
+section in benchmarks/results/network.md.
 """
 
 import argparse

@@ -25,15 +25,8 @@ def check_output(path: Path | str, inputs: Iterable[Path | str | None] = ()) -> 
     """Refuse, before any work is done, an output path that could not be written at the end.
 
     Args:
-        path: the file to be written later.
+        path: the file to be written later; its folder is made if it is missing.
         inputs: files that it must not be, because they are read from.
-
-    Returns:
-        The path, its parent folder made if it was missing.
-
-    Raises:
-        OSError: the path is a folder or a device, or its folder cannot be made or written to.
-        ValueError: it is one of the inputs.
     """
     path = given = Path(path)
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
@@ -75,28 +68,14 @@ def _make_partial(path: Path) -> Path:
     """Make an empty file beside `path`, with its suffix, under a name that nobody can have laid a link at."""
     partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.partial{path.suffix}")
     partial.touch(exist_ok=False)  # O_EXCL, which follows no link; the mode is what the umask leaves
-    os.utime(partial, (0, 0))  # until it is written to
     return partial
-
-
-def _check_written(partial: Path) -> None:
-    status = partial.stat()
-    if not status.st_size and not status.st_mtime:
-        raise FileNotFoundError(f"{partial} was never written")
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Give a temporary path to write to; it takes the place of `path` only when the block ends without an error.
 
-    Args:
-        path: the file to replace; of a link, what it leads to. Its folder is made if missing.
-
-    Yields:
-        A path in the same folder, with the same suffix.
-
-    Raises:
-        OSError: see `check_output`; the disk is full.
+    The temporary path lies in the same folder and has the same suffix. Of a link, what it leads to is replaced.
     """
     with atomic_paths([path]) as (temporary,):
         yield temporary
@@ -112,7 +91,6 @@ def atomic_paths(paths: Sequence[Path | str]) -> Iterator[list[Path]]:
             temporaries += map(_make_partial, targets)
             yield temporaries
             for temporary in temporaries:
-                _check_written(temporary)
                 sync(temporary)
         for temporary, path in zip(temporaries, targets, strict=True):
             os.replace(temporary, path)

@@ -80,7 +80,7 @@ def test_what_is_no_image_is_left_out_with_its_reason_and_odd_names_are_kept(
     output = workshop.outputs(script, tmp_path / "out")[0]
     with open(errors_file(output), encoding="utf-8", newline="") as file:
         reasons = dict(list(csv.reader(file))[1:])
-    assert reasons.pop("split_part_1/ant/loop") == "passed over: no extension of an image"
+    assert reasons.pop("split_part_1/ant/loop") == "passed over: not decoded here: no extension"
     assert reasons.pop("split_part_1/ant/round/") == "passed over: a link in a circle"
     assert reasons.keys() == UNREADABLE.keys()
     for name, (_, words) in UNREADABLE.items():

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import re
 import tracemalloc
 import types
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import scripts
 from scripts import EVALUATE_FOLDS, TRAIN_CUSTOM, TRAIN_FOLDS, Workshop, contents, refusal
 
+from clcnet.data import tables
 from clcnet.data.outputs import Outputs, load_tables
 
 GOOD = b"ant_0000.png,0.5,0.3,0.2,1\nant_0001.png,0.6,0.3,0.1,0\n"
@@ -52,14 +54,14 @@ DEFECTS: dict[str, tuple[bytes, str]] = {
     "semicolons": (GOOD.replace(b",", b";"), "row 1 has 1 columns"),
     "no text": (bytes(range(256)) * 4, "row 1"),
     "UTF-16": (GOOD.decode().encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
-    "one endless cell": (b"a" * (2**24 + 1), "is not a CSV file (a line has more than 4,194,304 characters)"),
+    "one endless cell": (b"a" * (2**24 + 1), "is not a CSV file (field larger than"),
     "gzip": (gzip.compress(GOOD, mtime=0), "is compressed with gzip; unpack it first"),
     "bzip2": (bz2.compress(GOOD), "is compressed with bzip2; unpack it first"),
     "xz": (lzma.compress(GOOD), "is compressed with xz; unpack it first"),
     "zip": (b"PK\x03\x04" + bytes(30), "is a zip file or a workbook; unpack it, or save it as CSV"),
     "Parquet": (b"PAR1" + bytes(30), "is not a Parquet file ("),
-    "one row": (GOOD[: GOOD.index(b"\n") + 1], ""),
 }
+ONE_ROW = {"one row": (GOOD[: GOOD.index(b"\n") + 1], "")}  # a table, and too little for a script
 
 
 def command(script: str, workshop: Workshop, folder: Path, table: Path) -> list[object]:
@@ -68,12 +70,21 @@ def command(script: str, workshop: Workshop, folder: Path, table: Path) -> list[
     return [*workshop.command(script, folder), "--cls-output", table]
 
 
-@pytest.mark.parametrize("script", READERS)
 @pytest.mark.parametrize("defect", DEFECTS)
+def test_a_broken_table_is_refused_by_its_name_and_row(tmp_path: Path, defect: str) -> None:
+    content, message = DEFECTS[defect]
+    (tmp_path / "given.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        Outputs.load(tmp_path / "given.csv")
+    assert str(tmp_path / "given.csv") in str(caught.value)
+
+
+@pytest.mark.parametrize("script", READERS)
+@pytest.mark.parametrize("defect", ["empty", "NaN", "huge label", "no text", "gzip", "one row"])
 def test_a_broken_table_is_refused_in_one_line_and_nothing_is_lost(
     workshop: Workshop, tmp_path: Path, script: str, defect: str
 ) -> None:
-    content, message = DEFECTS[defect]
+    content, message = (DEFECTS | ONE_ROW)[defect]
     table = tmp_path / "given.csv"
     table.write_bytes(content)
     outputs = workshop.outputs(script, tmp_path)
@@ -135,6 +146,7 @@ PARQUET_DEFECTS = {
         parquet(file=NAMES, sorted_probs=pa.array([[0.5, 0.5], [1, None]], pa.list_(pa.float32(), 2)), correct=LABELS),
         r"row 2, probability 2 \(nan\) is not a finite number",
     ),
+    "something else": (parquet(x=LABELS), "is not a Parquet table"),
     "no rows": (parquet(file=NAMES[:0], sorted_probs=PROBS[:0], correct=LABELS[:0]), "has no rows"),
 }
 
@@ -161,19 +173,21 @@ def test_plain_text_is_read_whatever_the_file_is_called(tmp_path: Path, name: st
     check_same(GOOD, name, GOOD, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        GOOD.replace(b"\n", b"\r\n"),
-        GOOD.replace(b"\n", b"\r"),
-        GOOD.replace(b"\n", b"\n   \n"),
-        GOOD.replace(b",", b", ").replace(b"png, ", b"png,"),
-        GOOD.replace(b"0.5", b"5.0E-01").replace(b",1\n", b",1.0\n").replace(b",0\n", b",0.0\n"),
-    ],
-    ids=["CRLF", "CR", "lines of blanks", "blanks before numbers", "other decimals"],
-)
-def test_harmless_habits_of_other_writers_are_read(tmp_path: Path, content: bytes) -> None:
-    check_same(content, "t.csv", GOOD, tmp_path)
+HABITS = {
+    "byte-order mark": b"\xef\xbb\xbf" + GOOD,
+    "byte-order mark and quotes": b"\xef\xbb\xbf" + GOOD.replace(b"ant_0000.png", b'"ant_0000.png"'),
+    "no last newline": GOOD.rstrip(b"\n"),
+    "CRLF": GOOD.replace(b"\n", b"\r\n"),
+    "CR": GOOD.replace(b"\n", b"\r"),
+    "lines of blanks": GOOD.replace(b"\n", b"\n   \n"),
+    "blanks before numbers": GOOD.replace(b",", b", ").replace(b"png, ", b"png,"),
+    "other decimals": GOOD.replace(b"0.5", b"5.0E-01").replace(b",1\n", b",1.0\n").replace(b",0\n", b",0.0\n"),
+}
+
+
+@pytest.mark.parametrize("habit", HABITS)
+def test_harmless_habits_of_other_writers_are_read(tmp_path: Path, habit: str) -> None:
+    check_same(HABITS[habit], "t.csv", GOOD, tmp_path)
 
 
 NAMES_OF_FILES = [
@@ -308,9 +322,9 @@ def test_a_parquet_file_with_other_rows_than_it_says_is_refused(
     tmp_path: Path, said: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Outputs([f"{row}.png" for row in range(5)], np.full((5, 2), 0.5, np.float32)).save(tmp_path / "t.parquet")
-    file = pa.parquet.ParquetFile(tmp_path / "t.parquet")
-    lying = types.SimpleNamespace(metadata=types.SimpleNamespace(num_rows=said), schema_arrow=file.schema_arrow)
-    monkeypatch.setattr("clcnet.data.tables._open_parquet", lambda _: lying)
+    file, metadata, kinds = tables._open_parquet(tmp_path / "t.parquet")
+    lying = types.SimpleNamespace(num_rows=said, metadata=metadata.metadata)
+    monkeypatch.setattr(tables, "_open_parquet", lambda _: (file, lying, kinds))
     with pytest.raises(ValueError, match="t.parquet has another number of rows than it says; was it damaged"):
         Outputs.load(tmp_path / "t.parquet")
 

@@ -56,6 +56,9 @@ def taken(images: ImageSet, classifier: Classifier) -> str:
         (["a", "B"], 2, None, "folders", [[0, 1], [1, 0]]),  # capitals come first in plain order
         (["c1", "c9", "c10"], 3, None, "labels", [[0, 1, 2]]),
         (["c1", "c9", "c10"], 3, ["c10", "c1", "c9"], "folders", [[1, 2, 0]]),
+        (["c1", "c10", "c9"], 3, ["c10", "c1", "c9"], "data set", [[1, 0, 2]]),
+        (["c1", "c10", "c9"], 3, ["x", "y", "z"], "data set", [[0, 1, 2]]),
+        (["0", "1", "2"], 5, None, "data set", [[0, 1, 2]]),
         (["c10", "c1", "c9"], 5, None, "map", [[0, 1, 2]]),
         (["bee", "ant"], 3, ["ant", "bee", "cat"], "map", [[0, 1]]),
         (["0", "3", "7"], 10, None, "folders", [[0, 3, 7]]),
@@ -82,6 +85,8 @@ def test_all_readings_that_are_possible_are_known(
         (["x", "y"], None, "folders", "the images have 2 classes but M has 3; give the model trained on these"),
         (["x", "y", "z", "zz"], None, "map", "the images have 4 classes but M has 3"),
         (["0", "3"], None, "labels", "the images have 2 classes but M has 3"),
+        (["x", "y"], None, "data set", "the images have 2 classes but M has 3"),
+        (["ant", "bee", "dog"], ["ant", "bee", "cat"], "data set", "class 'dog' .* though others are"),
         (["ant", "bee", "dog"], ["ant", "bee", "cat"], "folders", "class 'dog' .* not among .*, though others are"),
         (["chat", "abeille", "fourmi"], ["ant", "bee", "cat"], "labels", r"class 'chat' .*\(ant, bee, cat, ...\)"),
     ],

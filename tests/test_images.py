@@ -131,7 +131,7 @@ def test_what_pil_reads_is_listed_and_what_it_does_not_is_counted_and_named(tmp_
     assert images.passed_over == {
         "ant/IMG.heic": "not decoded here: .heic",
         "ant/IMG.CR2": "not decoded here: .cr2",
-        "ant/notes.txt": "no extension of an image",
+        "ant/notes.txt": "not decoded here: .txt",
         "ant/.a.png": "hidden",
         ".cache/": "hidden",
         "@eaDir/": "thumbnails or a system's folder",
@@ -194,7 +194,7 @@ def bad_folders(root: Path) -> dict[str, tuple[Path, str]]:
         "mixed": (root / "mixed", "1.png lies beside the class folders"),
         "missing part": (root / "missing", "but not split_part_3"),
         "stray class": (root / "stray", "ant/1.png lies outside the five parts"),
-        "hollow part": (root / "hollow", "split_part_5 holds no images"),
+        "hollow part": (root / "hollow", "but not split_part_5"),
     }
 
 

@@ -2,9 +2,7 @@
 
 import csv
 import dataclasses
-import gzip
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +116,12 @@ def large_table() -> Outputs:
     return dataclasses.replace(table, names=names + table.names[len(names) :])
 
 
-@pytest.mark.parametrize("first", ["0.jpg", "two\nlines.jpg", "not UTF-8 \udcff.jpg", "0"])
+@pytest.mark.parametrize("first", ["0.jpg", "two\nlines.jpg", "not UTF-8 \udcff.jpg", "0", "numbers alone"])
 def test_a_large_table_is_read_bit_for_bit_whatever_its_names(large_table: Outputs, tmp_path: Path, first: str) -> None:
-    table = dataclasses.replace(large_table, names=[first, *large_table.names[1:]])
+    names = [f"{row:08d}" for row in range(2000)] if first == "numbers alone" else [first, *large_table.names[1:]]
+    table = dataclasses.replace(large_table, names=names)
     table.save(tmp_path / "t.csv")
     assert (tmp_path / "t.csv").stat().st_size > 10_000_000
-    assert_same(Outputs.load(tmp_path / "t.csv"), table)
-
-
-def test_a_large_table_of_nothing_but_numbers_for_names_keeps_their_zeros(large_table: Outputs, tmp_path: Path) -> None:
-    table = dataclasses.replace(large_table, names=[f"{row:08d}" for row in range(2000)])
-    table.save(tmp_path / "t.csv")
     assert_same(Outputs.load(tmp_path / "t.csv"), table)
 
 
@@ -157,56 +150,6 @@ def test_a_defect_in_a_large_table_is_named_by_its_row(
         Outputs.load(tmp_path / "t.csv")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"\xef\xbb\xbfa.jpg,0.75,0.25,1\n",
-        b"a.jpg,0.75,0.25,1\r\n",
-        b"a.jpg,0.75,0.25,1",
-        b'"a.jpg",0.75,0.25,1.0\n',
-        b"a.jpg,7.5e-1,2.5e-1,1\n\n",
-    ],
-    ids=["byte-order mark", "CRLF", "no last newline", "quotes", "exponents"],
-)
-def test_other_writers_habits_are_read(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "t.csv").write_bytes(content)
-    assert_same(Outputs.load(tmp_path / "t.csv"), make_table(["a.jpg"], [[0.75, 0.25]], [1]))
-
-
-def test_a_byte_order_mark_does_not_hide_the_quotes_of_the_first_name(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_bytes(b'\xef\xbb\xbf"a,b.jpg",0.75,0.25,1\n')
-    assert_same(Outputs.load(tmp_path / "t.csv"), make_table(["a,b.jpg"], [[0.75, 0.25]], [1]))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "is empty"),
-        (b"\n\n", "has no rows"),
-        (b"a.jpg,1\n", "row 1 has 2 columns"),
-        (
-            b"file,p1,p2,label\na.jpg,0.5,0.5,1\n",
-            "row 1 holds 'p1' where a probability should be; a table has no header",
-        ),
-        (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,0.5\n", "row 2 has 3 columns but row 1 has 4; was the file cut short"),
-        (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,0.3,0.2,1\n", "row 2 has 5 columns but row 1 has 4"),
-        (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,oops,1\n", "row 2 holds 'oops' where a number should be"),
-        (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,,1\n", "row 2 holds '' where a number should be"),
-        (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,nan,1\n", r"row 2, probability 2 \(nan\) is not a finite number"),
-        (b"a.jpg,0.5,0.5,1\nb.jpg,1.5,-0.5,1\n", r"row 2, probability 2 \(-0.5\) is negative"),
-        (b"a.jpg,0.5,0.5,1\nb.jpg,0.4,0.6,1\n", r"row 2, probability 2 \(0.6\) is larger than the one before it"),
-        (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,0.4,1\n", "row 2 sums to 0.9 instead of 1"),
-        (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,0.5,2\n", "row 2 has label 2; labels are 1"),
-        (b"a.jpg,0.5,0.5,1\nb.jpg,0.5,0.5,nan\n", "row 2 has label nan"),
-        (gzip.compress(b"a.jpg,0.5,0.5,1\n", mtime=0), "compressed with gzip"),
-    ],
-)
-def test_what_is_no_table_is_refused_by_row(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "t.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        Outputs.load(tmp_path / "t.csv")
-
-
 def test_a_missing_table_and_a_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"t.csv does not exist; make it with"):
         Outputs.load(tmp_path / "t.csv")
@@ -219,24 +162,6 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "t.csv")
     with pytest.raises(OSError, match="t.csv is a pipe or device"):
         Outputs.load(tmp_path / "t.csv")
-
-
-def test_a_parquet_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match="is not a Parquet table"):
-        Outputs.load(tmp_path / "t.parquet")
-    (tmp_path / "u.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(ValueError, match="is not a Parquet file"):
-        Outputs.load(tmp_path / "u.parquet")
-
-
-def test_a_table_larger_than_memory_is_refused_with_its_size(tmp_path: Path) -> None:
-    path = tmp_path / "huge.csv"
-    with open(path, "wb") as file:
-        file.write(b"a.jpg,0.5,0.5,1\n")
-        file.truncate(1 << 42)  # 4.4 TB that take no room on the disk
-    with pytest.raises(OSError, match=r"huge.csv \(4398.0 GB\) needs about"):
-        Outputs.load(path)
 
 
 def known_outputs() -> Outputs:
@@ -292,11 +217,6 @@ def test_parquet_of_the_first_layout_is_read(tmp_path: Path) -> None:
     assert read.classes is None and read.targets is None and read.record == Record()
 
 
-def test_parquet_is_read_whatever_the_file_is_called(tmp_path: Path) -> None:
-    known_outputs().save(tmp_path / "t.parquet")
-    assert_same(Outputs.load((tmp_path / "t.parquet").rename(tmp_path / "t.csv")), known_outputs())
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -342,13 +262,6 @@ def test_tables_read_together_remember_where_rows_came_from(tmp_path: Path) -> N
     both, source = load_tables([tmp_path / "1.csv", tmp_path / "2.csv"])
     assert both.names == ["a", "b", "a"] and source.tolist() == [0, 0, 1]
     assert both.accuracy == pytest.approx(200 / 3)
-
-
-def test_tables_of_different_class_counts_are_not_mixed(tmp_path: Path) -> None:
-    make_table(["a"], [[0.75, 0.25]], [1]).save(tmp_path / "1.csv")
-    make_table(["a"], [[0.5, 0.25, 0.25]], [1]).save(tmp_path / "2.csv")
-    with pytest.raises(ValueError, match=r"2.csv has 3 classes but .*1.csv has 2"):
-        load_tables([tmp_path / "1.csv", tmp_path / "2.csv"])
 
 
 @pytest.mark.parametrize("rows", [[2, 0], np.array([2, 0]), np.array([True, False, True])])
@@ -416,10 +329,3 @@ def test_the_real_tables_rows_have_the_folds_of_their_folders(shared: Path) -> N
     assert np.bincount(folds).tolist() == [2000] * 5
     for row in range(0, 10000, 997):
         assert list(images.root.glob(f"split_part_{folds[row] + 1}/*/{table.names[row]}"))
-
-
-def test_image_names_are_found_in_a_written_table(image_folder: Callable[..., Path], tmp_path: Path) -> None:
-    images = list_images(image_folder())
-    table = make_table(images.names, [[0.5, 0.5]] * len(images), [1] * len(images))
-    table.save(tmp_path / "t.csv")
-    assert match_rows(Outputs.load(tmp_path / "t.csv"), images).tolist() == list(range(len(images)))

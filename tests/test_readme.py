@@ -7,15 +7,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
 
-from benchmarks import front_page
-from clcnet import CLCNet, cli
+from benchmarks import figures
+from clcnet import cli
 from clcnet.report import plots
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +46,7 @@ def script_commands() -> list[list[str]]:
     """Script and flags of every command that starts one of the scripts."""
     found = []
     for words in commands():
-        if words[0] == "python":
+        if words[0] == "python" and words[1] != "-m":
             found.append(words[1:])
         elif words[0] == "torchrun":
             found.append(words[3:])
@@ -64,6 +64,10 @@ def test_every_command_is_a_script_a_make_target_or_the_installation() -> None:
             assert set(words[1:]) <= targets, words
         elif words[0] == "torchrun":
             assert words[1] == "--nproc-per-node" and words[2].isdigit() and (ROOT / words[3]).is_file(), words
+        elif words[0] == "pip":
+            assert words[1:] == ["install", "-r", "requirements.txt"]
+        elif words[1] == "-m":
+            importlib.import_module(words[2]).get_args_parser().parse_args(words[3:])
         else:
             assert words[0] == "python" and (ROOT / words[1]).is_file(), words
 
@@ -114,28 +118,28 @@ def stand_in(word: str) -> str:
 def test_every_command_runs_in_the_order_of_the_readme(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With tiny models in place of the large ones, three classes in place of a thousand, few epochs and no plots."""
     monkeypatch.setattr(plots, "save", lambda *_: [])
-    for _, *words in (words for words in commands() if words[0] == "python"):
+    for words in (words[1:] for words in commands() if words[0] == "python" and words[1] != "-m"):
         words = [stand_in(word) for word in words]
         if words[0].startswith("train"):
             words += ["--max-epochs", "2"]
         run(*words)
-    made = ("performance-result.csv", "custom-data-result.csv", "my_table.csv", "results/results-table.md")
+    made = ("performance-result.csv", "custom-data-result.csv", "small.parquet", "results/results-table.md")
     for name in (*made, "weights/cascade.json", "weights/results/report.html"):
         assert (house / name).is_file(), name
 
 
 def test_the_python_snippet_runs(house: Path) -> None:
-    CLCNet(num_classes=3).save("weights/CLCNet_custom_data.zip")
+    for model, table in (("shallow", "small"), ("deep", "big")):
+        words = ("--data-path", "photos", "--model", f"local-dir:{model}", "--output", f"{table}.parquet")
+        run("generate_data_for_CLCNet.py", *words)
+    run("train_custom_data.py", "--cls-output", "small.parquet", "big.parquet", "--max-epochs", "2")
     for name in ("cat.jpg", "dog.jpg"):
         Image.effect_noise((40, 30), 80).convert("RGB").save(name)
     (snippet,) = blocks("python")
-    for name, stand_in in STAND_INS.items():
-        snippet = snippet.replace(f'"{name}"', f'"{stand_in}"')
-    names: dict[str, object] = {"sorted_probs": np.array([[0.7, 0.2, 0.1], [0.4, 0.3, 0.3]], np.float32)}
+    names: dict[str, Any] = {}
     exec(snippet, names)
-    assert len(names["labels"]) == len(names["answered_by"]) == 2  # type: ignore[arg-type]
-    assert names["confidence"].shape == (2,)  # type: ignore[attr-defined]
-    assert len([line for line in snippet.splitlines() if line]) <= 10
+    assert len(names["found"].names) == len(names["found"].answered_by) == 2
+    assert names["confidence"].shape == (60,)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -153,23 +157,24 @@ def test_links_within_the_readme_lead_to_headings() -> None:
     assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
 
 
-def test_every_figure_in_the_documents_is_the_one_in_its_file() -> None:
-    for document in front_page.DOCUMENTS:
-        text = document.read_text(encoding="utf-8")
-        assert front_page.fill(text) == text, f"{document} differs from benchmarks/: run make figures"
+def test_what_the_documents_quote_is_what_was_measured() -> None:
+    assert figures.renewed(README) == README, "README.md differs from benchmarks/results/: run make figures"
+    assert figures.report() == figures.REPORT.read_text(encoding="utf-8"), "benchmarks/RESULTS.md: run make figures"
 
 
-def test_figures_are_taken_from_logs_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front_page, "BENCHMARKS", tmp_path)
-    (tmp_path / "log.txt").write_text("$ python a.py --x\none\ntwo\n\n$ python b.py\nthree\n")
-    (tmp_path / "page.md").write_text("# Title\ntext\n")
-    (tmp_path / "speed.json").write_text('{"runs": [{"ratio": 2.345}]}')
-    before = (
-        '<!-- from log.txt "python a.py" 1 -->\nold\n<!-- end -->\n<!-- from page.md -->\n<!-- end -->\n'
-        "<!--=speed.json runs.0.ratio .1f-->old<!--/--> and <!--=speed.json runs.0.none .1f--><!--/-->"
-    )
-    assert front_page.fill(before) == (
-        '<!-- from log.txt "python a.py" 1 -->\n```\ntwo\n```\n<!-- end -->\n<!-- from page.md -->\n## Title\ntext\n'
-        "<!-- end -->\n<!--=speed.json runs.0.ratio .1f-->2.3<!--/--> and "
-        "<!--=speed.json runs.0.none .1f-->not measured yet<!--/-->"
+def test_every_page_of_results_stands_in_the_report() -> None:
+    pages = {path.name for path in figures.RESULTS.glob("*.md")}
+    assert pages - {file for file, *_ in figures.SECTIONS} <= {"ablation.md"}  # which network.md holds
+
+
+def test_tables_and_printed_lines_are_quoted_whole(tmp_path: Path) -> None:
+    (tmp_path / "demo.txt").write_text("$ python a.py --x 1\none\ntwo\nthree\n\n$ python b.py\nfour\n")
+    (tmp_path / "page.md").write_text("# Title\n\n| new | table |\n|---|---|\n| 1 | 2 |\n\ntext\n")
+    last = "```text\n$ python a.py ...\nold\nold\n```\n"
+    first = "```text\n$ python a.py ...\nold\n...\n```\n"
+    table = "[page](benchmarks/results/page.md):\n\n| old |\n|---|\n\nafter\n"
+    assert figures.renewed(last + first + table, tmp_path) == (
+        "```text\n$ python a.py ...\ntwo\nthree\n```\n"
+        "```text\n$ python a.py ...\none\n...\n```\n"
+        "[page](benchmarks/results/page.md):\n\n| new | table |\n|---|---|\n| 1 | 2 |\n\nafter\n"
     )

@@ -20,8 +20,8 @@ def keep(folder, keys=KEYS, status=ALL_READ, probs=PROBS):
 def test_what_is_kept_is_there_the_next_time_by_image_in_any_order(tmp_path):
     keep(tmp_path)
     store = Store(tmp_path, "model", 3)
-    places, failed = store.find(np.array([KEYS[2], b"another image...", KEYS[0]], "S16"))
-    assert (places >= 0).tolist() == [True, False, True] and not failed.any()
+    places, status = store.find(np.array([KEYS[2], b"another image...", KEYS[0]], "S16"))
+    assert (places >= 0).tolist() == [True, False, True] and status.tolist() == [READ, -1, READ]
     np.testing.assert_array_equal(store.probs(places[[0, 2]]), PROBS[[2, 0]])
 
 
@@ -39,11 +39,11 @@ def test_another_model_knows_nothing(tmp_path):
 
 
 def test_an_image_that_could_not_be_read_is_told_apart_and_an_answer_found_later_counts(tmp_path):
-    keep(tmp_path, status=np.array([READ, UNREADABLE, UNREADABLE], np.uint8))
+    keep(tmp_path, status=np.array([READ + 3, UNREADABLE, UNREADABLE], np.uint8))
     keep(tmp_path, KEYS[1:2], ALL_READ[:1], PROBS[1:2])
     store = Store(tmp_path, "model", 3)
-    places, failed = store.find(KEYS)
-    assert (places >= 0).tolist() == [True, True, False] and failed.tolist() == [False, False, True]
+    places, found = store.find(KEYS)
+    assert (places >= 0).tolist() == [True, True, False] and found.tolist() == [READ + 3, READ, UNREADABLE]
     np.testing.assert_array_equal(store.probs(places[:2]), PROBS[:2])
 
 

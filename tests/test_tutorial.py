@@ -1,4 +1,4 @@
-"""The tutorial runs top to bottom, from what is in the repository."""
+"""The tutorial runs top to bottom, from what is in the repository, and its stored outputs are those of its cells."""
 
 from pathlib import Path
 

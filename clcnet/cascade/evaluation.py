@@ -18,7 +18,7 @@ from clcnet.cascade.curve import Curve
 from clcnet.cascade.rule import CLCNET, TEMPERED, Rule, known
 from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
 from clcnet.data.images import NUM_FOLDS, ImageSet, balanced_folds
-from clcnet.data.outputs import Outputs, Record, load_each, load_labelled, match_rows
+from clcnet.data.outputs import Outputs, Record, load_labelled, match_rows
 from clcnet.metrics import Bools, Ints
 from clcnet.network.model import CLCNet
 from clcnet.network.weights import SPLIT_FILE, find_fold_weights
@@ -70,7 +70,7 @@ def evaluation_of_tables(
         flops: likewise; counted by the name where neither says. Without models and FLOPs the tables may come in any
             order, and stand by what their models cost.
     """
-    tables = load_each(paths)
+    tables = load_labelled(*paths)
     matched = [match_rows(table, images, str(path)) for table, path in zip(tables, paths, strict=True)]
     _check_same_images(matched, paths, images)
     places = np.sort(matched[0])
@@ -154,7 +154,7 @@ def images_of_outputs(path: Path, weights: Path) -> tuple[ImageSet, bool]:
         The image set, and whether its folds are those of the training of the weights in a folder, by the list of all
         images that it left there.
     """
-    table = load_labelled(path)
+    (table,) = load_labelled(path)
     classes = known(table.correct, table).astype(np.int64) if table.targets is None else table.targets
     splits = weights / SPLIT_FILE
     fold_of = _read_splits(splits, table.names)[0] if splits.exists() else {}  # the released weights come without

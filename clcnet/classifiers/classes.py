@@ -43,7 +43,8 @@ def readings_of_classes(
         names: K classes of the images.
         num_classes: C, of the model.
         known: its classes by name; None where it has no names.
-        classes_by: what says which classes there are: "folders", "labels", or a class "map" in the model's order.
+        classes_by: what says which classes there are: "folders", "labels", a "data set", or a class "map" in the
+            model's order.
         model: its name, for messages.
 
     Raises:
@@ -58,6 +59,8 @@ def readings_of_classes(
         if not unknown:
             return [Reading("", np.array([place[plain(name)] for name in names], np.int64))]
         found = _as_numbers(names, num_classes) if len(unknown) == count else []
+        if not found and classes_by == "data set" and len(unknown) == count == num_classes:
+            found = [Reading("as the data set numbers them", np.arange(count))]
         if not found and known:
             stranger = unknown[-1 if unknown[0].isdigit() else 0]  # of numbers, the one that is too large
             raise ValueError(
@@ -157,7 +160,7 @@ def possible_readings(images: ImageSet, classifier: Classifier) -> tuple[list[Re
         return class_readings(images, classifier), ""
     except ValueError as error:
         names = set(map(plain, classifier.label_names or ()))
-        if images.classes_by != "folders" or not names.isdisjoint(images.class_names):
+        if images.classes_by in ("labels", "map") or not names.isdisjoint(images.class_names):
             raise
         return [], f"the folders are not taken for classes, so no accuracy is reported: {error}"
 

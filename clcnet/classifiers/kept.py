@@ -15,6 +15,7 @@ from tqdm import tqdm
 from clcnet import distributed
 from clcnet.classifiers.classes import Reading, choose_reading, telling_images
 from clcnet.classifiers.classifier import Classifier, default_batch_size, versions
+from clcnet.classifiers.loading import REMARKS
 from clcnet.classifiers.schedule import Indices, cut
 from clcnet.classifiers.stream import Batch, stream
 from clcnet.data.images import ImageSet, image_keys
@@ -39,8 +40,11 @@ class Kept:
         self.targets = np.full(len(images), UNKNOWN)
         self.store = Store(folder, classifier.run_key, classifier.num_classes)
         self._keys = image_keys(images).view(f"S{KEY_BYTES}").ravel()
-        self.places, self._failed = self.store.find(self._keys)
-        self.reasons, self.remarks = dict[int, str](), dict[int, str]()
+        self.places, status = self.store.find(self._keys)
+        self._failed = status == UNREADABLE
+        self.reasons: dict[int, str] = {}
+        remarked = np.flatnonzero((status > READ) & (status <= READ + len(REMARKS)))
+        self.remarks = {place: REMARKS[status[place] - READ - 1] for place in remarked.tolist()}
         self.num_before = int((self.places >= 0).sum())
 
     def known(self, indices: Indices) -> NDArray[np.bool_]:
@@ -64,6 +68,8 @@ class Kept:
         probs = np.zeros((len(batch.indices), self.classifier.num_classes), np.float32)
         probs[batch.readable] = batch.probs
         status = np.where(batch.readable, READ, UNREADABLE).astype(np.uint8)
+        for place, remark in batch.remarks.items():
+            status[batch.indices == place] += 1 + REMARKS.index(remark)
         places = self.store.append(self._keys[batch.indices], status, probs)
         self.places[batch.answered] = places[batch.readable]
         self.reasons.update(batch.reasons)

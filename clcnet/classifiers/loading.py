@@ -11,11 +11,11 @@ import stat
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from timm.data import create_transform
 
 from clcnet.classifiers.classifier import Classifier
@@ -26,6 +26,12 @@ from clcnet.memory import free_bytes, return_freed_memory
 _WORKER_BYTES = 300 * 2**20  # what a decoding process may take of the memory, roughly
 _LONGEST_TEMPORARY = 70  # bytes of a folder; of a socket's path in it, Unix takes 107
 _LITTLE_SHARED_MEMORY = 2**30
+REMARKS = (  # stores keep their numbers: append only
+    "values beyond 8 bits, which are clipped",
+    "fractions from 0 to 1, which become black",
+    "an orientation tag, which is not heeded",
+    "transparency, which is dropped",
+)
 
 
 def default_workers(prefetched_bytes: int) -> int:
@@ -62,7 +68,7 @@ class ImageDataset(torch.utils.data.Dataset[Example]):
 
     def __init__(self, images: ImageSet, classifier: Classifier, decoded: DecodedImages | None = None) -> None:
         self._decoded = decoded
-        self._root = os.fspath(images.root)
+        self._root, self._source = os.fspath(images.root), images.source
         self._files = np.array([os.fsencode(file) for file in images.files])  # one block, shared with forked workers
         self.mode, self.input_size = classifier.image_mode, classifier.input_size
         self._transform = create_transform(**classifier.data_config, is_training=False, use_prefetcher=True)
@@ -97,9 +103,12 @@ class ImageDataset(torch.utils.data.Dataset[Example]):
 
     def read(self, position: int) -> Image.Image:
         """Decode an image in the model's mode."""
-        return read_image(self.path(position), self.mode, self.input_size)
+        image = self._source.open(os.fsdecode(self._files[position])) if self._source else self.path(position)
+        return read_image(image, self.mode, self.input_size)
 
     def _reason(self, position: int, error: Exception) -> str:
+        if isinstance(error, UnidentifiedImageError):
+            return "cannot identify image file"  # without PIL's name for what it was given
         path = self.path(position)  # which PIL likes to repeat
         text = (error.strerror if isinstance(error, OSError) else None) or str(error)
         text = text.replace(repr(path), "").replace(path, "")
@@ -108,7 +117,9 @@ class ImageDataset(torch.utils.data.Dataset[Example]):
         return " ".join(text.split()) or type(error).__name__
 
 
-def read_image(image: Image.Image | str | os.PathLike[str], mode: str, input_size: tuple[int, int, int]) -> Image.Image:
+def read_image(
+    image: Image.Image | BinaryIO | str | os.PathLike[str], mode: str, input_size: tuple[int, int, int]
+) -> Image.Image:
     """Decode an image as timm's dataset does: first frame, orientation tag unheeded, in the model's mode.
 
     Its `info[REMARK]` says what of it the model does not see, where there is something. What is no readable image
@@ -123,7 +134,7 @@ def read_image(image: Image.Image | str | os.PathLike[str], mode: str, input_siz
         if remark:
             converted.info[REMARK] = remark
         return converted
-    if not stat.S_ISREG(os.stat(image).st_mode):
+    if isinstance(image, str | os.PathLike) and not stat.S_ISREG(os.stat(image).st_mode):
         raise OSError("a directory, pipe or device, not a file")  # a pipe would be waited for forever
     with Image.open(image, formats=[*IMAGE_FORMATS]) as opened:
         return read_image(opened, mode, input_size)
@@ -134,14 +145,14 @@ def remark_on(image: Image.Image) -> str:
     if image.mode == "F" or image.mode.startswith("I"):
         low, high = cast(tuple[float, float], image.getextrema())
         if low < 0 or high > 255:
-            return "values beyond 8 bits, which are clipped"
+            return REMARKS[0]
         if image.mode == "F" and high <= 1:
-            return "fractions from 0 to 1, which become black"
+            return REMARKS[1]
     with contextlib.suppress(Exception):  # a broken tag is no broken image
         if image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # PIL turns a TIFF itself
-            return "an orientation tag, which is not heeded"
+            return REMARKS[2]
     alpha = image.convert("RGBA").getchannel("A").getextrema() if image.has_transparency_data else (255, 255)
-    return "transparency, which is dropped" if cast(tuple[int, int], alpha)[0] < 255 else ""
+    return REMARKS[3] if cast(tuple[int, int], alpha)[0] < 255 else ""
 
 
 def sum_up_remarks(remarks: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from clcnet.confidence import SUM_TOLERANCE
 ROWS_A_CHUNK = 512  # bounds the memory of sorting, checking and writing, large enough to keep pyarrow busy
 UNKNOWN = -1  # the target of an image whose class is not known, and the label of an answer to it
 TOO_GOOD = 99.5  # percent, beyond which a model has probably seen the images before
+Bools = NDArray[np.bool_]
 T = TypeVar("T")
 
 
@@ -25,11 +26,7 @@ def map_rows(function: Callable[[slice], T], num_rows: int) -> list[T]:
 
 
 def doubts(accuracies: dict[str, float]) -> list[str]:
-    """A line for each model so accurate that it was probably trained on the very images, where it is always sure.
-
-    Args:
-        accuracies: of the models, by name, in percent.
-    """
+    """A line for each model, by name, so accurate (percent) that it was probably trained on the very images."""
     return [
         f"warning: {name} is right on {accuracy:.2f}% of these images: was it trained on them? Tables must come from "
         "images that no model was trained on; else all confidences and savings flatter"
@@ -38,61 +35,60 @@ def doubts(accuracies: dict[str, float]) -> list[str]:
     ]
 
 
-def check_sorted_probs(probs: NDArray[Any], source: str = "probs", first: int = 1) -> None:
-    """Refuse what is not rows of sorted probabilities. Ties, one-hot and uniform rows are valid.
+def refuse_rows(bad: Bools, source: str, problem: Callable[[int], str]) -> None:
+    """Raise ValueError with the first bad row, counted from 1, and what is wrong with it."""
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(f"{source}: row {row + 1} {problem(row)}")
 
-    Args:
-        probs: (N, n).
-        source: what to call the array in the message.
-        first: number of the first row, there.
+
+def are_probs(rows: NDArray[Any]) -> Bools:
+    """(N,) whether a row (N, n) holds probabilities: none negative, their sum one within 1e-3. NaN never compares."""
+    sums: NDArray[np.float64] = rows.sum(axis=1, dtype=np.float64)
+    return np.asarray((rows >= 0).all(axis=1) & (np.abs(sums - 1) <= SUM_TOLERANCE))
+
+
+def check_sorted_probs(probs: NDArray[Any], source: str = "probs", first: int = 1) -> None:
+    """Refuse what is not rows of sorted probabilities (N, n). Ties, one-hot and uniform rows are valid.
 
     Raises:
-        ValueError: not two-dimensional, n < 2, or the first row with a value that is not finite,
-            negative, above one, out of order, or with a sum off one by more than 1e-3.
+        ValueError: not two-dimensional, n < 2, or the first row at fault; `source` is what the message calls the array,
+            and `first` the number of its first row there.
     """
     if probs.ndim != 2:
         raise ValueError(f"{source} has shape {tuple(probs.shape)}; expected (images, classes)")
     if probs.shape[1] < 2:
         raise ValueError(f"{source} has {probs.shape[1]} probabilities a row; at least 2 are needed")
-    sound = map_rows(lambda rows: _all_sorted_probs(probs[rows]), len(probs))
-    if not all(sound):
-        start = sound.index(False) * ROWS_A_CHUNK
-        _refuse_first_defect(probs[start : start + ROWS_A_CHUNK], start + first - 1, source)
-
-
-def _all_sorted_probs(chunk: NDArray[Any]) -> bool:
-    """Whether all rows are valid, in few passes: in a sorted row the ends bound the rest, and NaN never compares."""
-    descending = (chunk[:, :-1] >= chunk[:, 1:]).all()
-    in_range = (chunk[:, -1] >= 0).all() and (chunk[:, 0] <= 1 + SUM_TOLERANCE).all()
-    return bool(descending and in_range and (np.abs(chunk.sum(axis=1, dtype=np.float64) - 1) <= SUM_TOLERANCE).all())
-
-
-def _refuse_first_defect(chunk: NDArray[Any], start: int, source: str) -> None:
-    sums = chunk.sum(axis=1, dtype=np.float64)
-    _check_values(chunk, ~np.isfinite(chunk), start, source, "is not a finite number")
-    _check_values(chunk, chunk < 0, start, source, "is negative")
-    off = np.abs(sums - 1) > SUM_TOLERANCE
-    if off.any():
-        row = int(off.argmax())
-        raise ValueError(f"{source}: row {start + row + 1} sums to {sums[row]:.6g} instead of 1; give softmax outputs")
-    _check_values(chunk, chunk > 1 + SUM_TOLERANCE, start, source, "is above 1")
-    unsorted = np.zeros(chunk.shape, dtype=bool)
-    np.greater(chunk[:, 1:], chunk[:, :-1], out=unsorted[:, 1:])
-    _check_values(chunk, unsorted, start, source, "is larger than the one before it; sort each row in descending order")
-
-
-def _check_values(chunk: NDArray[Any], bad: NDArray[np.bool_], start: int, source: str, problem: str) -> None:
+    sound = map_rows(lambda rows: _are_sorted_probs(probs[rows]), len(probs))
+    bad = ~np.concatenate([np.ones(0, np.bool_), *sound])
     if bad.any():
-        row, column = divmod(int(bad.argmax()), bad.shape[1])
-        raise ValueError(
-            f"{source}: row {start + row + 1}, probability {column + 1} ({chunk[row, column]:.6g}) {problem}"
-        )
+        raise ValueError(f"{source}: row {bad.argmax() + first}{_defect(probs[bad.argmax()])}")
+
+
+def _are_sorted_probs(rows: NDArray[Any]) -> Bools:
+    """As `are_probs`, in few passes: in a sorted row the last one bounds the rest."""
+    sums = rows.sum(axis=1, dtype=np.float64)
+    descending = (rows[:, :-1] >= rows[:, 1:]).all(axis=1)
+    return np.asarray(descending & (rows[:, -1] >= 0) & (np.abs(sums - 1) <= SUM_TOLERANCE))
+
+
+def _defect(row: NDArray[Any]) -> str:
+    total = row.sum(dtype=np.float64)
+    larger = np.append(False, row[1:] > row[:-1]) & (abs(total - 1) <= SUM_TOLERANCE)
+    for bad, problem in (
+        (~np.isfinite(row), "is not a finite number"),
+        (row < 0, "is negative"),
+        (larger, "is larger than the one before it; sort each row in descending order"),
+    ):
+        if bad.any():
+            return f", probability {bad.argmax() + 1} ({row[bad.argmax()]:.6g}) {problem}"
+    return f" sums to {total:.6g} instead of 1; give softmax outputs"
 
 
 def check_answers(
     labels: NDArray[Any], classes: NDArray[Any] | None, targets: NDArray[Any] | None, num_classes: int, source: str
 ) -> None:
-    """Refuse answers that contradict each other, by the first row (counted from 1) at fault.
+    """Refuse answers that contradict each other, by the first row at fault.
 
     Args:
         labels: (N,) 1 where the answer is right, 0 where not; UNKNOWN only where there are targets.
@@ -102,31 +98,25 @@ def check_answers(
         source: what to call them in the message.
     """
     bad = (labels != 0) & (labels != 1) & ((labels != UNKNOWN) | (targets is None))
-    if bad.any():
-        row = bad.argmax()
-        raise ValueError(f"{source}: row {row + 1} has label {labels[row]:.6g}; labels are 1 (right) or 0 (wrong)")
-    if targets is not None and (bad := (targets < UNKNOWN) | (targets >= num_classes)).any():
-        row = bad.argmax()
-        raise ValueError(f"{source}: row {row + 1} has target {targets[row]}; the classes are 0 to {num_classes - 1}")
-    if classes is None:
-        return
-    whole = np.concatenate(map_rows(lambda rows: _has_every_class(classes[rows]), len(classes)))
-    if not whole.all():
-        raise ValueError(
-            f"{source}: row {whole.argmin() + 1} does not name every class from 0 to {num_classes - 1} once"
-        )
+    refuse_rows(bad, source, lambda row: f"has label {labels[row]:.6g}; labels are 1 (right) or 0 (wrong)")
     if targets is not None:
-        bad = (targets != UNKNOWN) & (labels != UNKNOWN) & ((classes[:, 0] == targets) != (labels == 1))
-        if bad.any():
-            row = bad.argmax()
-            raise ValueError(
-                f"{source}: row {row + 1} answers {classes[row, 0]} where {targets[row]} is right, "
-                f"but has label {labels[row]:g}"
-            )
+        check_targets(targets, num_classes, source)
+    if classes is not None:
+        whole = np.concatenate(map_rows(lambda rows: _have_every_class(classes[rows]), len(classes)))
+        refuse_rows(~whole, source, lambda row: f"does not name every class from 0 to {num_classes - 1} once")
+        if targets is not None:
+            bad = (targets != UNKNOWN) & (labels != UNKNOWN) & ((classes[:, 0] == targets) != (labels == 1))
+            words = "answers {} where {} is right, but has label {:g}"
+            refuse_rows(bad, source, lambda row: words.format(classes[row, 0], targets[row], labels[row]))
 
 
-def _has_every_class(classes: NDArray[Any]) -> NDArray[np.bool_]:
-    num_classes = classes.shape[1]
+def check_targets(targets: NDArray[Any], num_classes: int, source: str) -> None:
+    """Refuse targets (N,) that are neither classes nor UNKNOWN."""
+    bad = (targets < UNKNOWN) | (targets >= num_classes)
+    refuse_rows(bad, source, lambda row: f"has target {targets[row]}; the classes are 0 to {num_classes - 1}")
+
+
+def _have_every_class(classes: NDArray[Any]) -> Bools:
     seen = np.zeros(classes.shape, dtype=bool)
-    np.put_along_axis(seen, np.minimum(classes, num_classes - 1).astype(np.int64), True, axis=1)
-    return np.asarray(seen.all(axis=1) & (classes < num_classes).all(axis=1))
+    np.put_along_axis(seen, np.minimum(classes, classes.shape[1] - 1).astype(np.int64), True, axis=1)
+    return np.asarray(seen.all(axis=1) & (classes < classes.shape[1]).all(axis=1))

@@ -1,8 +1,8 @@
-"""Listing an image folder: which images there are, in which order, of which class, in which fold.
+"""Listing images: which images there are, in which order, of which class, in which fold.
 
-Three layouts are understood: class folders, the five-part layout `split_part_1..5/<class>/<file>`, and a flat folder,
-with or without a file of labels. Nothing here opens an image; those that a run could not open are named in a file
-beside its output.
+Three layouts are understood, on disk or in a tar file: class folders, the five-part layout
+`split_part_1..5/<class>/<file>`, and a flat folder, with or without a file of labels; besides these timm's data sets.
+Nothing here decodes an image; those that a run could not decode are named in a file beside its output.
 """
 
 import dataclasses
@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import features
+from PIL import Image
 
+from clcnet.data.checks import UNKNOWN
 from clcnet.data.labels import (
     FolderClasses,
     below_what_they_share,
@@ -27,54 +28,19 @@ from clcnet.data.labels import (
     read_labels,
     shown,
 )
+from clcnet.data.sources import DataSetOptions, Opened, Source, file_state, is_data_set, open_data_set, open_tar
 from clcnet.files import atomic_path, csv_writer
 from clcnet.strangers import for_spreadsheet
 
 NUM_FOLDS = 5
 PART_NAMES = tuple(f"split_part_{part}" for part in range(1, NUM_FOLDS + 1))
-_FORMATS = {  # PIL's names; nothing else is decoded, whatever a file is called: for EPS, PIL runs Ghostscript
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "PNG": (".png", ".apng"),
-    "BMP": (".bmp",),
-    "DIB": (".dib",),
-    "GIF": (".gif",),
-    "TIFF": (".tif", ".tiff"),
-    "WEBP": (".webp",),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
-    "AVIF": (".avif", ".avifs"),
-    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
-    "QOI": (".qoi",),
-}
-_MAY_LACK = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # by how PIL was built
-
-
-def _has_decoder(name: str) -> bool:
-    feature = _MAY_LACK.get(name)
-    return feature is None or (feature in {*features.modules, *features.codecs} and bool(features.check(feature)))
-
-
-IMAGE_FORMATS = {name: extensions for name, extensions in _FORMATS.items() if _has_decoder(name)}
-IMAGE_EXTENSIONS = tuple(extension for extensions in IMAGE_FORMATS.values() for extension in extensions)
-_OTHER_PICTURES = {extension for name in _FORMATS.keys() - IMAGE_FORMATS for extension in _FORMATS[name]} | {
-    *(
-        ".heic",
-        ".heif",
-        ".hif",
-        ".jxl",
-        ".jxr",
-        ".svg",
-        ".eps",
-        ".psd",
-        ".exr",
-        ".hdr",
-        ".dcm",
-        ".ico",
-        ".dds",
-        ".tga",
-        ".pcx",
-    ),
-    *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
-}
+# PIL's names, where this PIL has them; nothing else is decoded, whatever it is called: for EPS, PIL runs Ghostscript
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "QOI")
+Image.init()
+IMAGE_FORMATS = tuple(name for name in _FORMATS if name in Image.OPEN)
+IMAGE_EXTENSIONS = tuple(
+    extension for extension, name in Image.registered_extensions().items() if name in (*IMAGE_FORMATS, "MPO")
+)
 _SYSTEM_FOLDERS = ("@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "lost+found")
 _THUMBNAILS = ("thumbs", "thumbnails", "_thumbs", "_thumbnails")
 _SPLIT = re.compile(r"(train|val|dev|test)(ing|id|idation)?[-_ ]?[0-9]*", re.IGNORECASE)
@@ -85,7 +51,7 @@ class ImageSet:
     """The images of one data set, in the order of its tables.
 
     Attributes:
-        root: the folder that was listed.
+        root: the folder or tar file that was listed, or the name of a data set.
         files: where each image lies below `root`, with forward slashes; strings, because a million pathlib.Path would
             take half a minute to make.
         names: each image's name in a table: the bare file name while bare names are unique in the data set, else the
@@ -93,12 +59,14 @@ class ImageSet:
         targets: (N,) index into `class_names`; -1 where the class is not known.
         class_names: all classes of the whole data set, in natural order, as timm numbers them.
         folds: (N,) from 0 to 4: the part that holds the image, or its class-balanced fold where there are no parts.
-        classes_by: what says which classes there are: "folders", "labels", or a class "map" in a model's order.
+        classes_by: what says which classes there are: "folders", "labels", a "data set" that names and numbers them, or
+            a class "map" in a model's order.
         passed_over: path below `root` of each file and folder that was left out -> why.
         notes: what the user should know of how the folder was read, a line each.
+        source: what opens images that are no files of their own.
     """
 
-    root: Path
+    root: Path | str
     files: list[str]
     names: list[str]
     targets: np.ndarray
@@ -107,18 +75,20 @@ class ImageSet:
     classes_by: str = "folders"
     passed_over: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
+    source: Source | None = None
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def path(self, index: int) -> Path:
-        """Where one image lies."""
-        return self.root / self.files[index]
+    def open(self, index: int) -> Opened:
+        """One image, for PIL: a path, or its content."""
+        file = self.files[index]
+        return os.path.join(self.root, file) if self.source is None else self.source.open(file)
 
     @property
     def paths(self) -> list[Path]:
-        """Where all images lie, made anew at each call."""
-        return [self.root / file for file in self.files]
+        """Where all images of a folder lie, made anew at each call."""
+        return [Path(self.root, file) for file in self.files]
 
     @property
     def has_labels(self) -> bool:
@@ -137,21 +107,12 @@ class ImageSet:
 
 
 def image_keys(images: ImageSet) -> NDArray[np.uint8]:
-    """What tells each image from every other, and from itself once it was written to: path, size and times.
-
-    Returns:
-        (N, 16), digests; of a file that is not there, one that only its path decides.
-    """
+    """What tells each image from every other, and from itself once it was written to: (N, 16), digests."""
     root = os.path.abspath(os.path.realpath(images.root))
     keys = bytearray()
     for file in images.files:
-        path = os.path.join(root, file)
-        try:
-            status = os.stat(path)
-            state = status.st_size, status.st_mtime_ns, status.st_ctime_ns
-        except OSError:  # a link to nothing, or gone since it was listed: it will be left out as unreadable
-            state = -1, -1, -1
-        keys += hashlib.blake2b(b"%b\0%d\0%d\0%d" % (os.fsencode(path), *state), digest_size=16).digest()
+        state = images.source.keys[file] if images.source else file_state(os.path.join(root, file))
+        keys += hashlib.blake2b(state, digest_size=16).digest()
     return np.frombuffer(bytes(keys), np.uint8).reshape(-1, 16)
 
 
@@ -161,8 +122,9 @@ def list_images(
     labels: Path | str | None = None,
     any_folder: bool = False,
     model_classes: Collection[str] = (),
+    options: DataSetOptions | None = None,
 ) -> ImageSet:
-    """List the images of `folder`, in natural order of class and file name.
+    """List the images of `folder`, in natural order of class and file name; those of a data set in its own order.
 
     The order is the same on every machine, and whether or not the folder is cut into five parts. What is hidden, has
     no extension of an image, or is a vendor's folder of thumbnails is passed over and named. Links are followed, as
@@ -173,37 +135,45 @@ def list_images(
     names of a class map or of the model settle it.
 
     Args:
-        folder: class folders, the five-part layout, or a flat folder of images.
+        folder: class folders, the five-part layout, or a flat folder of images; a tar file of these; or a name by
+            which timm knows a data set, see `open_data_set`.
         class_map: text file with one class folder a line, in the order of their indices; see `class_map_readings`.
         labels: for a folder without class folders; see `read_labels`.
         any_folder: take folders for what they are: where images lie beside folders, it cannot be told which folder is
             the class, or a class map knows none of them, no image has a class. Otherwise these are errors.
         model_classes: names of the model's classes, where it has any.
-
-    Raises:
-        OSError: the folder or a file named is missing or cannot be read.
-        ValueError: no images, several splits, a missing part, no telling which folders are the classes, a class that
-            the map does not know, an image without a label.
+        options: of a data set.
     """
     if folder == "":
         raise ValueError("the path of the image folder is empty; name it, or give . for the current folder")
-    root = Path(folder)
+    if is_data_set(folder):
+        if labels is not None:
+            raise ValueError(f"{folder} has labels of its own, so --labels would contradict them; leave it out")
+        return _of_data_set(str(folder), options or DataSetOptions(), class_map)
+    if options and options != DataSetOptions():
+        raise ValueError(f"{folder} is not the name of a data set, so --split and the like say nothing of it")
+    root, source = Path(folder), None
     if not root.exists():
         raise FileNotFoundError(f"image folder {root} does not exist; check the path")
-    if not root.is_dir():
-        raise NotADirectoryError(f"image folder {root} is a file; name the folder that holds the images")
-    files, passed_over, notes = _walk(root)
+    if root.is_dir():
+        files, passed_over, notes = _walk(root)
+    elif root.suffix.lower() == ".tar":
+        source = open_tar(os.fspath(root))
+        reasons = {file: _why_left_out(file) for file in source.items}
+        files, notes = [file for file, why in reasons.items() if not why], []
+        passed_over = {file: why for file, why in reasons.items() if why}
+    else:
+        raise NotADirectoryError(f"image folder {root} is a file; name the folder or .tar file that holds the images")
     notes += [_in_words(passed_over)] if passed_over else []
     if not files:
         raise ValueError("; ".join([f"image folder {root} holds no images ({' '.join(IMAGE_EXTENSIONS)})", *notes]))
-    folders = {file.rpartition("/")[0] for file in files}
-    files = _in_natural_order(files, {folder: folder.rpartition("/")[2] for folder in folders})
+    files = _in_natural_order(files, {file: file.split("/")[-2] if "/" in file else "" for file in files})
     parts = _parts(root, files)
     map_names = set().union(*class_map_readings(Path(class_map))) if class_map is not None else set()
-    _check_splits(root, folders, parts, map_names)
+    _check_splits(root, files, parts, map_names)
     by_folder = _class_folders(root, files, parts, any_folder, notes)
     classes_by, known = "folders", None
-    class_of: dict[str, str] | None = None  # by folder, or by file where a file of labels says it
+    class_of: dict[str, str] | None = None  # by file
     if labels is not None:
         if by_folder is not None:
             raise ValueError(
@@ -213,28 +183,40 @@ def list_images(
         classes_by, class_of = "labels", dict(zip(files, of_files, strict=True))
         notes += more
     elif by_folder is not None:
-        class_of = _settle(root, by_folder, map_names or set(map(plain, model_classes)), any_folder, notes)
+        settled = _settle(root, by_folder, map_names or set(map(plain, model_classes)), any_folder, notes)
+        class_of = settled and {file: settled[file.rpartition("/")[0]] for file in files}
     if class_map is not None:
         if class_of and any_folder and labels is None and map_names.isdisjoint(class_of.values()):
             notes.append(f"no folder is in the class map {class_map}, so no image has a class")
             class_of = None
         classes_by = "map"
         name_of, known = fit_class_map(Path(class_map), set((class_of or {}).values()))
-        class_of = class_of and {key: name_of[name] for key, name in class_of.items()}
+        class_of = class_of and {file: name_of[name] for file, name in class_of.items()}
     if class_of is not None and labels is None:
         files = _in_natural_order(files, class_of)
+    known = known or sorted(set((class_of or {}).values()), key=natural_key)
+    index_of = {name: index for index, name in enumerate(known)}
+    targets = np.array([index_of[class_of[file]] if class_of else UNKNOWN for file in files], dtype=np.int64)
     names = _unique_names(files)
-    if class_of is None:
-        targets = np.full(len(files), -1)
-        known = known or []
-    else:
-        known = known or sorted(set(class_of.values()), key=natural_key)
-        index_of = {name: index for index, name in enumerate(known)}
-        keys = files if labels is not None else [file.rpartition("/")[0] for file in files]
-        targets = np.array([index_of[class_of[key]] for key in keys], dtype=np.int64)
     parts = _parts(root, files)
     folds = np.array(parts, dtype=np.int64) if parts is not None else balanced_folds(names, targets)
-    return ImageSet(root, files, names, targets, known, folds, classes_by, passed_over, notes)
+    return ImageSet(root, files, names, targets, known, folds, classes_by, passed_over, notes, source)
+
+
+def _of_data_set(name: str, options: DataSetOptions, class_map: Path | str | None) -> ImageSet:
+    """The images of one of timm's data sets, in its own order."""
+    found = open_data_set(name, options)
+    classes_by, known, targets = found.classes_by, found.class_names, found.targets
+    if class_map is not None:
+        name_of, mapped = fit_class_map(Path(class_map), known)
+        index_of = {name: index for index, name in enumerate(mapped)}
+        places = np.array([*(index_of[name_of[name]] for name in known), UNKNOWN])
+        classes_by, known, targets = "map", mapped, places[targets]
+    files = [*found.source.items]
+    names = _unique_names(files)
+    folds = balanced_folds(names, targets)
+    left_out = found.passed_over, found.notes
+    return ImageSet(name, files, names, targets, known, folds, classes_by, *left_out, found.source)
 
 
 def balanced_folds(names: Sequence[str], targets: np.ndarray, num_folds: int = NUM_FOLDS) -> np.ndarray:
@@ -249,7 +231,7 @@ def balanced_folds(names: Sequence[str], targets: np.ndarray, num_folds: int = N
         num_folds: how many folds.
 
     Returns:
-        (N,) fold numbers from 0; fold sizes, and each class's counts over the folds, differ by at most one.
+        (N,) from 0; fold sizes, and each class's counts over the folds, differ by at most one.
     """
     hashes = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names]
     order = sorted(range(len(names)), key=lambda index: (targets[index], hashes[index]))
@@ -277,10 +259,10 @@ def _walk(root: Path) -> tuple[list[str], dict[str, str], list[str]]:
 
     for directory, subfolders, files in os.walk(os.fspath(root), followlinks=True, onerror=fail):
         inside, above = ways.pop(directory)
-        images = [name for name in files if _is_image(name)]
-        found += [inside + name for name in images]
-        if len(images) < len(files):
-            passed_over |= {inside + name: _why_no_image(name) for name in files if not _is_image(name)}
+        reasons = {inside + name: _why_no_image(name) for name in files}
+        images = [path for path, why in reasons.items() if not why]
+        found += images
+        passed_over |= {path: why for path, why in reasons.items() if why}
         candidates = sorted(subfolders)
         subfolders.clear()
         for name in candidates:
@@ -298,15 +280,18 @@ def _walk(root: Path) -> tuple[list[str], dict[str, str], list[str]]:
     return found, passed_over, notes
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
-
-
 def _why_no_image(name: str) -> str:
+    """Why a file is passed over; empty for an image."""
     if name.startswith("."):
         return "hidden"
     extension = os.path.splitext(name)[1].lower()
-    return f"not decoded here: {extension}" if extension in _OTHER_PICTURES else "no extension of an image"
+    return "" if extension in IMAGE_EXTENSIONS else f"not decoded here: {extension or 'no extension'}"
+
+
+def _why_left_out(path: str) -> str:
+    """Why a member of a tar file is passed over; empty for an image."""
+    *folders, name = path.split("/")
+    return next(filter(None, (_why_no_folder(folder, False) for folder in folders)), _why_no_image(name))
 
 
 def _why_no_folder(name: str, beside_images: bool) -> str:
@@ -326,44 +311,38 @@ def _in_words(passed_over: Mapping[str, str]) -> str:
 
 
 def _in_natural_order(files: list[str], group_of: Mapping[str, str]) -> list[str]:
-    """Sort by class folder, as `group_of` names each folder, and file name; where both are the same, by the path."""
+    """Sort by class folder, as `group_of` names that of each file, and file name; where both are the same, by path."""
     groups = sorted(set(group_of.values()), key=natural_key)
     place = {group: position for position, group in enumerate(groups)}  # quicker to compare than keys
-    keys = []
-    for path in files:
-        folder, _, name = path.rpartition("/")
-        keys.append((place[group_of[folder]], natural_key(name), path))
-    return [path for *_, path in sorted(keys)]
+    return sorted(files, key=lambda file: (place[group_of[file]], natural_key(_bare_name(file)), file))
 
 
 def _parts(root: Path, files: list[str]) -> list[int] | None:
     """The part of each image, from 0, or None where the folder is not cut into parts."""
-    present = [name for name in PART_NAMES if (root / name).is_dir()]
+    tops = [file.partition("/")[0] for file in files]
+    present = [name for name in PART_NAMES if name in set(tops)]
     if not present:
         return None
     if len(present) < NUM_FOLDS:
         missing = ", ".join(name for name in PART_NAMES if name not in present)
-        raise ValueError(f"image folder {root} holds {', '.join(present)} but not {missing}; give all five parts")
-    tops = [path.partition("/")[0] for path in files]
-    stray = [path for path, top in zip(files, tops, strict=True) if top not in PART_NAMES]
-    if stray:
-        raise ValueError(f"image folder {root}: {stray[0]} lies outside the five parts; move it into one of them")
-    parts = [PART_NAMES.index(top) for top in tops]
-    empty = [PART_NAMES[part] for part in range(NUM_FOLDS) if part not in set(parts)]
-    if empty:
-        raise ValueError(f"image folder {root / empty[0]} holds no images; give all five parts")
-    return parts
-
-
-def _check_splits(root: Path, folders: Collection[str], parts: list[int] | None, known: Collection[str]) -> None:
-    """Refuse what holds train/ and val/: merged, the images that a model was trained on would flatter it."""
-    ways = below_what_they_share(folders, 0 if parts is None else 1)
-    place = {way[0]: folder[: len(folder) - len("/".join(way[1:]))].rstrip("/") for folder, way in ways.items() if way}
-    splits = sorted(name for name in place if _SPLIT.fullmatch(name) and name not in known)
-    if len({_SPLIT.fullmatch(name)[1].lower() for name in splits}) > 1:  # type: ignore[index]
         raise ValueError(
-            f"image folder {root} holds several splits ({', '.join(splits)}); name the one that you mean, such as "
-            f"{root / place[splits[-1]]}"
+            f"image folder {root} holds images in {', '.join(present)} but not {missing}; give all five parts"
+        )
+    stray = next((file for file, top in zip(files, tops, strict=True) if top not in PART_NAMES), None)
+    if stray:
+        raise ValueError(f"image folder {root}: {stray} lies outside the five parts; move it into one of them")
+    return [PART_NAMES.index(top) for top in tops]
+
+
+def _check_splits(root: Path, files: list[str], parts: list[int] | None, known: Collection[str]) -> None:
+    """Refuse what holds train/ and val/: merged, the images that a model was trained on would flatter it."""
+    ways = below_what_they_share({file.rpartition("/")[0] for file in files}, 0 if parts is None else 1)
+    place = {way[0]: folder[: len(folder) - len("/".join(way[1:]))].rstrip("/") for folder, way in ways.items() if way}
+    split_of = {name: found[1].lower() for name in place if name not in known and (found := _SPLIT.fullmatch(name))}
+    if len(set(split_of.values())) > 1:
+        raise ValueError(
+            f"image folder {root} holds several splits ({', '.join(sorted(split_of))}); name the one that you mean, "
+            f"such as {root / place[max(split_of)]}"
         )
 
 
@@ -407,12 +386,12 @@ def _settle(
     )
 
 
-def _unique_names(relative: list[str]) -> list[str]:
+def _unique_names(files: list[str]) -> list[str]:
     for name_of in (_bare_name, _class_and_file):
-        names = [name_of(path) for path in relative]
+        names = [name_of(path) for path in files]
         if len(set(names)) == len(names):
             return names
-    return relative
+    return files
 
 
 def _bare_name(path: str) -> str:

@@ -7,11 +7,13 @@ or refused. Which of a model's classes these are is for `clcnet.classifiers.clas
 import csv
 import io
 import re
+import struct
 import unicodedata
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from clcnet.strangers import read_bytes
@@ -25,8 +27,9 @@ _HEADERS = {"file", "filename", "image", "imageid", "id", "img", "name", "path",
 _NO_LABEL = ("", "nan", "null", "n/a", "#n/a", "<na>")
 _NO_NUMBER = ("na", "none", "-", "?", "-1")  # may be names, but not among numbers
 _NAMES_SHOWN = 3
-_LARGEST, _MOST_LINES, _LONGEST_NAME = 2**27, 2**22, 1000  # bytes, of a file; lines; characters, of a class
+_LARGEST, _MOST_LINES, _LONGEST_LINE = 2**27, 2**22, 4000  # bytes, of a file; lines; characters
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+_ANOTHER = (0, 0)  # closeness of names of two images
 _LARGEST_META = 2**23  # bytes unpacked, of meta.mat, which is 2 MB
 
 
@@ -47,7 +50,8 @@ def shown(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
 
 
-def _read_text(path: Path) -> str:
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a text, with their ends."""
     try:
         text = read_bytes(path, _LARGEST).decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -55,13 +59,11 @@ def _read_text(path: Path) -> str:
     num_lines = sum(map(text.count, _LINE_ENDS))
     if num_lines > _MOST_LINES:
         raise ValueError(f"{path} has {num_lines:,} lines, more than the {_MOST_LINES:,} that are read")
-    return text
-
-
-def _check_lengths(path: Path, names: Sequence[str]) -> None:
-    row = next((row for row, name in enumerate(names, start=1) if len(name) > _LONGEST_NAME), None)
-    if row:
-        raise ValueError(f"{path}: row {row} has a class of {len(names[row - 1]):,} characters; name it in fewer")
+    lines = text.splitlines(keepends=True)
+    longest = max(range(len(lines)), key=lambda number: len(lines[number]), default=0)
+    if lines and len(lines[longest]) > _LONGEST_LINE:
+        raise ValueError(f"{path}: line {longest + 1} has {len(lines[longest]):,} characters; name classes in fewer")
+    return lines
 
 
 # ---------------------------------------------------------------- folders
@@ -96,19 +98,21 @@ class FolderClasses:
 def class_folders(folders: Collection[str], skip: int = 0) -> FolderClasses:
     """Read folders as classes, in both ways; `skip` names at the front of each are no part of it."""
     ways = below_what_they_share(folders, skip)
-    at: dict[str, tuple[str, ...]] = {}
-    doubt = ""
-    for way in sorted(set(ways.values()), key=lambda way: natural_key("/".join(way))):
-        other = at.setdefault(way[-1], way)
-        if other != way:
-            doubt = doubt or f"folder {way[-1]} lies in {'/'.join(other[:-1]) or '.'} and in {'/'.join(way[:-1])}"
-    distinct = set(ways.values())
-    for way in sorted(distinct):
-        holder = next((way[:end] for end in range(1, len(way)) if way[:end] in distinct), None)
-        if holder:
-            doubt = doubt or f"folder {'/'.join(holder)} holds images and the folder {'/'.join(way)} of images"
     inner, outer = ({folder: way[end] for folder, way in ways.items()} for end in (-1, 0))
-    return FolderClasses(inner, outer, doubt if inner != outer else "")
+    return FolderClasses(inner, outer, _doubt(set(ways.values())) if inner != outer else "")
+
+
+def _doubt(ways: set[tuple[str, ...]]) -> str:
+    places: dict[str, tuple[str, ...]] = {}
+    for way in sorted(ways, key=lambda way: natural_key("/".join(way))):
+        other = places.setdefault(way[-1], way)
+        if other != way:
+            return f"folder {way[-1]} lies in {'/'.join(other[:-1]) or '.'} and in {'/'.join(way[:-1])}"
+    for way in sorted(ways):
+        holder = next((way[:end] for end in range(1, len(way)) if way[:end] in ways), None)
+        if holder:
+            return f"folder {'/'.join(holder)} holds images and the folder {'/'.join(way)} of images"
+    return ""
 
 
 # ---------------------------------------------------------------- class maps
@@ -119,17 +123,12 @@ def class_map_readings(path: Path) -> list[list[str]]:
 
     A line is a class (timm), or its first word is (synset_words.txt: `n01440764 tench, Tinca tinca`), or a number
     stands before or after it (CUB's classes.txt: `1 001.Black_footed_Albatross`) and gives its place.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no text.
     """
     if path.suffix.lower() not in (".txt", ".names", ".tsv", ".lst", ".list", ""):
         raise ValueError(
             f"class map {path}: only text files are read, one class folder a line; timm's pickles may run code"
         )
-    lines = [plain(line.strip()) for line in _read_text(path).splitlines() if line.strip()]
-    _check_lengths(path, lines)
+    lines = [plain(line.strip()) for line in _read_lines(path) if line.strip()]
     heads = [re.split(r"[\s,;:]+", line, maxsplit=1) for line in lines]
     tails = [re.split(r"(?<![\s,;])[\s,;]++(?=[0-9]+$)", line) for line in lines]
     numbered = _by_number(heads, 0) or _by_number(tails, 1)
@@ -153,15 +152,8 @@ def _by_number(rows: list[list[str]], column: int) -> list[str] | None:
 def fit_class_map(path: Path, classes: Collection[str]) -> tuple[dict[str, str], list[str]]:
     """Find the reading of a class map in which every class of the images has its line.
 
-    Args:
-        path: the class map.
-        classes: those of the images; none where they have none.
-
     Returns:
         The map's name for each of the classes, and all the map's classes in order.
-
-    Raises:
-        OSError, ValueError: the map cannot be read, names a class twice, or lacks one.
     """
     readings = class_map_readings(path)
     known = next((known for known in readings if set(classes) <= set(known)), readings[0])
@@ -187,7 +179,7 @@ class _Finder:
     def __init__(self, root: Path, files: Sequence[str]) -> None:
         self._root = [plain(part) for part in root.resolve().parts]
         self.extensions = {_split(file)[1] for file in files}
-        self._of_images = {self._key(file) for file in files}
+        self._of_images = {self._key(plain(file)) for file in files}
 
     def _key(self, name: str) -> str:
         stem, extension = _split(name.rpartition("/")[2])
@@ -207,25 +199,22 @@ class _Finder:
     def find(self, file: str, rows: dict[str, list[tuple[int, str]]]) -> list[int]:
         """The rows of one image: those whose name comes closest to its own."""
         file = plain(file)
-        place = [*self._root, *file.split("/")]
-        bare, folders = place[-1], file.count("/")
-        best: tuple[int, int] = (0, 0)
-        found: list[int] = []
-        for number, name in rows.get(self._key(file), ()):
-            *above, own = name.split("/")
-            likeness = 3 if own == bare else 2 if own.casefold() == bare.casefold() else 1
-            if likeness == 1 and _split(own)[1] in self.extensions:
-                continue  # a.jpg is another file than a.png
-            agree = 0
-            while agree < min(len(above), len(place) - 1) and above[-1 - agree] == place[-2 - agree]:
-                agree += 1
-            if agree < min(len(above), folders):
-                continue  # ant/1.png is another file than bee/1.png
-            if (likeness, agree) > best:
-                best, found = (likeness, agree), []
-            if (likeness, agree) == best:
-                found.append(number)
-        return found
+        closeness = {number: self._closeness(name, file) for number, name in rows.get(self._key(file), ())}
+        best = max(closeness.values(), default=_ANOTHER)
+        return [number for number, close in closeness.items() if close == best != _ANOTHER]
+
+    def _closeness(self, name: str, file: str) -> tuple[int, int]:
+        """How alike the names of a row and of an image are, and how many folders above them agree."""
+        *above, own = name.split("/")
+        *place, bare = [*self._root, *file.split("/")]
+        likeness = 3 if own == bare else 2 if own.casefold() == bare.casefold() else 1
+        pairs = zip(reversed(above), reversed(place), strict=False)
+        agree = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if likeness == 1 and _split(own)[1] in self.extensions:
+            return _ANOTHER  # a.jpg is another file than a.png
+        if agree < min(len(above), file.count("/")):
+            return _ANOTHER  # ant/1.png is another file than bee/1.png
+        return likeness, agree
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -250,10 +239,6 @@ def read_labels(path: Path, root: Path, files: Sequence[str]) -> tuple[list[str]
     Returns:
         The class of each image; all classes of the file in order, numbers by their size and names in natural order;
         and what the user should know of how the file was read.
-
-    Raises:
-        OSError: it, or meta.mat beside the ground truth, cannot be read.
-        ValueError: it is no such file, or an image has no label, or two.
     """
     finder = _Finder(root, files)
     rows = _rows(path, finder)
@@ -267,7 +252,6 @@ def read_labels(path: Path, root: Path, files: Sequence[str]) -> tuple[list[str]
         names, labels = labels, names
     if _has_header(names, labels, finder):
         names[0] = labels[0] = ""
-    _check_lengths(path, labels)
     labels = _clean(path, labels)
     by_key = finder.index(names)
     classes, moved = [], []
@@ -294,14 +278,13 @@ def _lies_at(name: str, root: Path, image: str) -> bool:
 
 def _rows(path: Path, finder: _Finder) -> list[list[str]]:
     """Cut the file into rows by the separator under which most names in its first rows are images'."""
-    text = _read_text(path)
-    head = "\n".join(text.splitlines()[:_ROWS_LOOKED_AT])
+    lines = _read_lines(path)
     try:
-        tries = [_cut(head, separator) for separator in _SEPARATORS]
+        tries = [_cut(lines[:_ROWS_LOOKED_AT], separator) for separator in _SEPARATORS]
         fits = [sum(len(row) > 1 and any(map(finder.knows, row)) for row in rows) for rows in tries]
         if not any(fits):  # perhaps none of the images is among the first rows
             fits = [sum(len(row) == 2 for row in rows) for rows in tries]
-        rows = _cut(text, _SEPARATORS[fits.index(max(fits))])
+        rows = _cut(lines, _SEPARATORS[fits.index(max(fits))])
     except csv.Error as error:
         raise ValueError(f"{path} is not a CSV file ({error}); give rows of file,label") from None
     if not rows:
@@ -309,10 +292,10 @@ def _rows(path: Path, finder: _Finder) -> list[list[str]]:
     return rows
 
 
-def _cut(text: str, separator: str | None) -> list[list[str]]:
+def _cut(lines: list[str], separator: str | None) -> list[list[str]]:
     if separator is None:
-        return [line.strip().rsplit(None, 1) for line in text.splitlines() if line.strip()]
-    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
+        return [line.strip().rsplit(None, 1) for line in lines if line.strip()]
+    rows = [row for row in csv.reader(lines, delimiter=separator) if row]
     for row in rows:
         while len(row) > 2 and not row[-1].strip():
             row.pop()
@@ -384,9 +367,10 @@ def _check_unpacked(content: bytes) -> None:
     """Refuse a MATLAB file (version 5: 128 bytes, then elements of kind, size and data) that unpacks to too much."""
     start = 128
     while start + 8 <= len(content):
-        kind, size = (int.from_bytes(content[start + place : start + place + 4], "little") for place in (0, 4))
+        kind, size = struct.unpack_from("<II", content, start)
+        start += 8
         if kind == 15:  # compressed
-            unpacked = zlib.decompressobj().decompress(content[start + 8 : start + 8 + size], _LARGEST_META + 1)
+            unpacked = zlib.decompressobj().decompress(content[start : start + size], _LARGEST_META + 1)
             if len(unpacked) > _LARGEST_META:
                 raise ValueError(f"it unpacks to more than {_LARGEST_META:,} bytes")
-        start += 8 + size
+        start += size

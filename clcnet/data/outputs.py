@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,13 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clcnet.confidence import SUM_TOLERANCE
 from clcnet.data.checks import UNKNOWN as UNKNOWN
-from clcnet.data.checks import check_answers, check_sorted_probs, map_rows
+from clcnet.data.checks import are_probs, check_answers, check_sorted_probs, check_targets, map_rows, refuse_rows
 from clcnet.data.images import ImageSet, names_of
 from clcnet.data.tables import TableWriter, check_memory, check_table_output, read_rows
 from clcnet.files import atomic_path
-from clcnet.strangers import is_line, is_number, parse_json
+from clcnet.strangers import is_line, is_number
 
 _MOST_COST = 1e12  # billions of multiply-adds, or milliseconds
 _ARRAYS = ("sorted_probs", "classes", "targets", "correct")
@@ -51,20 +49,12 @@ class Record:
     loaded_from: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_json(cls, text: str, source: str) -> Record:
+    def checked(cls, given: Any, source: str) -> Record:
         """Take the fields that are known here; a later version may write others.
 
         Raises:
             ValueError: it is no record; the message begins with `source`.
         """
-        given = None
-        with contextlib.suppress(ValueError):
-            given = parse_json(text.encode())
-        return cls.checked(given, source)
-
-    @classmethod
-    def checked(cls, given: Any, source: str) -> Record:
-        """The same from what JSON said."""
         if isinstance(given, dict):
             known = {key.name: given[key.name] for key in dataclasses.fields(cls) if key.name in given}
             if all(_is_sound(name, value) for name, value in known.items()):
@@ -116,25 +106,15 @@ class Outputs:
         flops: float | None = None,
         **record: Any,
     ) -> Outputs:
-        """Take anybody's logits, not timm's alone.
+        """Take anybody's logits (N, n), not timm's alone: any real numbers, -inf for a class that is impossible.
 
-        Args:
-            logits: (N, n), any real numbers; -inf for a class that is impossible.
-            names: of the images; "0", "1", ... when left out.
-            targets: (N,) true classes.
-            model: its name, as tables print it.
-            flops: billions of multiply-adds an image.
-            record: further fields of `Record`.
-
-        Raises:
-            ValueError: wrong shapes, or a row without a finite largest logit.
+        `record` takes further fields of `Record`; for the rest see `from_probs`.
         """
         rows = np.asarray(logits, dtype=np.float64)
         if rows.ndim != 2 or rows.shape[1] < 2:
             raise ValueError(f"logits have shape {rows.shape}; expected (images, classes) of at least 2 classes")
-        top = rows.max(axis=1, keepdims=True, initial=-np.inf)
-        if not np.isfinite(top).all():
-            raise ValueError(f"logits: row {int((~np.isfinite(top)).argmax()) + 1} has no finite largest number")
+        top = rows.max(axis=1, keepdims=True)
+        refuse_rows(~np.isfinite(top[:, 0]), "logits", lambda row: "has no finite largest number")
         powers = np.exp(rows - top)
         probs = powers / powers.sum(axis=1, keepdims=True)
         return cls.from_probs(probs, names, targets, Record(model=model, flops=flops, **record))
@@ -149,24 +129,22 @@ class Outputs:
     ) -> Outputs:
         """Sort probabilities (N, n) in the order of the classes.
 
-        Raises:
-            ValueError: lengths differ, a target is no class, or a row is none of probabilities.
+        Args:
+            probs: of which each row sums to one.
+            names: of the images; "0", "1", ... when left out.
+            targets: (N,) true classes, UNKNOWN where one is not known.
+            record: where they come from.
         """
         rows = np.asarray(probs, dtype=np.float32)
-        sums = rows.sum(axis=1, dtype=np.float64)
-        bad = ~(np.isfinite(rows).all(axis=1) & (rows >= 0).all(axis=1) & (np.abs(sums - 1) <= SUM_TOLERANCE))
-        if bad.any():
-            raise ValueError(f"probs: row {int(bad.argmax()) + 1} is no row of probabilities; give softmax outputs")
+        refuse_rows(~are_probs(rows), "probs", lambda row: "is no row of probabilities; give softmax outputs")
         names = [str(index) for index in range(len(rows))] if names is None else list(names)
-        sorted_probs, classes = sort_probs(rows)
         known = None if targets is None else np.asarray(targets, dtype=np.int64)
         if len(names) != len(rows) or (known is not None and known.shape != (len(rows),)):
             shape = None if known is None else known.shape
             raise ValueError(f"{len(rows)} rows, {len(names)} names and targets {shape}: give one of each a row")
-        if known is not None and len(known) and not UNKNOWN <= known.min() <= known.max() < rows.shape[1]:
-            raise ValueError(
-                f"targets run from {known.min()} to {known.max()}; the classes are 0 to {rows.shape[1] - 1}"
-            )
+        if known is not None:
+            check_targets(known, rows.shape[1], "targets")
+        sorted_probs, classes = sort_probs(rows)
         correct = None if known is None or (known == UNKNOWN).any() else classes[:, 0] == known
         return cls(names, sorted_probs, classes, known, correct, record or Record())
 
@@ -184,15 +162,10 @@ class Outputs:
         check_answers(labels, classes, targets, sorted_probs.shape[1], source)
         targets = None if targets is None or (targets == UNKNOWN).all() else targets
         correct = None if (labels == UNKNOWN).any() else labels.astype(bool)
-        return cls(names, sorted_probs, classes, targets, correct, Record.from_json(record, source))
+        return cls(names, sorted_probs, classes, targets, correct, Record.checked(record, source))
 
     def save(self, path: Path | str) -> None:
-        """Write .parquet, or .csv without classes, targets and record; only a finished file replaces an existing one.
-
-        Raises:
-            OSError: the file cannot be written.
-            ValueError: another extension; no rows; or .csv, and it is not known which answers are right.
-        """
+        """Write .parquet, or .csv without classes, targets and record; only a finished file replaces another."""
         if not len(self):
             raise ValueError(f"there are no outputs to write to {path}")
         with atomic_path(check_table_output(path)) as temporary, TableWriter(temporary) as writer:
@@ -208,11 +181,7 @@ class Outputs:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """(N,) the answered classes.
-
-        Raises:
-            ValueError: the table does not say which class a probability belongs to.
-        """
+        """(N,) the answered classes; ValueError where a table does not say which class a probability belongs to."""
         return self._classes()[:, 0].astype(np.int64)
 
     @property
@@ -232,11 +201,7 @@ class Outputs:
 
     @property
     def accuracy(self) -> float:
-        """Top-1 in percent.
-
-        Raises:
-            ValueError: it is not known which answers are right.
-        """
+        """Top-1 in percent; ValueError where it is not known which answers are right."""
         if self.correct is None:
             raise ValueError(f"the outputs of {self.record.model or 'this model'} do not say which answers are right")
         return 100 * float(self.correct.mean())
@@ -260,9 +225,6 @@ def sort_probs(probs: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
 
     Args:
         probs: (N, n), none negative, none NaN.
-
-    Returns:
-        sorted_probs (N, n) float32, classes (N, n) of the smallest unsigned type.
     """
     sorted_probs = np.empty(probs.shape, np.float32)
     places = np.arange(probs.shape[1], dtype=np.uint64)
@@ -279,18 +241,13 @@ def sort_probs(probs: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
     return sorted_probs, classes
 
 
-def load_labelled(path: Path | str) -> Outputs:
-    """As `Outputs.load`, of a file that says which answers are right."""
-    outputs = Outputs.load(path)
-    if outputs.correct is None:
-        raise ValueError(f"table {path} does not say which answers are right; make it from images of known classes")
-    return outputs
-
-
-def load_each(paths: Sequence[Path | str]) -> list[Outputs]:
-    """Read labelled tables of as many classes."""
-    tables = [load_labelled(path) for path in paths]
+def load_labelled(*paths: Path | str) -> list[Outputs]:
+    """Read tables of the same number of classes that say which answers are right; see `Outputs.load`."""
+    check_memory([Path(path) for path in paths])
+    tables = [Outputs.load(path) for path in paths]
     for path, table in zip(paths, tables, strict=True):
+        if table.correct is None:
+            raise ValueError(f"table {path} does not say which answers are right; make it from images of known classes")
         if table.num_classes != tables[0].num_classes:
             raise ValueError(
                 f"{path} has {table.num_classes} classes but {paths[0]} has {tables[0].num_classes}; "
@@ -300,35 +257,29 @@ def load_each(paths: Sequence[Path | str]) -> list[Outputs]:
 
 
 def load_tables(paths: Sequence[Path | str]) -> tuple[Outputs, NDArray[np.int64]]:
-    """Read one or more labelled tables and concatenate them.
+    """Read labelled tables, none twice, and concatenate them.
 
     Returns:
         The outputs, and source (N,): the position in `paths` of the table that a row came from.
-
-    Raises:
-        OSError, ValueError: see `load_each`; or a table is given twice.
     """
     for position, path in enumerate(paths):
         if Path(path).resolve() in [Path(earlier).resolve() for earlier in paths[:position]]:
             raise ValueError(f"table {path} is given twice; name each table once")
-    check_memory([Path(path) for path in paths])
-    tables = load_each(paths)
+    tables = load_labelled(*paths)
     source = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-    return (tables[0] if len(tables) == 1 else _concatenated(tables)), source
-
-
-def _concatenated(tables: Sequence[Outputs]) -> Outputs:
+    if len(tables) == 1:
+        return tables[0], source
     parts: dict[str, Any] = {}
     for name in _ARRAYS:
         arrays = [getattr(table, name) for table in tables]
         parts[name] = None if any(array is None for array in arrays) else np.concatenate(arrays)
-    return Outputs([name for table in tables for name in table.names], **parts)
+    return Outputs([name for table in tables for name in table.names], **parts), source
 
 
 def match_rows(
     outputs: Outputs, images: ImageSet, label: str = "the table", source: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """Find the image of every row, by bare name or by the path from the class folder's parent.
+    """Find the image of every row, by its name in tables, by bare name, or by path: (N,) indices into `images`.
 
     Args:
         outputs: of one or several tables read together.
@@ -336,39 +287,28 @@ def match_rows(
         label: what to call the table in messages.
         source: (N,) which table a row came from, where there are several.
 
-    Returns:
-        (N,) index into `images` for every row.
-
     Raises:
         ValueError: a row names no image, or more than one, or two rows of one table name the same image.
     """
-    index_of = {name: index for index, name in enumerate(images.names)}
-    other_names: dict[str, list[int]] = {}
+    places: dict[str, list[int]] = {}
     for index in range(len(images)):
         for name in names_of(images, index):
-            other_names.setdefault(name, []).append(index)
-    matched = np.empty(len(outputs), dtype=np.int64)
-    for row, name in enumerate(outputs.names):
-        found = (
-            [index_of[name]]
-            if name in index_of
-            else other_names.get(name, other_names.get(name.replace("\\", "/"), []))
-        )
-        if not found:
-            raise ValueError(f"{label}: row {row + 1} names {name!r}, which is not in {images.root}")
-        if len(found) > 1:
-            first, second = (images.files[index] for index in found[:2])
-            raise ValueError(
-                f"{label}: row {row + 1} names {name!r}, which may be {first} or {second}; make the table again"
-            )
-        matched[row] = found[0]
-    tables = np.zeros(len(matched), np.int64) if source is None else source
+            places.setdefault(name, []).append(index)
+    places |= {name: [index] for index, name in enumerate(images.names)}  # an image's own name goes first
+    names = outputs.names
+    found = [places.get(name) or places.get(name.replace("\\", "/"), []) for name in names]
+    counts = np.array([len(indices) for indices in found])
+    refuse_rows(counts == 0, label, lambda row: f"names {names[row]!r}, which is not in {images.root}")
+    words = "names {!r}, which may be {} or {}; make the table again"
+    refuse_rows(
+        counts > 1, label, lambda row: words.format(names[row], *(images.files[index] for index in found[row][:2]))
+    )
+    matched = np.array([indices[0] for indices in found], dtype=np.int64)
     seen: dict[tuple[int, int], int] = {}
+    tables = np.zeros_like(matched) if source is None else source
     for row, key in enumerate(zip(tables.tolist(), matched.tolist(), strict=True)):
         if (earlier := seen.setdefault(key, row)) != row:
-            raise ValueError(
-                f"{label}: rows {earlier + 1} and {row + 1} both name {outputs.names[row]!r}; keep one of them"
-            )
+            raise ValueError(f"{label}: rows {earlier + 1} and {row + 1} both name {names[row]!r}; keep one of them")
     return matched
 
 

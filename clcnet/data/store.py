@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clcnet.confidence import SUM_TOLERANCE
+from clcnet.data.checks import are_probs
 from clcnet.files import atomic_path, naming_full_disks
 from clcnet.strangers import check_file, parse_json, read_bytes
 
 KEY_BYTES = 16  # of an image
-UNREADABLE, READ = 0, 1
+UNREADABLE, READ = 0, 1  # status; READ + k, that it was read and what remark k says
 Keys = NDArray[np.bytes_]  # (N,) of KEY_BYTES
 
 _SUFFIX = ".answers"
@@ -50,9 +50,6 @@ class Store:
         folder: of all models' answers.
         model_key: digest of all that determines this model's answers.
         num_classes: C.
-
-    Raises:
-        OSError: the folder cannot be read.
     """
 
     def __init__(self, folder: Path | str, model_key: str, num_classes: int) -> None:
@@ -85,37 +82,33 @@ class Store:
         """Place of each segment's first record, and behind the last one."""
         return np.cumsum([0, *(len(segment.keys) for segment in self._segments)])
 
-    def find(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def find(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Look images up.
 
         Returns:
             places: (N,) where each image's answer is kept, -1 where there is none.
-            failed: (N,) whether an earlier run could not read the image; it may be tried again.
+            status: (N,) what was kept with it; UNREADABLE may be tried again; -1 of an image that was never seen.
         """
         if not self._starts[-1]:
-            return np.full(len(keys), -1), np.zeros(len(keys), bool)
+            return np.full(len(keys), -1), np.full(len(keys), -1)
         known = np.concatenate([segment.keys for segment in self._segments])
-        status = np.concatenate([segment.status for segment in self._segments])
-        order = np.lexsort((np.arange(len(known)), status != READ, known))  # of several, the first that was read
+        status = np.concatenate([segment.status for segment in self._segments]).astype(np.int64)
+        order = np.lexsort((np.arange(len(known)), status == UNREADABLE, known))  # of several, the first that was read
         at = np.searchsorted(known[order], keys)
         candidates = order[np.minimum(at, len(known) - 1)]
-        found = known[candidates] == keys
-        was_read = status[candidates] == READ
-        return np.where(found & was_read, candidates, -1), found & ~was_read
+        found = np.where(known[candidates] == keys, status[candidates], -1)
+        return np.where(found >= READ, candidates, -1), found
 
     def append(self, keys: Keys, status: NDArray[np.uint8], probs: NDArray[np.float32]) -> NDArray[np.int64]:
         """Keep a batch.
 
         Args:
             keys: (B,).
-            status: (B,) READ or UNREADABLE.
+            status: (B,) UNREADABLE, READ or above.
             probs: (B, C); what stands in the row of an unreadable image does not matter.
 
         Returns:
             (B,) the places of its answers.
-
-        Raises:
-            OSError: the disk is full, or the folder cannot be written.
         """
         records = np.zeros(len(keys), self.record)
         records["key"], records["status"], records["probs"] = keys, status, probs
@@ -140,19 +133,14 @@ class Store:
         return self._own
 
     def probs(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Answers (M, C) kept at these places, in the model's own order of classes.
-
-        Raises:
-            ValueError: what is kept there are no probabilities; the message names the folder to delete.
-        """
+        """Answers (M, C) kept at these places, in the model's own order of classes."""
         probs = np.empty((len(places), *self.record["probs"].shape), np.float32)
         starts = self._starts
         segment_of = np.searchsorted(starts, places, side="right") - 1
         for number in np.unique(segment_of):
             inside = np.flatnonzero(segment_of == number)
             probs[inside] = self._read(self._segments[number].path, places[inside] - starts[number])
-        sums = probs.sum(axis=1, dtype=np.float64)
-        if not ((np.abs(sums - 1) <= SUM_TOLERANCE) & (probs >= 0).all(axis=1)).all():
+        if not are_probs(probs).all():
             raise ValueError(f"store {self.folder} holds what are no probabilities; delete this folder and run again")
         return probs
 

@@ -8,6 +8,7 @@ numbers that were written, bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -15,10 +16,9 @@ import json
 import math
 import mmap
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from clcnet.data.checks import ROWS_A_CHUNK, UNKNOWN, map_rows
 from clcnet.files import check_output
 from clcnet.memory import free_bytes
+from clcnet.strangers import parse_json
 
 if TYPE_CHECKING:
     from clcnet.data.outputs import Outputs, Record
@@ -42,6 +43,13 @@ _LONGEST_LINE = 1 << 22  # characters; 21,843 classes take 300,000
 _SAMPLE = 1 << 20  # bytes of a file from which its numbers of rows and values are told
 _RECORD = b"clcnet"  # the record's key in the metadata
 _TO_QUOTE = re.compile(r'[,"\r\n]|^\s|\s$')
+_NO_TABLE = (
+    "table {} is not a Parquet table with file (text), sorted_probs (lists of n numbers), correct (0 or 1) and, maybe, "
+    "classes and targets: {} is {}"
+)
+_BLANKS = re.compile(r"got 1: \s*\Z")  # pyarrow's words
+_RAGGED = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
+_NO_NUMBER = re.compile(r"column #(\d+): Row #(\d+): .* invalid value ('.*')", re.DOTALL)
 _NO_CSV = {  # how other files begin, whatever their name says
     b"\x1f\x8b": "compressed with gzip; unpack it first",
     b"BZh": "compressed with bzip2; unpack it first",
@@ -54,14 +62,14 @@ _NO_CSV = {  # how other files begin, whatever their name says
 
 
 class Rows(NamedTuple):
-    """What stands in a file, not yet checked: labels are numbers, the record is JSON."""
+    """What stands in a file, not yet checked."""
 
     names: list[str]
     sorted_probs: NDArray[np.float32]
-    labels: NDArray[Any]
-    classes: NDArray[np.unsignedinteger[Any]] | None = None
-    targets: NDArray[np.int64] | None = None
-    record: str = "{}"
+    labels: NDArray[Any]  # numbers
+    classes: NDArray[np.unsignedinteger[Any]] | None
+    targets: NDArray[np.int64] | None
+    record: Any  # what JSON says; None where it is none
 
 
 def check_table_output(path: Path | str, inputs: Iterable[Path | str | None] = ()) -> Path:
@@ -76,64 +84,53 @@ class TableWriter:
     """Writes outputs piece by piece, in bounded memory. A context manager; the format follows the extension.
 
     It writes to the path given, as it goes: wrap it in `files.atomic_path` where a half-written file must not be seen.
-
-    Args:
-        path: .csv or .parquet.
-        record: what Parquet keeps of the model; that of the first piece when left out.
+    `record` is what Parquet keeps of the model; that of the first piece when left out.
     """
 
     def __init__(self, path: Path | str, record: Record | None = None) -> None:
         self.path = check_table_output(path)
         self.record = record
         self.num_rows = 0
-        self._csv: IO[bytes] | None = None
-        self._parquet: pa.parquet.ParquetWriter | None = None
+        self._file: Any = None
 
     def __enter__(self) -> TableWriter:
-        if self.path.suffix.lower() == ".csv":
-            self._csv = open(self.path, "wb")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for file in (self._csv, self._parquet):
-            if file is not None:
-                file.close()
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def write(self, outputs: Outputs) -> None:
-        """Append rows; of the first ones' number of classes, and with classes if those had them.
-
-        Raises:
-            ValueError: it is not known which answers are right, which CSV must say.
-        """
-        if self._csv is not None and outputs.correct is None:
+        """Append rows; of the first ones' number of classes, and with classes if those had them."""
+        is_csv = self.path.suffix.lower() == ".csv"
+        if is_csv and outputs.correct is None:
             raise ValueError(
                 "a CSV table says which answers are right, and these outputs do not; give the true classes, or save "
                 "them as .parquet"
             )
-        step = ROWS_A_CHUNK * (1 if self._csv is None else _CHUNKS_AT_ONCE)
+        step = ROWS_A_CHUNK * (_CHUNKS_AT_ONCE if is_csv else 1)
         for start in range(0, len(outputs), step):
             piece = outputs.subset(range(start, min(start + step, len(outputs))))
-            if self._csv is None:
-                self._write_parquet(_to_batch(piece), outputs.record if self.record is None else self.record)
+            if is_csv:
+                self._file = self._file or open(self.path, "wb")
+                self._file.writelines(map_rows(functools.partial(_encode_piece, piece), len(piece)))
             else:
-                self._csv.writelines(map_rows(functools.partial(_encode_piece, piece), len(piece)))
+                batch = _to_batch(piece)
+                self._file = self._file or _parquet_writer(self.path, batch.schema, self.record or outputs.record)
+                self._file.write_batch(batch)
         self.num_rows += len(outputs)
 
-    def _write_parquet(self, batch: pa.RecordBatch, record: Record) -> None:
-        if self._parquet is None:
-            schema = batch.schema.with_metadata({_RECORD: json.dumps(dataclasses.asdict(record))})
-            lists = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
-            self._parquet = pa.parquet.ParquetWriter(
-                self.path,
-                schema,
-                compression="zstd",
-                use_dictionary=False,  # numbers hardly repeat, so one costs time and saves nothing
-                # the bytes of a number apart: what the first ones hold changes slowly along a row
-                column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in lists},
-            )
-        self._parquet.write_batch(batch)
+
+def _parquet_writer(path: Path, schema: pa.Schema, record: Record) -> pa.parquet.ParquetWriter:
+    lists = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
+    return pa.parquet.ParquetWriter(
+        path,
+        schema.with_metadata({_RECORD: json.dumps(dataclasses.asdict(record))}),
+        compression="zstd",
+        use_dictionary=False,  # numbers hardly repeat, so one costs time and saves nothing
+        # the bytes of a number apart: what the first ones hold changes slowly along a row
+        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in lists},
+    )
 
 
 def _encode_piece(outputs: Outputs, rows: slice) -> bytes:
@@ -190,12 +187,7 @@ def _lists(rows: NDArray[Any]) -> pa.Array:
 
 
 def read_rows(path: Path) -> Rows:
-    """Read a file of outputs: Parquet if it is called so or begins so, else CSV.
-
-    Raises:
-        OSError: the file is missing or cannot be read, or it would not fit into the memory that is free.
-        ValueError: it is no such file; the message names it, and the row where there is one.
-    """
+    """Read a file of outputs: Parquet if it is called so or begins so, else CSV; see `Outputs.load`."""
     check_memory([path])
     try:
         return _read_parquet(path) if _is_parquet(path) else _read_csv(path)
@@ -216,16 +208,25 @@ def check_memory(paths: Sequence[Path]) -> None:
 
 
 def _needed_bytes(path: Path) -> int:
-    """What reading takes at most: all numbers twice, and what is on its way."""
+    """What reading takes at most: all numbers twice, names, and what is on its way."""
     if not path.exists():
         raise FileNotFoundError(f"table {path} does not exist; make it with generate_data_for_CLCNet.py")
     if not path.is_file():
         kind = "folder" if path.is_dir() else "pipe or device"
         raise OSError(f"table {path} is a {kind}; name a CSV or Parquet file")
-    if path.stat().st_size == 0:
+    size = path.stat().st_size
+    if size == 0:
         raise ValueError(f"table {path} is empty")
-    num_rows, num_values, on_its_way = _size_of_parquet(path) if _is_parquet(path) else _estimate_size(path)
-    return 2 * 4 * num_values + num_rows * _BYTES_A_NAME + on_its_way
+    if _is_parquet(path):
+        metadata, types = _open_parquet(path)[1:]
+        num_rows = metadata.num_rows
+        num_values = num_rows * types["sorted_probs"].list_size * (1 + ("classes" in types))
+        on_its_way = 16 * min(num_values, _VALUES_A_READ)
+    else:  # if all of it is like its start
+        lines = _first_lines(path)
+        num_rows, num_values = (math.ceil(size / len(lines) * max(lines.count(mark), 1)) for mark in (b"\n", b","))
+        on_its_way = 8 * min(size, _BLOCK)
+    return int(2 * 4 * num_values + num_rows * _BYTES_A_NAME + on_its_way)
 
 
 def _is_parquet(path: Path) -> bool:
@@ -237,181 +238,106 @@ def _start(path: Path, size: int) -> bytes:
         return file.read(size)
 
 
-def _estimate_size(path: Path) -> tuple[int, int, int]:
-    """About how many rows and numbers a CSV file holds, if all of it is like its start, and bytes of reading it."""
+# ---------------------------------------------------------------- CSV
+
+
+def _first_lines(path: Path) -> bytes:
     start = _start(path, _SAMPLE)
     start = start if b"\n" in start else _start(path, _LONGEST_LINE)
     other = next((problem for magic, problem in _NO_CSV.items() if start.startswith(magic)), None)
     if other:
         raise ValueError(f"table {path} is {other}")
-    size = path.stat().st_size
-    lines = start[: start.rfind(b"\n") + 1] or start  # whole ones
-    num_rows, num_values = (math.ceil(size / len(lines) * max(lines.count(mark), 1)) for mark in (b"\n", b","))
-    return num_rows, num_values, 8 * min(size, _BLOCK)
+    return start[: start.rfind(b"\n") + 1] or start
 
 
 def _read_csv(path: Path) -> Rows:
-    num_columns = _count_columns(path)
+    num_columns = len(_first_row(path))
+    if num_columns < 4:
+        raise ValueError(
+            f"{path}: row 1 has {num_columns} columns; expected a file name, at least 2 probabilities, and a label"
+        )
     columns = [str(index) for index in range(num_columns)]
     try:
         table = _parse_csv(path, columns)
     except pa.ArrowInvalid:
-        if problem := _first_bad_row(path, num_columns):
-            raise ValueError(problem) from None
-        try:  # lines of blanks are no rows; pyarrow would complain on stderr of others that are not UTF-8
-            table = _parse_csv(path, columns, lambda row: "error" if row.text.strip() else "skip")
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"table {path} cannot be read ({str(error)[:200]})") from None
+        table = _parse_odd_csv(path, columns)
     sorted_probs = np.empty((len(table), num_columns - 2), np.float32)
     done = 0
     for batch in table.select(columns[1:-1]).to_batches():
         sorted_probs[done : done + len(batch)] = batch.to_tensor().to_numpy()
         done += len(batch)
-    return Rows(_decode(table[0]), sorted_probs, table[num_columns - 1].to_numpy())
+    return Rows(_decode(table[0]), sorted_probs, table[columns[-1]].to_numpy(), None, None, {})
 
 
-def _parse_csv(path: Path, columns: list[str], on_other_rows: Callable[[Any], str] | None = None) -> pa.Table:
-    types = {columns[0]: pa.binary()} | dict.fromkeys(columns[1:], pa.float32())
-    with open(path, "rb") as file:  # pyarrow would unpack a path by its extension
-        return pa.csv.read_csv(
-            file,
-            pa.csv.ReadOptions(column_names=columns, block_size=_BLOCK),
-            pa.csv.ParseOptions(newlines_in_values=_has_quotes(file), invalid_row_handler=on_other_rows),
-            pa.csv.ConvertOptions(column_types=types, null_values=[]),
-        )
-
-
-def _has_quotes(file: IO[bytes]) -> bool:
-    """Whether a value may hold line breaks: pyarrow then looks for the ends of rows in one thread."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(b'"') >= 0
-
-
-def _count_columns(path: Path) -> int:
-    """The number of columns of the first row, which must look like a table's."""
-    row = next(_rows_of_text(path), None)
-    if row is None:
-        raise ValueError(f"table {path} has no rows")
-    if len(row) < 4:
-        raise ValueError(
-            f"{path}: row 1 has {len(row)} columns; expected a file name, at least 2 probabilities, and a label"
-        )
-    if not _is_number(row[1]):
-        raise ValueError(f"{path}: row 1 holds {row[1]!r} where a probability should be; a table has no header row")
-    return len(row)
-
-
-def _rows_of_text(path: Path) -> Iterator[list[str]]:
-    """The rows by Python's own reader: slow, used for the first row and to find the row that pyarrow refused."""
+def _first_row(path: Path) -> list[str]:
     with open(path, encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
         lines = iter(lambda: file.readline(_LONGEST_LINE), "")
         try:
-            for row in csv.reader(line if len(line) < _LONGEST_LINE else _refuse_line(path) for line in lines):
-                if len(row) > 1 or (row and row[0].strip()):
-                    yield row
+            return next(row for row in csv.reader(lines) if len(row) > 1 or (row and row[0].strip()))
+        except StopIteration:
+            raise ValueError(f"table {path} has no rows") from None
         except csv.Error as error:
             raise ValueError(f"table {path} is not a CSV file ({error})") from None
 
 
-def _refuse_line(path: Path) -> str:
-    raise ValueError(f"table {path} is not a CSV file (a line has more than {_LONGEST_LINE:,} characters)")
+def _parse_csv(
+    path: Path, columns: list[str], threads: bool = True, on_other_rows: Callable[[Any], str] | None = None
+) -> pa.Table:
+    types = {columns[0]: pa.binary()} | dict.fromkeys(columns[1:], pa.float32())
+    with open(path, "rb") as file:  # pyarrow would unpack a path by its extension
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            # in quotes a value may hold line breaks: pyarrow then looks for the ends of rows in one thread
+            has_quotes = content.find(b'"') >= 0
+        return pa.csv.read_csv(
+            file,
+            pa.csv.ReadOptions(column_names=columns, block_size=_BLOCK, use_threads=threads),
+            pa.csv.ParseOptions(newlines_in_values=has_quotes, invalid_row_handler=on_other_rows),
+            pa.csv.ConvertOptions(column_types=types, null_values=[]),
+        )
 
 
-def _is_number(text: str) -> bool:
+def _parse_odd_csv(path: Path, columns: list[str]) -> pa.Table:
+    """Read what holds lines of blanks, which are no rows; name the first row that is none of a table."""
     try:
-        float(text.replace("_", "?"))  # as in no file, only in Python
-    except ValueError:
-        return False
-    return True
+        try:
+            return _parse_csv(path, columns, threads=False)  # in one thread, pyarrow counts rows
+        except pa.ArrowInvalid as error:
+            if not _BLANKS.search(str(error)):
+                raise
+            # not for all files, since pyarrow complains on stderr of rows that are not UTF-8
+            return _parse_csv(path, columns, False, lambda row: "error" if row.text.strip() else "skip")
+    except pa.ArrowInvalid as error:
+        message = str(error)
+    if ragged := _RAGGED.search(message):
+        row, expected, found = ragged.groups()
+        raise ValueError(f"{path}: row {row} has {found} columns but row 1 has {expected}; was the file cut short?")
+    if no_number := _NO_NUMBER.search(message):
+        column, row, cell = no_number.groups()
+        is_header = (row, column) == ("1", "1")
+        wanted = "a probability should be; a table has no header row" if is_header else "a number should be"
+        raise ValueError(f"{path}: row {row} holds {cell} where {wanted}")
+    raise ValueError(f"table {path} cannot be read ({message[:200]})")
 
 
-def _first_bad_row(path: Path, num_columns: int) -> str | None:
-    for number, row in enumerate(_rows_of_text(path), start=1):
-        if len(row) != num_columns:
-            return f"{path}: row {number} has {len(row)} columns but row 1 has {num_columns}; was the file cut short?"
-        bad = next((cell for cell in row[1:] if not _is_number(cell)), None)
-        if bad is not None:
-            return f"{path}: row {number} holds {bad!r} where a number should be"
-    return None
+# ---------------------------------------------------------------- Parquet
 
 
-def _size_of_parquet(path: Path) -> tuple[int, int, int]:
-    """How many rows and numbers a Parquet file says that it holds, classes included, and bytes of reading it."""
-    file = _open_parquet(path)
-    num_rows, fields = file.metadata.num_rows, file.schema_arrow
-    num_values = num_rows * fields.field("sorted_probs").type.list_size * (1 + ("classes" in fields.names))
-    return num_rows, num_values, 16 * min(num_values, _VALUES_A_READ)
-
-
-def _read_parquet(path: Path) -> Rows:
-    file = _open_parquet(path)
-    num_rows, schema = file.metadata.num_rows, file.schema_arrow
-    num_classes = schema.field("sorted_probs").type.list_size
-    names: list[str] = []
-    arrays: dict[str, NDArray[Any]] = {"sorted_probs": np.empty((num_rows, num_classes), np.float32)}
-    arrays["correct"] = np.empty(num_rows, np.int64)
-    if "targets" in schema.names:
-        arrays["targets"] = np.empty(num_rows, np.int64)
-    if "classes" in schema.names:
-        arrays["classes"] = np.empty((num_rows, num_classes), np.min_scalar_type(num_classes - 1))
-    try:
-        # without pre_buffer, which would hold all of the file at once
+def _open_parquet(path: Path) -> tuple[pa.parquet.ParquetFile, pa.parquet.FileMetaData, dict[str, Any]]:
+    """A Parquet file, what it says of itself, and the types of its columns, which are those of a table."""
+    try:  # pre_buffer would hold all of the file at once
         file = pa.parquet.ParquetFile(path, pre_buffer=False, read_dictionary=["file"])
-        for batch in file.iter_batches(max(_VALUES_A_READ // num_classes, 1), columns=["file", *arrays]):
-            rows = slice(len(names), len(names) + len(batch))
-            names += _names_of(batch["file"], path)
-            if len(names) > num_rows:
-                break
-            for name, array in arrays.items():
-                array[rows] = _numbers_of(batch[name], name, path).reshape(array[rows].shape)
-    except MemoryError:  # pyarrow's own is one of its ArrowExceptions too
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"table {path} cannot be read ({error}); was it damaged?") from None
-    if not names:
-        raise ValueError(f"table {path} has no rows")
-    if len(names) != num_rows:
-        raise ValueError(f"table {path} has another number of rows than it says; was it damaged?")
-    record = (schema.metadata or {}).get(_RECORD, b"{}").decode("utf-8", "replace")
-    return Rows(names, arrays["sorted_probs"], arrays["correct"], arrays.get("classes"), arrays.get("targets"), record)
-
-
-def _names_of(column: pa.DictionaryArray, path: Path) -> list[str]:
-    """Names, which Parquet may have repeated at no cost: as a dictionary each takes its memory once."""
-    _check_cells(column, "file", path)
-    names = _decode(column.dictionary)
-    return [names[index] for index in column.indices.to_pylist()]
-
-
-def _numbers_of(column: pa.Array, name: str, path: Path) -> NDArray[Any]:
-    column.validate(full=True)
-    _check_cells(column, name, path)
-    values = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
-    if name == "classes":
-        _check_cells(values, name, path)
-    numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False)
-    return numbers
-
-
-def _check_cells(column: pa.Array, name: str, path: Path) -> None:
-    if column.null_count:
-        raise ValueError(f"table {path} has empty cells in column {name}")
-
-
-def _open_parquet(path: Path) -> pa.parquet.ParquetFile:
-    """A Parquet file whose columns have the types of a table."""
-    try:
-        file = pa.parquet.ParquetFile(path)
+    except KeyError:
+        raise ValueError(_NO_TABLE.format(path, "file", "missing")) from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"table {path} is not a Parquet file ({error}); was it cut short?") from None
     names = file.schema_arrow.names
-    types = {field.name: field.type for field in file.schema_arrow}
+    types = dict(zip(names, file.schema_arrow.types, strict=True))
     if len(types) < len(names):
         raise ValueError(f"table {path} has two columns called {max(names, key=names.count)}")
     num_classes = getattr(types.get("sorted_probs"), "list_size", 0)
     of_classes = pa.list_(pa.from_numpy_dtype(np.min_scalar_type(max(num_classes - 1, 0))), num_classes)
     expected: dict[str, Callable[[Any], bool]] = {
-        "file": lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
+        "file": pa.types.is_dictionary,  # of text alone
         "sorted_probs": lambda kind: pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type),
         "correct": lambda kind: pa.types.is_integer(kind) or pa.types.is_boolean(kind),
         "classes": lambda kind: kind.equals(of_classes),
@@ -420,12 +346,59 @@ def _open_parquet(path: Path) -> pa.parquet.ParquetFile:
     for name, is_right in expected.items():
         optional = name in ("classes", "targets")
         if not (optional if name not in types else is_right(types[name])):
-            raise ValueError(
-                f"table {path} is not a Parquet table with file (text), sorted_probs (lists of n numbers), correct "
-                f"(0 or 1) and, maybe, classes and targets: {name} is {types.get(name, 'missing')}"
-            )
+            raise ValueError(_NO_TABLE.format(path, name, types.get(name, "missing")))
     # not column by column: of a damaged one pyarrow ends the process
     size = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
     if size > (_LONGEST_NAME + 16 * num_classes + 64) * file.metadata.num_rows + _SAMPLE:
         raise ValueError(f"table {path} has names of more than {_LONGEST_NAME:,} bytes; was it damaged?")
-    return file
+    return file, file.metadata, types
+
+
+def _read_parquet(path: Path) -> Rows:
+    file, metadata, types = _open_parquet(path)
+    num_rows, num_classes = metadata.num_rows, types["sorted_probs"].list_size
+    names: list[str] = []
+    arrays: dict[str, NDArray[Any]] = {
+        "sorted_probs": np.empty((num_rows, num_classes), np.float32),
+        "correct": np.empty(num_rows, np.int64),
+        "targets": np.empty(num_rows, np.int64),
+        "classes": np.empty((num_rows, num_classes), np.min_scalar_type(num_classes - 1)),
+    }
+    arrays = {name: array for name, array in arrays.items() if name in types}
+    try:
+        for batch in file.iter_batches(max(_VALUES_A_READ // num_classes, 1), columns=["file", *arrays]):
+            rows = slice(len(names), len(names) + len(batch))
+            # as a dictionary, a name that is repeated at no cost takes its memory once
+            known = _decode(_cells(batch, "file", path).dictionary)
+            names += [known[index] for index in batch["file"].indices.to_pylist()]
+            if len(names) > num_rows:
+                break
+            for name, array in arrays.items():
+                array[rows] = _numbers(batch, name, path).reshape(array[rows].shape)
+    except MemoryError:  # pyarrow's own is one of its ArrowExceptions too
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"table {path} cannot be read ({error}); was it damaged?") from None
+    if not names:
+        raise ValueError(f"table {path} has no rows")
+    if len(names) != num_rows:
+        raise ValueError(f"table {path} has another number of rows than it says; was it damaged?")
+    record = None
+    with contextlib.suppress(ValueError):
+        record = parse_json((metadata.metadata or {}).get(_RECORD, b"{}"))
+    return Rows(names, arrays["sorted_probs"], arrays["correct"], arrays.get("classes"), arrays.get("targets"), record)
+
+
+def _cells(batch: pa.RecordBatch, name: str, path: Path) -> Any:
+    column = batch[name]
+    if column.null_count or (name == "classes" and column.flatten().null_count):
+        raise ValueError(f"table {path} has empty cells in column {name}")
+    return column
+
+
+def _numbers(batch: pa.RecordBatch, name: str, path: Path) -> NDArray[Any]:
+    column = _cells(batch, name, path)
+    column.validate(full=True)
+    values = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
+    numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    return numbers

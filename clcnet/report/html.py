@@ -57,7 +57,7 @@ def thumbnails(images: ImageSet, places: NDArray[Any]) -> list[tuple[str, str]]:
     some = np.linspace(0, len(places) - 1, min(len(places), MOST_THUMBNAILS // 2)).astype(int)
     for place in places[some]:
         with contextlib.suppress(Exception):  # PIL's decoders raise nearly everything
-            picture = read_image(images.path(place), "RGB", (3, _SIDE, _SIDE))
+            picture = read_image(images.open(place), "RGB", (3, _SIDE, _SIDE))
             picture.thumbnail((_SIDE, _SIDE))
             buffer = io.BytesIO()
             picture.save(buffer, "JPEG", quality=75)
