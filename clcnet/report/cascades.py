@@ -267,7 +267,7 @@ def policy_of(verdict: Verdict, found: Found, outputs: Sequence[Outputs], units:
 
 
 def describe(verdict: Verdict, found: Found, names: Sequence[str], units: Units) -> str:
-    """Three sentences for who pays the bill: what to use and how right it is, what it costs, how sure that is."""
+    """Three sentences, a line each, for who pays the bill: what to use and how right it is, what it costs, how sure that is."""
     fitted, rival = found.cross_fitted, verdict.rival
     alone = f"{rival.name} alone is right on {rival.scored.accuracy:.2f}%"
     sure = (
@@ -278,14 +278,14 @@ def describe(verdict: Verdict, found: Found, names: Sequence[str], units: Units)
         sure += " Corrected: with a temperature and an offset for each class, which the policy holds."
     if verdict.single is not None:
         cost = units.format(rival.cost)
-        return f"Verdict: use {verdict.choice} alone: {alone}, at {cost} an image. {_sentence(verdict.reason)} {sure}"
+        return f"Verdict: use {verdict.choice} alone: {alone}, at {cost} an image.\n{_sentence(verdict.reason)}\n{sure}"
     chain = " > ".join(names[model] for model in found.choice.chain)
     shares = [f"{_share(fitted, rival, unit)} of its {noun_of(name)}" for unit, name in enumerate(units.names)]
     return (
         f"Verdict: use the cascade {chain}: it is right on {fitted.accuracy:.2f}% of the images"
-        f"{format_interval(fitted.accuracy_interval)}, {alone}. It takes {' and '.join(shares)}: "
+        f"{format_interval(fitted.accuracy_interval)}, {alone}.\nIt takes {' and '.join(shares)}: "
         f"{units.format(float(fitted.costs[0]))} an image in place of {units.format(rival.cost)}, "
-        f"{verdict.saving:.2f} times less. {sure}"
+        f"{verdict.saving:.2f} times less.\n{sure}"
     )
 
 

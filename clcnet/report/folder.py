@@ -52,7 +52,7 @@ def summarise(
         "deferral": float(answers.deferred.mean()),
         "flops": spent,
         "last_flops": last_flops,
-        "flops_saving": last_flops / spent,
+        "flops_saving": last_flops / spent if spent else math.nan,
         "seconds": stopwatch.wall,
         "last_seconds": stopwatch.wall * time_saving,
         "time_saving": time_saving,
