@@ -82,9 +82,10 @@ def test_what_is_no_image_is_left_out_with_its_reason_and_odd_names_are_kept(
         reasons = dict(list(csv.reader(file))[1:])
     assert reasons.pop("split_part_1/ant/loop") == "passed over: not decoded here: no extension"
     assert reasons.pop("split_part_1/ant/round/") == "passed over: a link in a circle"
-    assert reasons.keys() == UNREADABLE.keys()
+    place = "split_part_1/ant/" if script == EVALUATE_CUSTOM else ""  # as each names images in its output
+    assert reasons.keys() == {place + name for name in UNREADABLE}
     for name, (_, words) in UNREADABLE.items():
-        assert words in reasons[name]
+        assert words in reasons[place + name]
     assert str(len(UNREADABLE)) in finished.out and str(errors_file(output)) in finished.out
     if script != EVALUATE_FOLDS:
         names = names_in(output)
@@ -176,7 +177,7 @@ def test_a_folder_that_changes_during_the_run_costs_no_more_than_what_is_gone(
     assert finished.code == 3, finished
     output = workshop.outputs(script, tmp_path / "out")[0]
     gone = {f"cat_{index:04d}.png" for index in (3, 4, 9, 14, 19)}
-    assert set(names_in(errors_file(output))) == {"file", *gone}
+    assert {name.rpartition("/")[2] for name in names_in(errors_file(output))} == {"file", *gone}
     if script != EVALUATE_FOLDS:
         names = {name.rpartition("/")[2] for name in names_in(output)}
         assert names - {"file"} == {path.name for path in workshop.images.rglob("*.png")} - gone
@@ -193,7 +194,8 @@ def test_files_without_permission_are_left_out(open_workshop: Workshop, tmp_path
         finished = scripts.run(script, *command(script, open_workshop, root / "images", root / "out"))
         assert finished.code == 3, finished
         errors = errors_file(open_workshop.outputs(script, root / "out")[0])
-        assert errors.read_text() == "file,reason\nant_0000.png,Permission denied\n"
+        place = "split_part_1/ant/" if script == EVALUATE_CUSTOM else ""
+        assert errors.read_text() == f"file,reason\n{place}ant_0000.png,Permission denied\n"
         ants.chmod(0)
         line = refusal(scripts.run(script, *command(script, open_workshop, root / "images", root / "out")))
         assert f"{ants}: Permission denied" in line

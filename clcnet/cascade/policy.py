@@ -210,8 +210,8 @@ class Policy(ModelHubMixin):
         """Read a policy and the CLCNet weights that it names.
 
         Raises:
-            OSError: it, or its weights, are missing.
-            ValueError: it is no policy, or its weights are not those that it was measured with.
+            OSError: it is missing.
+            ValueError: it is no policy, or its weights are missing, or not those that it was measured with.
         """
         path = Path(path)
         if not path.is_file():
@@ -241,7 +241,7 @@ class Policy(ModelHubMixin):
                 raise ValueError(f"its shares and quantiles do not fit {len(policy.models)} models")
             if not policy.rule.is_fitted_for(len(policy.models)) or not sound:
                 raise ValueError(f"the numbers of rule {policy.rule.name!r} do not fit {len(policy.models)} models")
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path} is not a cascade's policy ({str(error)[:_LONGEST]}); write it again") from None
         return policy
 
