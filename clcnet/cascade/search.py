@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from clcnet.cascade.curve import Steps, decide
@@ -248,9 +249,10 @@ class _Engine:
     def _fit(self, sets: Sequence[Chain], progress: bool) -> None:
         threads = ThreadPoolExecutor(NUM_THREADS)  # numpy leaves the other cores idle
         try:
-            found = tqdm(threads.map(self._fit_one, sets), "pools", len(sets), delay=2, disable=not progress)
-            for models, (confidence, correct, pool) in zip(sets, found, strict=True):
-                self.steps[models], self.pools[models] = (confidence, correct), pool
+            with threadpool_limits(1):  # the fits share the cores; matrices too small to be shared only wait for them
+                found = tqdm(threads.map(self._fit_one, sets), "pools", len(sets), delay=2, disable=not progress)
+                for models, (confidence, correct, pool) in zip(sets, found, strict=True):
+                    self.steps[models], self.pools[models] = (confidence, correct), pool
         finally:
             threads.shutdown(cancel_futures=True)  # an interrupt waits for no more than two fits
 

@@ -267,7 +267,7 @@ def policy_of(verdict: Verdict, found: Found, outputs: Sequence[Outputs], units:
 
 
 def describe(verdict: Verdict, found: Found, names: Sequence[str], units: Units) -> str:
-    """Three sentences, a line each, for who pays the bill: what to use and how right it is, what it costs, how sure that is."""
+    """For who pays the bill, a line each: what to use and how right it is, what it costs, how sure that is."""
     fitted, rival = found.cross_fitted, verdict.rival
     alone = f"{rival.name} alone is right on {rival.scored.accuracy:.2f}%"
     sure = (
