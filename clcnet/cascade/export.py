@@ -65,6 +65,8 @@ class _Judge(nn.Module):
             logits = sorted_probs.log() - sorted_probs[:, :1].log()
             return 1 / (logits / self.temperature).exp().sum(dim=1).double()
         if self.name != CLCNET:
+            if self.name not in _SIMPLE:
+                raise ValueError(f"the confidence {self.name!r} has no form in ONNX; write it in _SIMPLE of {__name__}")
             return _SIMPLE[self.name](sorted_probs)
         assert isinstance(self.network, CLCNet), "a policy's network is CLCNet"
         raw, calibration = self.network(sorted_probs), self.network.calibration

@@ -252,7 +252,7 @@ def read_labels(path: Path, root: Path, files: Sequence[str]) -> tuple[list[str]
         names, labels = labels, names
     if _has_header(names, labels, finder):
         names[0] = labels[0] = ""
-    labels = _clean(path, labels)
+    labels = _clean(labels)
     by_key = finder.index(names)
     classes, moved = [], []
     for image in files:
@@ -311,7 +311,7 @@ def _has_header(names: list[str], labels: list[str], finder: _Finder) -> bool:
     return len(names) > 1 and (_split(names[1])[1] in finder.extensions or all(map(finder.knows, names[1:])))
 
 
-def _clean(path: Path, labels: list[str]) -> list[str]:
+def _clean(labels: list[str]) -> list[str]:
     """Labels in the form in which they are compared: numbers without leading zeros, empty where there is none."""
     cleaned = ["" if label.lower() in _NO_LABEL else plain(label) for label in labels]
     numbers = [_WHOLE_NUMBER.fullmatch(label) for label in cleaned]

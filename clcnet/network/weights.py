@@ -269,7 +269,7 @@ def to_params(
     """Content of `model_params.json`: the released keys first in meaning, then ours.
 
     Args:
-        arguments: of `CLCNet`, as `constructor_arguments` gives them back.
+        arguments: of `CLCNet`, as `_constructor_arguments` gives them back.
         calibration: as JSON takes it.
         metadata: further keys.
 

@@ -135,7 +135,7 @@ def write_text(text: str, path: Path) -> None:
 
 
 def comparison_frame(contenders: Sequence[Contender], seed: int = 42) -> pd.DataFrame:
-    """One line a rule: accuracy at several shares of deferred images, area under accuracy-FLOPs, and what it saves.
+    """One line a rule: accuracy at several shares of deferred images, the area under them, and what it saves.
 
     `area_50` is the mean accuracy from no image deferred to half of them; `area_gain` is the area less that of the
     first rule, on the same images and the same resamples.
