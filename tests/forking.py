@@ -71,5 +71,6 @@ def run_script(script: str, words: list[str]) -> None:
 
     sys.stdout = sys.stderr = open(os.devnull, "w")
     sys.argv = [f"{script}.py", *words]
+    cli.expect_interrupts()  # as the script does before its imports
     module = importlib.import_module(script)
     cli.run(module.main, module.get_args_parser())
