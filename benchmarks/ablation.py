@@ -25,7 +25,7 @@ from clcnet import cli, metrics
 from clcnet.cascade.curve import area_under_deferral, surest_steps, sweep
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.images import list_images
-from clcnet.data.outputs import Outputs, fold_of_rows
+from clcnet.data.outputs import Outputs, match_rows
 from clcnet.network.model import CLCNet
 from clcnet.network.training import RECIPES, Settings, Split, fold_splits, train_many
 
@@ -42,7 +42,8 @@ def load() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     images = list_images(DATA / "imagenet_splits_5")
     tables = {name: Outputs.load(DATA / f"{name}.csv") for name in NAMES}
     return {
-        name: (table.sorted_probs, table.correct, fold_of_rows(table, images, name)) for name, table in tables.items()
+        name: (table.sorted_probs, table.correct, images.folds[match_rows(table, images, name)])
+        for name, table in tables.items()
     }
 
 

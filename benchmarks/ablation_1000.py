@@ -175,7 +175,7 @@ def scores(data: Photographs) -> Iterator[str]:
         yield data.line(f"max softmax at temperature {temperature}", data.by_image(column))
     for scope in SCOPES:
         yield data.line(f"four scores of the row, {scope}", data.judged(regressions(data, scope, simple_scores)))
-        yield data.line(f"nine scores of the row, {scope}", data.judged(regressions(data, scope, shape_scores)))
+        yield data.line(f"three scores of the row, {scope}", data.judged(regressions(data, scope, shape_scores)))
 
 
 def network(data: Photographs, scope: str) -> Iterator[str]:

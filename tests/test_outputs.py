@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from clcnet.data.checks import check_sorted_probs
 from clcnet.data.images import list_images
-from clcnet.data.outputs import UNKNOWN, Outputs, Record, fold_of_rows, load_tables, match_rows, sort_probs
+from clcnet.data.outputs import UNKNOWN, Outputs, Record, load_tables, match_rows, sort_probs
 from clcnet.data.tables import TableWriter, encode_rows
 
 
@@ -287,7 +287,7 @@ def test_rows_find_their_image_and_fold(colliding_images: Path) -> None:
     images = list_images(colliding_images)
     table = make_table(["bee/0003.png", "split_part_2/ant/0002.png"], [[0.5, 0.5]] * 2, [1, 1])
     assert [images.paths[index].parent.name for index in match_rows(table, images)] == ["bee", "ant"]
-    assert fold_of_rows(table, images).tolist() == [2, 1]
+    assert images.folds[match_rows(table, images)].tolist() == [2, 1]
 
 
 def test_an_images_own_name_goes_before_another_images_short_one(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_the_real_tables_are_read_as_pandas_reads_them(shared: Path) -> None:
 def test_the_real_tables_rows_have_the_folds_of_their_folders(shared: Path) -> None:
     table = Outputs.load(shared / "cifar10/resnet56.csv")
     images = list_images(shared / "cifar10/imagenet_splits_5")
-    folds = fold_of_rows(table, images)
+    folds = images.folds[match_rows(table, images)]
     assert np.bincount(folds).tolist() == [2000] * 5
     for row in range(0, 10000, 997):
         assert list(images.root.glob(f"split_part_{folds[row] + 1}/*/{table.names[row]}"))

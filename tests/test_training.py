@@ -325,11 +325,11 @@ def test_ties_one_hot_and_uniform_rows_are_trained_on():
 def test_quality_on_cifar10_reaches_the_simple_scores(shared):
     """One seed and ten epochs of what benchmarks/ablation.py measures in full."""
     from clcnet.data.images import list_images
-    from clcnet.data.outputs import Outputs, fold_of_rows
+    from clcnet.data.outputs import Outputs, match_rows
 
     images = list_images(shared / "cifar10" / "imagenet_splits_5")
     tables = {name: Outputs.load(shared / "cifar10" / f"{name}.csv") for name in ("resnet20", "resnet56")}
-    folds = {name: fold_of_rows(table, images) for name, table in tables.items()}
+    folds = {name: images.folds[match_rows(table, images)] for name, table in tables.items()}
     table = tables["resnet20"]
     splits = fold_splits(folds["resnet20"], np.arange(len(table)), seed=42)
     models = train_many(table.sorted_probs, table.correct, splits, Settings(max_epochs=10), progress=False)

@@ -310,9 +310,3 @@ def match_rows(
         if (earlier := seen.setdefault(key, row)) != row:
             raise ValueError(f"{label}: rows {earlier + 1} and {row + 1} both name {names[row]!r}; keep one of them")
     return matched
-
-
-def fold_of_rows(outputs: Outputs, images: ImageSet, label: str = "the table") -> NDArray[np.int64]:
-    """The fold, from 0, of every row's image: (N,). Raises as `match_rows` does."""
-    folds: NDArray[np.int64] = images.folds[match_rows(outputs, images, label)]
-    return folds

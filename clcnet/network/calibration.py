@@ -14,16 +14,15 @@ from clcnet.network.weights import LARGEST_NUMBER
 
 LOWEST_PROBABILITY = 1e-12  # what a probability of 0 counts as in a logarithm
 SHARPENING = 0.6  # temperature of the top probability's odds; `benchmarks.ablation_1000` compares others
-# Of the normal priors, centred at 0, on the weights: three scores and their six products, and the network.
-_PRECISION = (1.0,) * 3 + (3.0,) * 6
-_NETWORK_PRECISION = 1.0  # noise alone gets no say
+NUM_SCORES = 3
+_NETWORK_PRECISION = 1.0  # of the normal prior on the network's weight, centred at 0: noise alone gets no say
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Turns a raw score into a probability, together with what the probabilities themselves say.
 
-    `base` is a logistic regression on nine numbers of the row, `shape_scores`; being logarithms they also resolve the
+    `base` is a logistic regression on three numbers of the row, `shape_scores`; being logarithms they also resolve the
     rows whose top probability rounds to 1. The network then moves it by its disagreement:
 
         P(correct) = sigmoid(base + network * (raw - sigmoid(base)))
@@ -56,7 +55,7 @@ class Calibration:
             numbers = [float(value) for value in (content["intercept"], *content["weights"], content["network"])]
         except (KeyError, TypeError, ValueError, OverflowError):
             raise ValueError(f"unknown calibration: {short(content)}") from None
-        if len(numbers) not in (4 + 2, len(_PRECISION) + 2):
+        if len(numbers) not in (4 + 2, NUM_SCORES + 2):
             raise ValueError(f"unknown calibration: {short(content)}")
         if not all(abs(number) < LARGEST_NUMBER for number in numbers):  # NaN fails too
             raise ValueError(f"calibration with numbers that are not finite or not below {LARGEST_NUMBER:g}")
@@ -64,18 +63,17 @@ class Calibration:
 
 
 def shape_scores(probs: Tensor) -> Tensor:
-    """Three scores of a row and their six products: (B, n) to (B, 9).
+    """Three scores of a row: (B, n) to (B, 3).
 
     The log-odds of the top probability after sharpening, which weighs the closest rivals most, as the margin does; and
     mean and spread of all log-probabilities, which tell apart networks that put different shares on the far classes
-    and are not equally often right where they are equally sure.
+    and are not equally often right where they are equally sure. Not their products: they rank no better, and go astray
+    on the rows of another model than the one they were fitted on.
     """
     logs = probs.clamp(LOWEST_PROBABILITY).log_()
     mean, spread = logs.mean(dim=1), logs.std(dim=1, correction=0)
     rivals = logs.sub_(logs[:, :1].clone()).div_(SHARPENING).exp_()[:, 1:]
-    scores = torch.stack([-rivals.sum(dim=1).log(), mean, spread], dim=1)
-    first, second = torch.triu_indices(3, 3, device=probs.device)
-    return torch.cat([scores, scores[:, first] * scores[:, second]], dim=1)
+    return torch.stack([-rivals.sum(dim=1).log(), mean, spread], dim=1)
 
 
 def simple_scores(probs: Tensor) -> Tensor:
@@ -95,12 +93,12 @@ def fit_calibration(raw: Tensor, probs: Tensor, correct: Tensor, held_back: Tens
         probs: (N, n), the rows that they belong to.
         correct: (N,) bool, whether the top-1 answer is right.
         held_back: (N,) bool, rows that the network did not learn from. Only they set the network's weight: on the
-            others it would seem better than it is. The regression, with its ten numbers, uses all rows.
+            others it would seem better than it is. The regression, with its four numbers, uses all rows.
     """
     from sklearn.linear_model import LogisticRegression  # takes a second, and scoring fits nothing
 
     scores = torch.cat([shape_scores(block) for block in torch.split(probs, 4096)]).double().numpy()
-    labels, mean, scale = correct.numpy(), scores.mean(axis=0), (scores.std(axis=0) + 1e-6) * np.sqrt(_PRECISION)
+    labels, mean, scale = correct.numpy(), scores.mean(axis=0), scores.std(axis=0) + 1e-6
     regression = LogisticRegression(solver="newton-cholesky", tol=1e-8).fit((scores - mean) / scale, labels)
     weights = regression.coef_[0] / scale
     intercept = regression.intercept_[0] - weights @ mean
