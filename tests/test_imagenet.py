@@ -37,7 +37,8 @@ def test_the_estimate_of_b7_is_the_measured_rate_times_its_multiply_adds():
 
 
 def test_make_imagenet_says_why_it_does_nothing_where_the_data_are_absent(tmp_path):
-    words = ["make", "imagenet", f"IMAGENET1K={tmp_path / 'none'}", "--assume-old=.venv/installed"]
+    settings = [f"IMAGENET1K={tmp_path / 'none'}", "--assume-old=.venv/installed"]
+    words = ["make", "--no-print-directory", "imagenet", *settings]  # a make inside `make test` names its folders
     finished = subprocess.run(words, cwd=cli.ROOT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith(f"skipped: there is no folder {tmp_path / 'none'}")
