@@ -39,7 +39,8 @@ from clcnet.cascade.evaluation import (
 )
 from clcnet.cascade.rule import CLCNET, Surest, know_classes
 from clcnet.cascade.rules import cross_fitted
-from clcnet.cascade.selection import Goal, recommend
+from clcnet.cascade.selection import Goal
+from clcnet.cascade.verdict import recommend
 from clcnet.data import sources
 from clcnet.data.checks import doubts
 from clcnet.data.images import ImageSet, list_images
@@ -47,7 +48,7 @@ from clcnet.data.outputs import load_labelled
 from clcnet.files import check_output, output_lock
 from clcnet.network.weights import weights_or_shipped
 from clcnet.report import cascades, evaluation_report, tables, wanted
-from clcnet.report.paper_table import parse_references
+from clcnet.report.paper_table import distinct_names, parse_references
 
 PLACES = tuple(cli.PAIR)
 RELEASED_GRID = "0.05:1.01:0.02"
@@ -139,7 +140,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if is_searching(args):
             steps = cross_fitted(rule, found.outputs, found.folds)
             curve = sweep(steps, grid)
-            recommendation = recommend(steps, found.folds, goal, args.seed)
+            names = distinct_names(found.models)
+            recommendation = recommend(steps, found.folds, goal, names, args.least_saving, args.seed)
             tables.write_csv(tables.performance_frame(curve, found.milliseconds), args.performance_result)
             if know_classes(found.outputs):
                 asked = wanted.Wanted.of(args, None if from_tables else found.milliseconds)

@@ -15,7 +15,8 @@ import numpy as np
 from benchmarks.fused import CIFAR_COSTS, LITE2, cifar_outputs, imagenet_outputs
 from clcnet.cascade.curve import surest_steps
 from clcnet.cascade.search import find_cascades
-from clcnet.cascade.selection import Goal, recommend
+from clcnet.cascade.selection import Goal
+from clcnet.cascade.verdict import recommend
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.outputs import Outputs
 from clcnet.network.training import fold_splits, train_many
@@ -38,7 +39,8 @@ def by_the_papers_rule(confidence: Sequence[np.ndarray], pair: Sequence[Outputs]
     """A cell: the saving at the deep model's accuracy where the surer answer stands."""
     steps = surest_steps(confidence, [each.correct for each in pair], [each.record.flops for each in pair])
     advice = recommend(steps, folds, Goal("match"))
-    return cell(advice.cross_fitted.saving, advice.cross_fitted.accuracy) if advice.reached else "never"
+    saving, _ = advice.cross_fitted.saving(pair[-1].record.flops)
+    return cell(saving, advice.cross_fitted.accuracy) if advice.reached else "never"
 
 
 def fused(outputs: Sequence[Outputs], folds: np.ndarray) -> tuple[str, str]:

@@ -19,15 +19,13 @@ from PIL import Image
 from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, GENERATE, TRAIN_CUSTOM, refusal
 
 from clcnet import Cascade, CLCNet, Outputs, cli
-from clcnet.cascade.fused import Fused
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.rule import Surest
-from clcnet.cascade.search import Choice, Found, Scored
 from clcnet.cascade.selection import Goal
+from clcnet.cascade.verdict import Scored, Single, Units, Verdict, judge
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.data.outputs import Record
-from clcnet.report.cascades import Single, Units, judge
-from clcnet.report.wanted import read_costs
+from clcnet.report.wanted import CostFile
 
 Factory = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -129,6 +127,9 @@ def test_a_policy_finds_its_models_from_any_folder_and_moves_with_them(
             work.rename(tmp_path / "moved")
     policy.save("here.json")
     assert Policy.load("here.json").models == policy.models
+    weights = (tmp_path / "moved" / "runs" / "best.pth").rename(tmp_path / "renamed.pth")
+    here = policy.load_classifiers([f"local-dir:{tmp_path / 'moved' / 'runs' / 'hf'}", str(weights)], device="cpu")
+    assert [each.key for each in here] == [each.key for each in models]
 
 
 def test_classes_of_a_model_without_names_are_called_by_the_folders_of_its_table(
@@ -186,14 +187,14 @@ def test_a_growing_inbox_asks_the_models_about_the_new_images_alone_and_keeps_th
 # ---------------------------------------------------------------- the verdict
 
 
-def found(correct: np.ndarray, spent: np.ndarray, target: float) -> Found:
-    choice = Choice((0, 1), (0.5,), 100 * correct.mean(), spent.mean())
-    scored = Scored(correct, spent[None])
-    return Found(target, choice, Fused(), np.array([1, 0.5]), spent.mean(keepdims=True), scored, [])
+def judged(
+    correct: np.ndarray, spent: np.ndarray, goal: Goal, singles: list[Single], target: float | None = None
+) -> Verdict:
+    return judge(Scored(correct, spent[None]), goal, goal.value if target is None else target, singles, UNITS, 10)
 
 
 def single(name: str, correct: np.ndarray, cost: float) -> Single:
-    return Single(0, name, False, Scored(correct, np.full((1, len(correct)), cost)))
+    return Single(0, name, False, Scored.alone(correct, np.array([cost])))
 
 
 RIGHT = np.arange(1000) < 900  # 90%
@@ -211,14 +212,14 @@ UNITS = Units(("FLOPs",))
 )
 def test_a_cascade_is_recommended_from_a_saving_of_ten_percent_on(share_on: float, choice: str, reason: str) -> None:
     spent = 1 + 10.0 * (np.arange(1000) % 100 < 100 * share_on)
-    verdict = judge(found(RIGHT, spent, 90), Goal("match"), [single("deep", RIGHT, 10)], UNITS, 10)
+    verdict = judged(RIGHT, spent, Goal("match"), [single("deep", RIGHT, 10)], 90)
     assert (verdict.choice, reason in verdict.reason) == (choice, True), verdict.reason
 
 
 def test_no_saving_is_recommended_whose_interval_includes_none() -> None:
     """Ten images: the mean is 20% cheaper, and that may be chance."""
     spent = np.array([1.0] * 4 + [12.0] * 6)
-    verdict = judge(found(RIGHT[:10], spent, 100), Goal("match"), [single("deep", RIGHT[:10], 9.5)], UNITS, 10)
+    verdict = judged(RIGHT[:10], spent, Goal("match"), [single("deep", RIGHT[:10], 9.5)], 100)
     assert verdict.saving > 1.1 and verdict.saving_interval[0] < 1
     assert verdict.choice == "deep" and "not sure" in verdict.reason
 
@@ -226,16 +227,16 @@ def test_no_saving_is_recommended_whose_interval_includes_none() -> None:
 def test_where_no_model_reaches_the_target_a_cascade_that_costs_more_must_be_surely_better() -> None:
     dear, better = np.full(1000, 11.0), np.arange(1000) < 930
     alone = [single("deep", RIGHT, 10)]
-    assert judge(found(better, dear, 99), Goal("accuracy", 99), alone, UNITS, 10).choice == "cascade"
+    assert judged(better, dear, Goal("accuracy", 99), alone).choice == "cascade"
     barely = np.roll(RIGHT, 50)  # as many others
     barely[:2] = True
-    verdict = judge(found(barely, dear, 99), Goal("accuracy", 99), alone, UNITS, 10)
+    verdict = judged(barely, dear, Goal("accuracy", 99), alone)
     assert verdict.choice == "deep" and "does not hold 99.00%" in verdict.reason
 
 
 def test_a_budget_below_every_model_gives_the_cheapest_one_and_says_so() -> None:
     models = [single("small", RIGHT, 2), single("large", RIGHT, 10)]
-    verdict = judge(found(RIGHT, np.full(1000, 2.0), 1), Goal("flops", 1), models, UNITS, 10)
+    verdict = judged(RIGHT, np.full(1000, 2.0), Goal("flops", 1), models)
     assert verdict.choice == "small" and "nothing costs as little as 1B" in verdict.reason
 
 
@@ -335,7 +336,7 @@ def test_a_file_of_costs_that_is_none_is_refused(tmp_path: Path, content: str, c
     if content is not None:
         (tmp_path / "costs.csv").write_text(content)
     with pytest.raises((OSError, ValueError), match=message):
-        read_costs(f"{tmp_path / 'costs.csv'}{column}", ["small", "big"], ["small", "big"])
+        CostFile.read(f"{tmp_path / 'costs.csv'}{column}").of(["small", "big"], ["small", "big"])
 
 
 # ---------------------------------------------------------------- images that a model was trained on

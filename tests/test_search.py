@@ -12,8 +12,9 @@ from clcnet.cascade import fused
 from clcnet.cascade import search as module
 from clcnet.cascade.curve import Steps
 from clcnet.cascade.fused import BEST, Fused
-from clcnet.cascade.search import Choice, Scored, Search, find_cascades, pareto, quantile_thresholds, tabulate
+from clcnet.cascade.search import Choice, Search, find_cascades, pareto, quantile_thresholds, tabulate
 from clcnet.cascade.selection import Goal
+from clcnet.cascade.verdict import Scored
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.outputs import UNKNOWN, Outputs
 from tests.test_fused import simulated

@@ -5,21 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clcnet.cascade.curve import Steps, resampled_sweeps, surest_steps, sweep
+from clcnet.cascade.curve import Steps, outcome, resampled_sweeps, surest_steps, sweep
 from clcnet.cascade.selection import (
-    CASCADE,
     Goal,
     Reference,
     cheapest_at_accuracy,
     choose_or_nearest,
     cross_fit,
     dearest_within,
-    measure,
     most_accurate_within,
-    recommend,
     resampled_savings,
     short_threshold,
 )
+from clcnet.cascade.verdict import Scored, recommend
 
 # deferral 0, 1/4, 3/4, 1: accuracy 50, 75, 50, 50; FLOPs 1, 3.5, 8.5, 11
 SMALL = surest_steps([[0.9, 0.2, 0.5, 0.5], [0.1, 0.8, 0.4, 0.6]], [[1, 0, 0, 1], [0, 1, 1, 0]], [1, 10])
@@ -80,11 +78,12 @@ def test_cross_fitting_within_one_fold_is_refused():
 
 
 def test_figures_of_the_small_cascade_by_hand():
-    scored = measure(SMALL, 0.5)
-    assert (scored.accuracy, scored.flops) == (75, 3.5)
-    assert scored.saving == pytest.approx(10 / 3.5)
-    assert scored.difference == 25
-    assert scored.saving_interval[0] < scored.saving < scored.saving_interval[1]
+    correct, spent = outcome(SMALL, 0.5)
+    scored = Scored(correct, spent[None])
+    assert (scored.accuracy, scored.costs) == (75, [3.5])
+    saving, (low, high) = scored.saving(10)
+    assert saving == pytest.approx(10 / 3.5) and low < saving < high
+    assert scored.gain(Scored.alone(SMALL.own[1], [10]))[0] == 25
     assert scored.accuracy_interval == pytest.approx((19.41, 99.37), abs=0.01)
 
 
@@ -118,48 +117,48 @@ def test_resampled_savings_choose_the_threshold_anew_each_time():
 @pytest.mark.parametrize(
     ("pair", "goal", "choice", "reached", "reason"),
     [
-        ({}, Goal("match"), CASCADE, True, "fewer FLOPs than the deep model"),
-        ({"knows": False}, Goal("match"), 1, True, "not sure that the cascade costs less"),
-        ({"shallow": 0.6}, Goal("match"), 1, False, "does not hold 81.95%"),
-        ({"shallow": 0.82, "deep": 0.75}, Goal("match"), 0, True, "alone"),
-        ({}, Goal("accuracy", 99.9), CASCADE, False, "nothing reaches 99.90%"),
+        ({}, Goal("match"), "cascade", True, "x less multiply-adds than deep"),
+        ({"knows": False}, Goal("match"), "deep", True, "not sure that a cascade costs less"),
+        ({"shallow": 0.6}, Goal("match"), "deep", False, "does not hold 81.95%"),
+        ({"shallow": 0.82, "deep": 0.75}, Goal("match"), "shallow", True, "not sure that a cascade costs less"),
+        ({}, Goal("accuracy", 99.9), "deep", False, "does not hold 99.90%"),
     ],
 )
 def test_verdicts(pair, goal, choice, reached, reason):
     steps, folds = simulated_pair(**pair)
     found = recommend(steps, folds, goal)
-    assert (found.choice, found.reached) == (choice, reached) and reason in found.reason
+    assert (found.verdict.choice, found.reached) == (choice, reached) and reason in found.verdict.reason
     if not pair and reached:  # a good confidence earns the cascade
-        assert found.scored.accuracy >= steps.own_accuracy[1] and abs(found.cross_fitted.difference) < 1
-        assert found.scored.saving > found.cross_fitted.saving_interval[0] > 1
-    assert (found.deferral == 0) == (choice == 0)
+        assert found.scored.accuracy >= steps.own_accuracy[1] and abs(found.cross_fitted.accuracy - 81.95) < 1
+        assert found.scored.saving(10)[0] > found.verdict.saving_interval[0] > 1
+    assert (found.deferral == 0) == (choice == "shallow")
 
 
 def test_accuracy_that_only_the_cascade_reaches_earns_it():
     steps, folds = simulated_pair()
     top = sweep(steps).accuracy.max()
     assert top > steps.own_accuracy[1] + 0.3
-    assert recommend(steps, folds, Goal("accuracy", top - 0.2)).choice == CASCADE
+    assert recommend(steps, folds, Goal("accuracy", top - 0.2)).verdict.cascade
 
 
 def test_flops_goal_stays_within_and_compares_with_what_one_could_afford():
     steps, folds = simulated_pair()
     within = recommend(steps, folds, Goal("flops", 4.0))
-    assert within.scored.flops <= 4 and within.choice == CASCADE
-    assert within.scored.difference == pytest.approx(within.scored.accuracy - steps.own_accuracy[0])
+    assert within.scored.costs[0] <= 4 and within.verdict.cascade and within.verdict.rival.name == "shallow"
 
 
 @pytest.mark.parametrize(("flops", "single"), [(4.0, "shallow"), (12.0, "deep")])
 def test_flops_goal_names_the_best_affordable_model_where_a_gain_is_possible_but_not_sure(flops, single):
     doubtful = recommend(*simulated_pair(shallow=0.8, deep=0.81, knows=False), Goal("flops", flops))
-    low, high = doubtful.cross_fitted.difference_interval
+    _, (low, high) = doubtful.cross_fitted.gain(doubtful.verdict.rival.scored)
     assert low < 0 < high
-    assert doubtful.choice == (single == "deep") and f"against the {single} model alone" in doubtful.reason
+    assert doubtful.verdict.choice == single and f"against {single}" in doubtful.verdict.reason
 
 
-def test_flops_below_the_shallow_models_are_refused():
-    with pytest.raises(ValueError, match=r"0\.5B FLOPs is below the shallow model's 1B"):
-        recommend(*simulated_pair(), Goal("flops", 0.5))
+def test_flops_below_the_shallow_models_give_that_model():
+    found = recommend(*simulated_pair(), Goal("flops", 0.5))
+    assert (found.verdict.choice, found.reached, found.deferral) == ("shallow", False, 0)
+    assert "nothing costs as little as 0.5B" in found.verdict.reason
 
 
 def test_of_three_models_the_cheapest_that_serves_is_the_rival():
@@ -168,11 +167,12 @@ def test_of_three_models_the_cheapest_that_serves_is_the_rival():
     right = random.random(2000) < 0.8
     own = np.stack([right & (random.random(2000) < 0.9), right, right])
     steps = surest_steps([own[0] + random.normal(0, 0.6, 2000), np.full(2000, 9), np.full(2000, 8)], own, [1, 2, 50])
-    verdict = recommend(steps, np.arange(2000) % 5, Goal("match"))
-    assert verdict.choice == 1 and "fewer FLOPs than the middle model" in verdict.reason
-    assert verdict.scored.saving > 10
-    within = recommend(steps, np.arange(2000) % 5, Goal("flops", 3))
-    assert within.choice == 1 and "against the middle model alone" in within.reason
+    names = ("small", "middle", "deep")
+    found = recommend(steps, np.arange(2000) % 5, Goal("match"), names)
+    assert found.verdict.choice == "middle" and "less multiply-adds than middle" in found.verdict.reason
+    assert found.scored.saving(50)[0] > 10
+    within = recommend(steps, np.arange(2000) % 5, Goal("flops", 3), names)
+    assert within.verdict.choice == "middle" and "against middle" in within.verdict.reason
 
 
 def test_goals_are_described_in_words():

@@ -50,6 +50,7 @@ def evaluation_of_images(
     Returns:
         What was found in the main process, None in the others.
     """
+    seen: list[Ints] = []  # places of the images that each model could read
     found: list[Outputs] = []
     models: list[Classifier] = []
     unreadable: dict[int, str] = {}
@@ -65,11 +66,12 @@ def evaluation_of_images(
             classify_missing(kept, models[-1], images, asked, batch_size, workers)
             if kept:
                 assert asked is not None
+                seen.append(asked[kept.known(asked)])
                 for note in filter(None, (kept.settle(readings), sum_up_remarks(kept.remarks.values()))):
                     print(f"{label}: {one_line(note)}", flush=True)
-                found.append(_answers(kept, asked, given_flops[place], networks))
+                found.append(_answers(kept, seen[-1], given_flops[place], networks))
                 unreadable |= kept.reasons
-                asked = _deferred(found[-1], images, threshold)
+                asked = _deferred(found[-1], seen[-1], threshold)
             asked = distributed.broadcast(asked)
             if not len(asked):
                 break
@@ -79,34 +81,25 @@ def evaluation_of_images(
         return None
     if threshold is None:
         print(f"time, in turns, reading images included: {describe_times([m.name for m in models], milliseconds)}")
-        both = set(found[0].names) & set(found[-1].names)  # some may have been read by one model alone
-        found = [each.subset(np.array([name in both for name in each.names])) for each in found]
+        both = np.intersect1d(seen[0], seen[-1])  # some may have been read by one model alone
+        found = [each.subset(np.isin(places, both)) for each, places in zip(found, seen, strict=True)]
+        seen = [both]
         times = zip(found, np.median(milliseconds, axis=0), strict=True)
         found = [replace(each, record=replace(each.record, milliseconds=float(time))) for each, time in times]
-    return Evaluation(found, _folds(found[0], images), [model.name for model in models], unreadable, images)
+    return Evaluation(found, images.folds[seen[0]], [model.name for model in models], unreadable, images)
 
 
-def _answers(kept: Kept, asked: Ints, flops: float | None, networks: Sequence[CLCNet]) -> Outputs:
-    """What a model said of the images that it was asked about and could read, in their order."""
-    outputs = kept.outputs(asked[kept.known(asked)])
+def _answers(kept: Kept, places: Ints, flops: float | None, networks: Sequence[CLCNet]) -> Outputs:
+    """What a model said of images, with how sure the network of each one's fold is of that."""
+    outputs = kept.outputs(places)
     if flops is not None:
         outputs = replace(outputs, record=replace(outputs.record, flops=flops))
-    return with_clcnet(outputs, _folds(outputs, kept.images), networks)
+    return with_clcnet(outputs, kept.images.folds[places], networks)
 
 
-def _places(outputs: Outputs, images: ImageSet) -> Ints:
-    """Where the images lie in the image set."""
-    place_of = {name: place for place, name in enumerate(images.names)}
-    return np.array([place_of[name] for name in outputs.names], dtype=np.int64)
-
-
-def _folds(outputs: Outputs, images: ImageSet) -> Ints:
-    return np.asarray(images.folds[_places(outputs, images)])
-
-
-def _deferred(shallow: Outputs, images: ImageSet, threshold: float | None) -> Ints:
-    """Places of the images that the deep model is to see."""
-    places, confidence = _places(shallow, images), shallow.scores.get(CLCNET)
+def _deferred(shallow: Outputs, places: Ints, threshold: float | None) -> Ints:
+    """Places of the images that the deep model is to see, of those that the shallow one could read."""
+    confidence = shallow.scores.get(CLCNET)
     if confidence is None:
         return places[:0]
     return places if threshold is None else places[confidence < threshold]

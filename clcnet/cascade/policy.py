@@ -251,7 +251,8 @@ class Policy(ModelHubMixin):
         """Load the policy's models, and see that they are its own.
 
         Args:
-            names: where they lie here, as `timm.create_model` takes it, if not where they lay when it was measured.
+            names: where they lie here, if not where they lay when it was measured: names as `timm.create_model` takes
+                them, or files of weights.
             device: where to run; the best one here when left out.
             options: of `load_classifier`, on how they run.
 
@@ -266,7 +267,9 @@ class Policy(ModelHubMixin):
             raise ValueError(f"the policy has {len(self.models)} models, and {len(names)} names were given for them")
         classifiers = []
         for place, model in enumerate(self.models):
-            source = model.loaded_from | ({"name": names[place]} if names else {})
+            source = dict(model.loaded_from)
+            if names:
+                source["weight" if os.path.isfile(names[place]) else "name"] = names[place]
             if "name" not in source:
                 raise ValueError(
                     f"the policy does not say where its model {model.model} lies; name all its models, in its order: "

@@ -14,7 +14,8 @@ from clcnet.cascade.fused import Fused
 from clcnet.cascade.guarantee import certify, certify_risk, could_promise, most_cost, passed
 from clcnet.cascade.policy import Certificate
 from clcnet.cascade.rule import known
-from clcnet.cascade.search import Found, Scored, score
+from clcnet.cascade.search import Found, score
+from clcnet.cascade.verdict import Scored, Single, Units, Verdict, less
 from clcnet.data.outputs import Outputs
 from clcnet.metrics import Bools, Floats, Ints, format_flops
 
@@ -59,6 +60,16 @@ class Promised:
     unsure_below: float | None = None
     reason: str = ""
 
+    def judge(self, rival: Single, units: Units, least_saving: float) -> Verdict:
+        """Whether to use the cascade that keeps the promises, or the model that it is held against."""
+        if self.found is None or self.certificate is None:
+            return Verdict(False, self.reason, rival)
+        saving, interval = self.found.cross_fitted.saving(rival.cost)
+        figures, doubt = less(saving, interval, rival, units), ""
+        if self.certificate.most_drop is not None and saving < 1 + least_saving / 100:
+            doubt = f"a cascade that keeps the promise saves less than {least_saving:g}%: "
+        return Verdict(not doubt, doubt + figures, rival, saving, interval)
+
 
 def choosing_images(folds: Ints) -> Bools:
     """(N,) which images choose; the others certify."""
@@ -73,8 +84,7 @@ def alone_on(
     raw = [known(out.correct, out) for out in outputs]
     fitted = [Fused(confidence).fit([one]).step([out]) for one, out in zip(chosen_on, outputs, strict=True)]
     corrected = [known(step.correct, out) for step, out in zip(fitted, outputs, strict=True)]
-    every = [np.repeat(costs[:, model : model + 1], len(outputs[0]), axis=1) for model in range(len(outputs))]
-    return list(map(Scored, raw, every)), list(map(Scored, corrected, every))
+    return list(map(Scored.alone, raw, costs.T)), list(map(Scored.alone, corrected, costs.T))
 
 
 class _OnImages:

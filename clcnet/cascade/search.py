@@ -24,9 +24,9 @@ from clcnet.cascade.curve import Steps, decide
 from clcnet.cascade.drift import quantiles
 from clcnet.cascade.fused import BEST, PENALTIES, CrossFit, Fused, Pool, Rows, rows_of, simplest_of_best, standing
 from clcnet.cascade.selection import Goal
+from clcnet.cascade.verdict import Scored, Single
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.outputs import UNKNOWN, Outputs
-from clcnet.intervals import Interval, percentile_interval, resampled_means, share_interval
 from clcnet.metrics import Bools, Floats, Ints, aurc
 
 Chain = tuple[int, ...]  # models in the order in which they are asked, cheapest first
@@ -159,34 +159,6 @@ def _first_at(rising: Floats, target: ArrayLike) -> Ints:
     return np.minimum(np.searchsorted(rising, np.asarray(target) - 1e-9), len(rising) - 1)
 
 
-@dataclass(frozen=True)
-class Scored:
-    """What was chosen on the other folds, on each fold's images."""
-
-    correct: Bools  # (N,)
-    spent: Floats  # (U, N) in every unit of the costs
-
-    @property
-    def accuracy(self) -> float:
-        """Percent."""
-        return 100 * float(self.correct.mean())
-
-    @property
-    def accuracy_interval(self) -> Interval:
-        """Clopper and Pearson's."""
-        return share_interval(self.correct.sum(), len(self.correct))
-
-    @property
-    def costs(self) -> Floats:
-        """(U,) means."""
-        return self.spent.mean(axis=1)
-
-    def saving(self, cost: float, unit: int = 0) -> tuple[float, Interval]:
-        """How many times cheaper it is than what costs this much, with the bootstrap's interval over images."""
-        means = resampled_means(self.spent[unit][:, None])[:, 0]
-        return float(cost / self.costs[unit]), percentile_interval(cost / means)
-
-
 def score(choice: Choice, steps: Steps, costs: Floats) -> tuple[Scored, list[Floats]]:
     """A choice on images of which these are its steps, and how sure each step is of the images that reach it."""
     last = choice.decide(steps.confidence)
@@ -216,6 +188,14 @@ class Cascades:
     raw: list[Scored]  # of each model as it is, by its place
     corrected: list[Scored]  # of each model with its own temperature and offsets, cross-fitted
     dropped: dict[int, str]  # why models were left out, by place
+
+    def singles(self, names: Sequence[str]) -> list[Single]:
+        """All models alone, as they are and corrected."""
+        return [
+            Single(model, f"{names[model]} (corrected)" if corrected else names[model], corrected, scored)
+            for corrected, group in ((False, self.raw), (True, self.corrected))
+            for model, scored in enumerate(group)
+        ]
 
 
 class _Engine:
@@ -395,10 +375,9 @@ def find_cascades(
     everything = range(len(outputs))
     rows = rows.take(everything, labelled)
     engine = _Engine(rows, table, folds[labelled], max_stages, confidence, offsets, progress)
-    raw = [Scored(engine.raw[m], np.repeat(table[:, m : m + 1], len(labelled), axis=1)) for m in everything]
-    corrected = [
-        Scored(engine.after((m,), len(engine.numbers), engine.contexts[-1])[1], raw[m].spent) for m in everything
-    ]
+    raw = [Scored.alone(engine.raw[m], table[:, m]) for m in everything]
+    after = [engine.after((m,), len(engine.numbers), engine.contexts[-1])[1] for m in everything]
+    corrected = [Scored.alone(right, table[:, m]) for m, right in enumerate(after)]
     best = max(each.accuracy for each in raw)
     found = [
         engine.find(goal.value, "cost")

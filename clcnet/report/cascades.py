@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,155 +15,22 @@ import pandas as pd
 from clcnet.cascade.drift import Expected, quantiles
 from clcnet.cascade.fused import Fused, folds_of_classes
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.promises import Promised, alone_on, choosing_images, on_others, promised_by
+from clcnet.cascade.promises import alone_on, choosing_images, on_others, promised_by
 from clcnet.cascade.rule import Surest
-from clcnet.cascade.search import Cascades, Found, Scored, find_cascades
+from clcnet.cascade.search import Cascades, Found, find_cascades
 from clcnet.cascade.selection import Goal
+from clcnet.cascade.verdict import Scored, Single, Units, Verdict, judge, rival_of
 from clcnet.data.images import ImageSet
 from clcnet.data.outputs import Outputs
-from clcnet.intervals import Interval, percentile_interval, resampled_means
-from clcnet.metrics import format_flops
 from clcnet.report import plots
 from clcnet.report.page import write_page
 from clcnet.report.paper_table import distinct_names
 from clcnet.report.tables import format_interval, markdown, write_csv, write_text
-from clcnet.report.wanted import Wanted, read_costs
+from clcnet.report.wanted import CostFile, Wanted
 
 GIVE_UP = (0.0, 0.5, 1.0, 2.0)  # points of accuracy in the table of what they save
 _HOURS = 3600 * 1000  # milliseconds
 _UNITS = {"FLOPs": "FLOPs", "time": "milliseconds"}  # by what is to be saved
-
-
-@dataclass(frozen=True)
-class Units:
-    """What the search counts: the first unit is the one that it saves."""
-
-    names: tuple[str, ...]  # "FLOPs", "milliseconds" where the models' times are known, and that of a file of costs
-
-    def of(self, costs: np.ndarray, name: str) -> float | None:
-        """One of the costs (U,), None where it was not counted."""
-        return float(costs[self.names.index(name)]) if name in self.names else None
-
-    def format(self, cost: float) -> str:
-        """A cost in the first unit."""
-        if self.names[0] == "FLOPs":
-            return format_flops(cost)
-        return f"{cost:.3g} ms" if self.names[0] == "milliseconds" else f"{cost:.4g} {self.names[0]}"
-
-    @property
-    def noun(self) -> str:
-        """What is saved."""
-        return noun_of(self.names[0])
-
-
-def noun_of(unit: str) -> str:
-    """What there is less of where a cost in this unit is saved."""
-    return {"FLOPs": "multiply-adds", "milliseconds": "time"}.get(unit, unit)
-
-
-@dataclass(frozen=True)
-class Single:
-    """A model used alone, as it is or corrected by a temperature and offsets of its own."""
-
-    model: int  # its place
-    name: str  # as printed
-    corrected: bool
-    scored: Scored  # on images that nothing of it was fitted on
-
-    @property
-    def cost(self) -> float:
-        """In the first unit."""
-        return float(self.scored.costs[0])
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What to use: the cascade, or its rival alone."""
-
-    cascade: bool  # whether it is the cascade
-    reason: str  # one sentence
-    rival: Single  # the single model that the cascade is held against
-    saving: float = 1.0  # how many times less the cascade costs than that
-    saving_interval: Interval = (1.0, 1.0)
-
-    @property
-    def single(self) -> Single | None:
-        """The model to use alone, where that is the choice."""
-        return None if self.cascade else self.rival
-
-    @property
-    def choice(self) -> str:
-        """`cascade`, or a single model's name."""
-        return "cascade" if self.cascade else self.rival.name
-
-
-def singles_of(cascades: Cascades, names: Sequence[str]) -> list[Single]:
-    """All models alone, as they are and corrected."""
-    return [
-        Single(model, f"{names[model]} (corrected)" if corrected else names[model], corrected, scored)
-        for corrected, group in ((False, cascades.raw), (True, cascades.corrected))
-        for model, scored in enumerate(group)
-    ]
-
-
-def rival_of(singles: Sequence[Single], accuracy: float) -> Single:
-    """The cheapest model that is this accurate; where none is, the most accurate one."""
-    reaching = [single for single in singles if single.scored.accuracy >= accuracy - 1e-9]
-    if reaching:
-        return min(reaching, key=lambda single: single.cost)
-    return max(singles, key=lambda single: single.scored.accuracy)
-
-
-def judge(found: Found, goal: Goal, singles: Sequence[Single], units: Units, least_saving: float) -> Verdict:
-    """Whether to use the cascade that was found, or a model alone; by images that nothing was chosen on."""
-    fitted, target = found.cross_fitted, found.target
-    if goal.kind == "flops":
-        affordable = [single for single in singles if single.cost <= goal.value * (1 + 1e-9)]
-        rival = rival_of(affordable or singles, np.inf if affordable else 0)
-        gain, figures = _gain(fitted, rival)
-        reason = f"{figures}, within {units.format(goal.value)}"
-        if not affordable:
-            reason = f"nothing costs as little as {units.format(goal.value)}, and this is the cheapest"
-        elif gain <= 0:
-            reason = f"it is not sure that a cascade gains anything: {reason}"
-        return Verdict(bool(affordable) and gain > 0, reason, rival, *fitted.saving(rival.cost))
-    rival = rival_of(singles, target)
-    saving, interval = fitted.saving(rival.cost)
-    figures = f"{_saving(saving, interval, rival, units)} at {fitted.accuracy:.2f}% where {target:.2f}% was asked for"
-    gain, gained = _gain(fitted, rival)
-    doubt = ""
-    if rival.scored.accuracy < target - 1e-9 and gain > 0:
-        figures = f"no single model reaches {target:.2f}%, and it gains {gained}; {figures}"
-    elif fitted.accuracy_interval[1] < target:
-        doubt = f"the cascade does not hold {target:.2f}%: "
-    elif interval[0] <= 1:
-        doubt = "it is not sure that a cascade costs less: "
-    elif saving < 1 + least_saving / 100:
-        doubt = f"a cascade saves less than {least_saving:g}%: "
-    return Verdict(not doubt, doubt + figures, rival, saving, interval)
-
-
-def _saving(saving: float, interval: Interval, rival: Single, units: Units) -> str:
-    return f"{saving:.2f}x less {units.noun} than {rival.name} [{interval[0]:.2f}, {interval[1]:.2f}]"
-
-
-def _gain(fitted: Scored, rival: Single) -> tuple[float, str]:
-    """Points of accuracy that a cascade gains at least, by the interval over the same images, and that in words."""
-    means = resampled_means(np.stack([fitted.correct, rival.scored.correct], axis=1))
-    low, high = percentile_interval(100 * (means[:, 0] - means[:, 1]))
-    gain = fitted.accuracy - rival.scored.accuracy
-    return low, f"{gain:+.2f} points [{low:+.2f}, {high:+.2f}] against {rival.name}"
-
-
-def judge_promised(promised: Promised, rival: Single, units: Units, least_saving: float) -> Verdict:
-    """Whether to use the cascade that keeps the promises, or the model that it is held against."""
-    if promised.found is None or promised.certificate is None:
-        return Verdict(False, promised.reason, rival)
-    saving, interval = promised.found.cross_fitted.saving(rival.cost)
-    figures, doubt = _saving(saving, interval, rival, units), ""
-    if promised.certificate.most_drop is not None and saving < 1 + least_saving / 100:
-        doubt = f"a cascade that keeps the promise saves less than {least_saving:g}%: "
-    return Verdict(not doubt, doubt + figures, rival, saving, interval)
 
 
 def _costs(costs: np.ndarray, units: Units, prefix: str = "") -> dict[str, float | None]:
@@ -280,7 +146,7 @@ def describe(verdict: Verdict, found: Found, names: Sequence[str], units: Units)
         cost = units.format(rival.cost)
         return f"Verdict: use {verdict.choice} alone: {alone}, at {cost} an image.\n{_sentence(verdict.reason)}\n{sure}"
     chain = " > ".join(names[model] for model in found.choice.chain)
-    shares = [f"{_share(fitted, rival, unit)} of its {noun_of(name)}" for unit, name in enumerate(units.names)]
+    shares = [f"{_share(fitted, rival, unit)} of its {noun}" for unit, noun in enumerate(units.nouns)]
     return (
         f"Verdict: use the cascade {chain}: it is right on {fitted.accuracy:.2f}% of the images"
         f"{format_interval(fitted.accuracy_interval)}, {alone}.\nIt takes {' and '.join(shares)}: "
@@ -303,7 +169,7 @@ def give_up_markdown(
 ) -> str:
     """What giving up 0, 0.5, 1 and 2 points of the best single model's accuracy saves, cross-fitted."""
     priced = price_per_hour and images_per_month and "milliseconds" in units.names
-    header = ["Give up", "Accuracy", "Cost", *(f"Of {best.name}'s {noun_of(name)}" for name in units.names)]
+    header = ["Give up", "Accuracy", "Cost", *(f"Of {best.name}'s {noun}" for noun in units.nouns)]
     header += ["Hours a month", "Money a month"] if priced else []
     rows = []
     for each in found:
@@ -348,11 +214,11 @@ def search_and_report(
     table = {"FLOPs": [out.record.flops for out in outputs]}
     if wanted.milliseconds is not None:
         table["milliseconds"] = list(wanted.milliseconds)
-    if wanted.cost in _UNITS:
-        saved = _UNITS[wanted.cost]
+    if isinstance(wanted.cost, CostFile):
+        saved = wanted.cost.unit
+        table[saved] = [*wanted.cost.of(models, names)]
     else:
-        saved, of_file = read_costs(wanted.cost, models, names)
-        table[saved] = [*of_file]
+        saved = _UNITS[wanted.cost]
     if saved not in table:
         raise ValueError("what the models take in time is not known; run them (step 4 with their names) to measure it")
     units = Units((saved, *(name for name in table if name != saved)))
@@ -367,7 +233,7 @@ def search_and_report(
     cascades = find_cascades(
         outputs, folds, goals, costs, wanted.max_stages, confidence=wanted.confidence, progress=True
     )
-    singles = singles_of(cascades, names)
+    singles = cascades.singles(names)
     rival = max((single for single in singles if not single.corrected), key=lambda single: single.scored.accuracy)
     found = cascades.goals[0]
     if wanted.promise:
@@ -378,10 +244,10 @@ def search_and_report(
         found = promised.found or found
         front, others = (on_others(group, held, costs) for group in (cascades.front, cascades.goals[1:]))
         cascades = Cascades([found, *others], front, raw, corrected, cascades.dropped)
-        singles = singles_of(cascades, names)
-        verdict = judge_promised(promised, singles[deep], units, wanted.least_saving)
+        singles = cascades.singles(names)
+        verdict = promised.judge(singles[deep], units, wanted.least_saving)
     else:
-        verdict = judge(found, wanted.goal, singles, units, wanted.least_saving)
+        verdict = judge(found.cross_fitted, wanted.goal, found.target, singles, units, wanted.least_saving)
     frame = cascades_frame(cascades, names, singles, units)
     recommendation = recommendation_of(verdict, found, wanted.goal, names, singles, units)
     ready = policy_of(verdict, found, outputs, units)

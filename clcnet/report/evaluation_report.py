@@ -10,7 +10,8 @@ from clcnet.cascade.comparison import compare
 from clcnet.cascade.curve import Curve, Steps, oracle, sweep
 from clcnet.cascade.evaluation import Evaluation, with_rivals
 from clcnet.cascade.rule import know_classes, known
-from clcnet.cascade.selection import CASCADE, Recommendation, Reference, role
+from clcnet.cascade.selection import Reference
+from clcnet.cascade.verdict import Recommendation
 from clcnet.data.outputs import Outputs
 from clcnet.metrics import format_flops
 from clcnet.report import plots, tables
@@ -97,19 +98,20 @@ def describe_threshold(curve: Curve, evaluation: Evaluation) -> str:
 
 def describe_recommendation(recommendation: Recommendation, evaluation: Evaluation, steps: Steps) -> str:
     """The threshold to take, what it gives, and the verdict."""
-    scored, fitted = recommendation.scored, recommendation.cross_fitted
-    models = distinct_names(evaluation.models)
+    scored, fitted, verdict = recommendation.scored, recommendation.cross_fitted, recommendation.verdict
+    models, last = distinct_names(evaluation.models), float(steps.flops[-1])
     ceiling = sweep(oracle(steps.own, steps.flops), [0.1])  # sends on exactly the images that a later model gets right
     ceiling_interval = accuracy_interval(ceiling.accuracy[0], ceiling.num_images)
     nearest = "" if recommendation.reached else " No threshold gets there; this one comes nearest."
     lines = [
         f"For {recommendation.goal.describe()}, take threshold {recommendation.threshold:g}: accuracy "
         f"{scored.accuracy:.2f}%{tables.format_interval(scored.accuracy_interval)}, "
-        f"{100 * recommendation.deferral:.1f}% deferred, {format_flops(scored.flops)} FLOPs an image, "
-        f"{tables.format_saving(scored.saving, scored.saving_interval)} fewer than {models[-1]}.{nearest}",
+        f"{100 * recommendation.deferral:.1f}% deferred, {format_flops(scored.costs[0])} FLOPs an image, "
+        f"{tables.format_saving(last / scored.costs[0], recommendation.saving_interval)} fewer than {models[-1]}."
+        f"{nearest}",
         f"With the threshold chosen on four folds and scored on the fifth: accuracy {fitted.accuracy:.2f}%"
-        f"{tables.format_interval(fitted.accuracy_interval)}, {format_flops(fitted.flops)}, "
-        f"{tables.format_saving(fitted.saving, fitted.saving_interval)} fewer.",
+        f"{tables.format_interval(fitted.accuracy_interval)}, {format_flops(fitted.costs[0])}, "
+        f"{tables.format_saving(*fitted.saving(last))} fewer.",
         f"The best possible choice between the {'two ' * (len(models) == 2)}models (oracle): "
         f"{ceiling.accuracy[0]:.2f}%{tables.format_interval(ceiling_interval)} at "
         f"{format_flops(ceiling.flops[0])}.",
@@ -121,7 +123,5 @@ def describe_recommendation(recommendation: Recommendation, evaluation: Evaluati
             f"In time: {cost:.3g} ms an image against {milliseconds[-1]:.3g} ms for {models[-1]}, "
             f"{milliseconds[-1] / cost:.2f}x less ({milliseconds[0]:.3g} ms for {models[0]})."
         )
-    choice = "cascade"
-    if recommendation.choice != CASCADE:
-        choice = f"{role(recommendation.choice, steps)} model ({models[recommendation.choice]})"
-    return "\n".join([*lines, f"By the paper's rule alone: use the {choice}: {recommendation.reason}."])
+    choice = "the cascade" if verdict.cascade else f"{verdict.choice} alone"
+    return "\n".join([*lines, f"By the paper's rule alone: use {choice}: {verdict.reason}."])

@@ -6,7 +6,6 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -16,14 +15,12 @@ from clcnet.cascade.curve import oracle, sweep
 from clcnet.cascade.rule import CLCNET, Surest, known
 from clcnet.cascade.rules import cross_fitted, steps_of
 from clcnet.cascade.search import Cascades, Found
+from clcnet.cascade.verdict import Single, Units, Verdict
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.images import ImageSet
 from clcnet.data.outputs import Outputs, Record
 from clcnet.metrics import Bools, Floats, Ints, format_flops
 from clcnet.report import html, plots
-
-if TYPE_CHECKING:
-    from clcnet.report.cascades import Single, Units, Verdict
 
 MOST_CASCADES = 500  # on the slider
 COLUMNS = {

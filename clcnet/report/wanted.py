@@ -53,13 +53,54 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
+class CostFile:
+    """What models cost in a unit of the user's, by a CSV file with a header and models in its first column."""
+
+    path: str
+    unit: str  # a column's name
+    known: dict[str, Any]
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Read FILE, whose second column is taken, or FILE:COLUMN."""
+        path, column = text, ""
+        if not Path(text).is_file() and ":" in text:
+            path, _, column = text.rpartition(":")
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"--cost {text} is neither FLOPs, nor time, nor a CSV file model,cost")
+        try:
+            frame = pd.read_csv(path, skipinitialspace=True)
+        except ValueError as error:
+            raise ValueError(f"--cost {path} is no CSV file of models and their costs ({error})") from None
+        unit = column or str(frame.columns[min(1, len(frame.columns) - 1)])
+        if unit not in frame.columns[1:]:
+            raise ValueError(
+                f"--cost {path} has no column {unit!r} beside that of the models; it has {list(frame.columns)}"
+            )
+        costs = pd.to_numeric(frame[unit], errors="coerce")
+        return cls(path, unit, dict(zip(frame.iloc[:, 0].astype(str), costs, strict=True)))
+
+    def of(self, models: Sequence[str], names: Sequence[str]) -> list[float]:
+        """What models cost, by the name in their tables, the printed one, or their architecture without a tag."""
+        costs = []
+        for model, name in zip(models, names, strict=True):
+            cost = next((self.known[each] for each in (model, name, model.split(".")[0]) if each in self.known), None)
+            if cost is None:
+                raise ValueError(f"--cost {self.path} has no row for {model}; add one, under that name or {name}")
+            if not 0 < cost < np.inf:
+                raise ValueError(f"--cost {self.path}: the {self.unit} of {model} is no number above 0")
+            costs.append(float(cost))
+        return costs
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What a user asks of the search.
 
     Attributes:
         goal: an accuracy or a cost; the best single model's accuracy unless told otherwise.
         milliseconds: (M,) an image by each model, where they are known.
-        cost: what is to be saved: "FLOPs", "time", or a column of a file, as `read_costs` takes it.
+        cost: what is to be saved: "FLOPs", "time", or what a file says.
         max_stages: models in a cascade.
         least_saving: percent below which a cascade is not worth it.
         confidence: of the fused answers.
@@ -69,7 +110,7 @@ class Wanted:
 
     goal: Goal
     milliseconds: Sequence[float] | None = None
-    cost: str = "FLOPs"
+    cost: str | CostFile = "FLOPs"
     max_stages: int = 4
     least_saving: float = LEAST_SAVING
     confidence: str = "max softmax"
@@ -82,7 +123,7 @@ class Wanted:
         """What the flags ask for.
 
         Raises:
-            ValueError: a probability without anything that is to hold with it.
+            ValueError, OSError: a probability without anything that is to hold with it; no file of costs.
         """
         asked = args.most_drop, args.most_FLOPs, args.most_risk
         if args.guarantee is not None and not any(asked):
@@ -91,7 +132,7 @@ class Wanted:
         return cls(
             goal if args.target_accuracy is None else Goal("accuracy", args.target_accuracy),
             milliseconds,
-            args.cost,
+            args.cost if args.cost in ("FLOPs", "time") else CostFile.read(args.cost),
             args.max_stages,
             args.least_saving,
             args.confidence,
@@ -99,37 +140,3 @@ class Wanted:
             args.images_per_month,
             Promise(args.guarantee or 0.95, *asked) if any(asked) else None,
         )
-
-
-def read_costs(text: str, models: Sequence[str], names: Sequence[str]) -> tuple[str, list[float]]:
-    """The unit, and what models cost in it, by a CSV file with a header and models in its first column.
-
-    Args:
-        text: the file, or FILE:COLUMN, else its second column; the column names the unit.
-        models: as their tables name them.
-        names: as they are printed; either is looked up, and the architecture without its tag.
-    """
-    path, column = text, ""
-    if not Path(text).is_file() and ":" in text:
-        path, _, column = text.rpartition(":")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"--cost {text} is neither FLOPs, nor time, nor a CSV file model,cost")
-    try:
-        frame = pd.read_csv(path, skipinitialspace=True)
-    except ValueError as error:
-        raise ValueError(f"--cost {path} is no CSV file of models and their costs ({error})") from None
-    unit = column or str(frame.columns[min(1, len(frame.columns) - 1)])
-    if unit not in frame.columns[1:]:
-        raise ValueError(
-            f"--cost {path} has no column {unit!r} beside that of the models; it has {list(frame.columns)}"
-        )
-    known = dict(zip(frame.iloc[:, 0].astype(str), pd.to_numeric(frame[unit], errors="coerce"), strict=True))
-    costs = []
-    for model, name in zip(models, names, strict=True):
-        cost = next((known[each] for each in (model, name, model.split(".")[0]) if each in known), None)
-        if cost is None:
-            raise ValueError(f"--cost {path} has no row for {model}; add one, under that name or {name}")
-        if not 0 < cost < np.inf:
-            raise ValueError(f"--cost {path}: the {unit} of {model} is no number above 0")
-        costs.append(float(cost))
-    return unit, costs
