@@ -15,12 +15,12 @@ from clcnet.cascade.curve import oracle, sweep
 from clcnet.cascade.rule import CLCNET, Surest, known
 from clcnet.cascade.rules import cross_fitted, steps_of
 from clcnet.cascade.search import Cascades, Found
-from clcnet.cascade.verdict import Single, Units, Verdict
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.images import ImageSet
-from clcnet.data.outputs import Outputs, Record
-from clcnet.metrics import Bools, Floats, Ints, format_flops
+from clcnet.data.outputs import Outputs
+from clcnet.metrics import Bools, Floats, format_flops
 from clcnet.report import html, plots
+from clcnet.report.searched import Searched
 
 MOST_CASCADES = 500  # on the slider
 COLUMNS = {
@@ -37,89 +37,81 @@ _SVG = plots.STYLE | {"svg.fonttype": "none", "font.size": 11}  # text stays tex
 
 def write_page(
     path: Path,
-    outputs: Sequence[Outputs],
-    folds: Ints,
-    cascades: Cascades,
-    verdict: Verdict,
-    units: Units,
-    singles: Sequence[Single],
-    texts: dict[str, str],
+    searched: Searched,
+    verdict: str,
+    give_up: str,
     price_per_hour: float | None = None,
     images_per_month: float | None = None,
     images: ImageSet | None = None,
-    fitted_elsewhere: bool = False,
 ) -> Figure:
     """Write the page; returns its picture of accuracy and cost.
 
     Args:
         path: of the page.
-        outputs: of all models over the same N images.
-        folds: (N,).
-        cascades: what was found; the first goal's is the one that is recommended.
-        verdict: on that.
-        units: of the costs.
-        singles: the models alone.
-        texts: `verdict`, in words, and `give_up`, a Markdown table.
+        searched: what the search came to.
+        verdict: in words.
+        give_up: what giving up accuracy saves, a Markdown table.
         price_per_hour, images_per_month: what turns time into money.
         images: where the images lie; without them there are no thumbnails.
-        fitted_elsewhere: whether the recommended one was fitted on other images than these.
     """
-    found = cascades.goals[0]
-    names = [single.name for single in singles if not single.corrected]
-    shown = [*cascades.front, *([] if verdict.single and cascades.front else [found])]
+    cascades, found, folds = searched.cascades, searched.found, searched.folds
+    units, single, rival = searched.units, searched.verdict.single, searched.verdict.rival
+    raw = searched.singles[: len(searched.names)]
+    shown = [*cascades.front, *([] if single and cascades.front else [found])]
     shown = sorted(shown, key=lambda each: float(each.cross_fitted.costs[0]))[:MOST_CASCADES]
-    rows = [_row(each, names, units, price_per_hour, images_per_month) for each in shown]
-    start = 0 if verdict.single else next(place for place, each in enumerate(shown) if each is found)
+    rows = [_row(searched, each, price_per_hour, images_per_month) for each in shown]
+    start = 0 if single else next(place for place, each in enumerate(shown) if each is found)
+    recommended = found.cross_fitted if single is None else single.scored
     with matplotlib.rc_context(_SVG):
         figure = plots.plot_accuracy_and_cost(
             [_point(each) for each in shown],
-            [(single.name, single.cost, single.scored.accuracy) for single in singles if not single.corrected],
-            _lines(outputs, cascades),
-            _recommended(verdict, found),
+            [(each.name, each.cost, each.scored.accuracy) for each in raw],
+            _lines(searched.outputs, cascades),
+            (float(recommended.costs[0]), recommended.accuracy),
             ("multiply-adds" if units.names[0] == "FLOPs" else units.names[0]) + " an image",
             len(folds),
         )
         curve, places = _inline(figure), plots.places_of(figure, [_point(each)[:2] for each in shown])
-        chain = [outputs[model] for model in found.choice.chain]
-        steps = steps_of(found.rule, chain) if fitted_elsewhere else cross_fitted(found.rule, chain, folds)
+        chain = [searched.outputs[model] for model in found.choice.chain]
+        steps = steps_of(found.rule, chain) if searched.promised else cross_fitted(found.rule, chain, folds)
         last = found.choice.decide(steps.confidence)
         everyone = np.arange(len(folds))
         confidence, correct = steps.confidence[last, everyone], steps.correct[last, everyone]
         sure = plots.plot_reliability({found.rule.confidence: confidence}, correct, "the cascade's answers")
         reliability = _inline(sure) if 0 <= confidence.min() and confidence.max() <= 1 else ""
-    first, best = known(chain[0].correct, chain[0]), verdict.rival.scored.correct
+    outputs, first, best = searched.outputs[0], known(chain[0].correct, chain[0]), rival.scored.correct
     gained, lost = correct & ~best, ~correct & best
-    named = np.array(outputs[0].record.class_names or range(outputs[0].num_classes))[outputs[0].targets]
+    named = np.array(outputs.record.class_names or range(outputs.num_classes))[outputs.targets]
     figures = {"deferred": (last > 0).astype(float), "gained": gained, "lost": lost, "right": correct.astype(float)}
     classes = [
         (row["name"], row["images"], f"{row['deferred']:.0f}%", row["gained"], row["lost"], f"{row['right']:.1f}%")
         for row in html.class_rows(named, **figures)
     ]
     kinds = (
-        (f"Rescued: {names[found.choice.chain[0]]} is wrong, the cascade is right", ~first & correct & (last > 0)),
-        (f"Lost: {verdict.rival.name} is right, the cascade is wrong", lost),
+        (f"Rescued: {raw[found.choice.chain[0]].name} is wrong, the cascade is right", ~first & correct & (last > 0)),
+        (f"Lost: {rival.name} is right, the cascade is wrong", lost),
     )
     columns = [(name, title) for name, title in COLUMNS.items() if name in rows[0]]
     html.write_page(
         path,
         "page.html",
-        verdict=texts["verdict"],
-        give_up=[line.strip("| ").split(" | ") for line in texts["give_up"].splitlines() if "--" not in line],
+        verdict=verdict,
+        give_up=[line.strip("| ").split(" | ") for line in give_up.splitlines() if "--" not in line],
         rows=rows,
         columns=columns,
         cells=[[row[name] for name, _ in columns] for row in rows],
         start=start,
-        recommended=not verdict.single,
+        recommended=single is None,
         places=places,
         curve=curve,
         reliability=reliability,
         classes=classes[: html.MOST_CLASSES],
         left_out=len(classes[html.MOST_CLASSES :]),
-        rival=verdict.rival.name,
-        thumbnails=[(title, _thumbnails(outputs[0], images, of)) for title, of in kinds] if images else [],
+        rival=rival.name,
+        thumbnails=[(title, _thumbnails(outputs, images, of)) for title, of in kinds] if images else [],
         num_images=len(folds),
         num_folds=len(np.unique(folds)),
-        models=[_model_row(name, each.record) for name, each in zip(names, outputs, strict=True)],
+        models=[_model_row(*each) for each in zip(searched.names, searched.outputs, strict=True)],
     )
     return figure
 
@@ -129,14 +121,12 @@ def _point(found: Found) -> tuple[float, float, float, float]:
     return float(fitted.costs[0]), fitted.accuracy, *fitted.accuracy_interval
 
 
-def _row(
-    found: Found, names: Sequence[str], units: Units, price: float | None, images_per_month: float | None
-) -> dict[str, str]:
+def _row(searched: Searched, found: Found, price: float | None, images_per_month: float | None) -> dict[str, str]:
     """What the slider shows of a cascade."""
-    fitted = found.cross_fitted
+    fitted, units = found.cross_fitted, searched.units
     low, high = fitted.accuracy_interval
     row = {
-        "models": " > ".join(names[model] for model in found.choice.chain),
+        "models": searched.chain_of(found),
         "thresholds": " ".join(f"{threshold:.4g}" for threshold in found.choice.thresholds) or "none",
         "accuracy": f"{fitted.accuracy:.2f}% [{low:.2f}, {high:.2f}]",
         "cost": units.format(float(fitted.costs[0])),
@@ -148,11 +138,6 @@ def _row(
         if price is not None and images_per_month is not None:
             row["money"] = f"{milliseconds * images_per_month / 3.6e6 * price:,.2f}"
     return row
-
-
-def _recommended(verdict: Verdict, found: Found) -> tuple[float, float]:
-    scored = found.cross_fitted if verdict.single is None else verdict.single.scored
-    return float(scored.costs[0]), scored.accuracy
 
 
 def _lines(outputs: Sequence[Outputs], cascades: Cascades) -> dict[str, tuple[Floats, Floats]]:
@@ -181,7 +166,8 @@ def _inline(figure: Figure) -> str:
     return re.sub(r' (width|height)="[^"]*"', "", tag) + ">" + rest
 
 
-def _model_row(name: str, record: Record) -> list[str]:
+def _model_row(name: str, outputs: Outputs) -> list[str]:
+    record = outputs.record
     size = record.preprocessing.get("input_size") or ["", "", ""]
     versions = " ".join(f"{library} {version}" for library, version in record.versions.items())
     flops = format_flops(record.flops) if record.flops else ""
