@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
+from clcnet.memory import keep_freed_memory
 from clcnet.strangers import ShownStream, shown
 
 _HOUSE = Path(__file__).resolve().parent.parent
@@ -149,8 +150,9 @@ seed = _number(int, lambda value: 0 <= value < 2**32, "a whole number of at leas
 threshold = _number(float, lambda value: not math.isnan(value), "a threshold (a number, inf or -inf)")
 
 
-def add_pair_arguments(group: Any) -> None:
-    """Add the flags of the specification's two models."""
+def add_pair_arguments(parser: argparse.ArgumentParser) -> Any:
+    """Add the flags of the specification's two models, see `pair_options`; returns their group, for more flags."""
+    group = parser.add_argument_group("models")
     for place, default in PAIR.items():
         model = f"timm model, local-dir:FOLDER, hf-hub:NAME (default: {default})"
         group.add_argument(f"--{place}-model", metavar="NAME", help=model)
@@ -158,6 +160,9 @@ def add_pair_arguments(group: Any) -> None:
         group.add_argument(f"--{place}-model-weight", type=Path, metavar="FILE", help=file)
         flops = "multiply-adds an image (default: counted)"
         group.add_argument(f"--{place}-model-FLOPs", type=positive_float, metavar="BILLIONS", help=flops)
+    classes = "classes of the models (default: their own)"
+    group.add_argument("--num_classes", type=number_of_classes, metavar="N", help=classes)
+    return group
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -224,6 +229,18 @@ def classifier_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
+def pair_options(args: argparse.Namespace, place: str) -> dict[str, Any]:
+    """What `load_classifier` takes, of the "shallow" or the "deep" model of the flags."""
+    name, weight = (getattr(args, f"{place}_{flag}") for flag in ("model", "model_weight"))
+    return {"name": name or PAIR[place], "weight": weight, **classifier_options(args)}
+
+
+def print_lines(*lines: str) -> None:
+    """Print those that are not empty, each on one line whatever it quotes."""
+    for line in filter(None, lines):
+        print(one_line(line), flush=True)
+
+
 def one_line(message: object) -> str:
     """The message on one line, whatever line breaks it held, and without effect on a screen."""
     return shown(" ".join(str(message).split()))
@@ -244,6 +261,20 @@ def _interrupt(number: int, frame: object) -> NoReturn:
         # the signal may have gone to decoding processes too, whose end torch would report with tracebacks of its own
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     raise KeyboardInterrupt
+
+
+def start(decodes: bool = False) -> None:
+    """What a script does before the imports that take seconds.
+
+    Args:
+        decodes: whether processes decode images, to which torch's threads leave the cores. Not for scripts that time
+            single images, which wait for threads to wake up.
+    """
+    take_names_as_utf8()
+    expect_interrupts()
+    if decodes:
+        leave_cores_to_decoders()
+    keep_freed_memory()
 
 
 def expect_interrupts() -> None:
@@ -271,8 +302,7 @@ def leave_cores_to_decoders() -> None:
     """Have torch's threads sleep while they wait for work on a CPU, unless the user's environment says otherwise.
 
     By default they spin, and take the cores from the processes that decode images: benchmarks/bench_generate.py
-    measures by how much. It is too late once torch is imported. Not for scripts that time single images, which wait for
-    threads to wake up.
+    measures by how much. It is too late once torch is imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

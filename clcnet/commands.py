@@ -6,17 +6,13 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from clcnet import cli
-from clcnet.memory import keep_freed_memory
 
 _EXTRAS = {"matplotlib": "plots", "jinja2": "report"}
 
 
-def _command(script: str) -> Callable[[], NoReturn]:
+def _command(script: str, decodes: bool = False) -> Callable[[], NoReturn]:
     def run() -> NoReturn:
-        cli.take_names_as_utf8()
-        cli.expect_interrupts()  # before the imports that take seconds
-        cli.leave_cores_to_decoders()
-        keep_freed_memory()
+        cli.start(decodes)
         try:
             module = importlib.import_module(script)
         except ModuleNotFoundError as error:
@@ -28,8 +24,8 @@ def _command(script: str) -> Callable[[], NoReturn]:
     return run
 
 
-generate = _command("generate_data_for_CLCNet")
+generate = _command("generate_data_for_CLCNet", decodes=True)
 train_imagenet = _command("train_imagenet_5fold_cv")
 eval_imagenet = _command("eval_imagenet_5fold_cv")
 train_custom = _command("train_custom_data")
-eval_custom = _command("eval_custom_data")
+eval_custom = _command("eval_custom_data", decodes=True)

@@ -116,6 +116,12 @@ def csv_writer(file: TextIO) -> Any:
     return csv.writer(types.SimpleNamespace(write=lambda row: file.write(row[:-2] + "\n")), lineterminator="\r\n")
 
 
+def write_rows(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file, file names in it byte for byte as the file system has them."""
+    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        csv_writer(file).writerows(rows)
+
+
 def sync(path: Path) -> None:
     """Have the file's bytes on the disk: a rename may otherwise outlive them in a power cut."""
     with open(path, "rb+") as file:

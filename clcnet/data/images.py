@@ -29,7 +29,7 @@ from clcnet.data.labels import (
     shown,
 )
 from clcnet.data.sources import DataSetOptions, Opened, Source, file_state, is_data_set, open_data_set, open_tar
-from clcnet.files import atomic_path, csv_writer
+from clcnet.files import atomic_path, write_rows
 from clcnet.strangers import for_spreadsheet
 
 NUM_FOLDS = 5
@@ -431,5 +431,4 @@ def write_errors(
     rows = [(cell((names or images.names)[index]), reason) for index, reason in reasons.items()]
     rows += [(cell(name), f"passed over: {why}") for name, why in images.passed_over.items()]
     with atomic_path(path) as temporary:
-        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            csv_writer(file).writerows([("file", "reason"), *rows])
+        write_rows(temporary, [("file", "reason"), *rows])

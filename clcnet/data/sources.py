@@ -107,13 +107,31 @@ def folder_or_name(text: str) -> str | Path:
     return text if is_data_set(text) else cli.path(text)
 
 
-def add_data_set_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say what the name of one of timm's data sets leaves open, named as in timm."""
+def add_image_arguments(
+    parser: argparse.ArgumentParser, flag: str, help: str, labels: bool = False, **given: Any
+) -> Any:
+    """Add the flags that say which images and which classes these are, those of timm's data sets named as in timm.
+
+    Args:
+        flag, help, given: of the one that says where the images lie.
+        labels: whether a file of labels may say what a flat folder does not.
+
+    Returns:
+        The group of the images, for more flags.
+    """
+    group = parser.add_argument_group("images")
+    group.add_argument(flag, type=folder_or_name, metavar="FOLDER", help=help, **given)
+    if labels:
+        rows = "for a flat folder: CSV file,label; or ILSVRC2012's ground truth"
+        group.add_argument("--labels", type=Path, metavar="FILE", help=rows)
+    order = "class folders or names in the models' order, one a line, as in timm"
+    group.add_argument("--class-map", type=Path, metavar="FILE", help=order)
     add = parser.add_argument_group("data sets: hfds/NAME, hfids/NAME, wds/PATH, tfds/NAME, torch/NAME").add_argument
     add("--split", metavar="NAME", help="part of it (default: the only one; of torch/, validation)")
     add("--input-key", metavar="NAME", help="column, or extensions, of the images (default: image; jpg;jpeg;png;webp)")
     add("--target-key", metavar="NAME", help="column, or field of .json, of the classes (default: label; .cls)")
     add("--data-dir", type=Path, metavar="FOLDER", help="where it lies or is kept (default: the library's own)")
+    return group
 
 
 def data_set_options(args: argparse.Namespace) -> DataSetOptions:
