@@ -12,7 +12,6 @@ import unicodedata
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
@@ -80,29 +79,8 @@ def below_what_they_share(folders: Collection[str], skip: int = 0) -> dict[str, 
     return {folder: way[shared:] for folder, way in ways.items()}
 
 
-@dataclass(frozen=True)
-class FolderClasses:
-    """The class of every folder that holds images.
-
-    Attributes:
-        inner: by folder, its own name: the class as timm sees it.
-        outer: by folder, the name of the outermost one: the class as torchvision sees it.
-        doubt: why the inner one may be no class at all; empty where timm's reading is a sound one.
-    """
-
-    inner: dict[str, str]
-    outer: dict[str, str]
-    doubt: str
-
-
-def class_folders(folders: Collection[str], skip: int = 0) -> FolderClasses:
-    """Read folders as classes, in both ways; `skip` names at the front of each are no part of it."""
-    ways = below_what_they_share(folders, skip)
-    inner, outer = ({folder: way[end] for folder, way in ways.items()} for end in (-1, 0))
-    return FolderClasses(inner, outer, _doubt(set(ways.values())) if inner != outer else "")
-
-
-def _doubt(ways: set[tuple[str, ...]]) -> str:
+def doubt_innermost(ways: set[tuple[str, ...]]) -> str:
+    """Why the innermost folder on each way may be no class at all; empty where that reading is a sound one."""
     places: dict[str, tuple[str, ...]] = {}
     for way in sorted(ways, key=lambda way: natural_key("/".join(way))):
         other = places.setdefault(way[-1], way)
