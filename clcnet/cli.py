@@ -270,7 +270,9 @@ def start(decodes: bool = False) -> None:
         decodes: whether processes decode images, to which torch's threads leave the cores. Not for scripts that time
             single images, which wait for threads to wake up.
     """
-    take_names_as_utf8()
+    if sys.getfilesystemencoding() != "utf-8" and not hasattr(sys, "ps1"):
+        # again in Python's UTF-8 mode, whatever the locale: tables name files in UTF-8, byte by byte
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     expect_interrupts()
     if decodes:
         leave_cores_to_decoders()
@@ -292,12 +294,6 @@ def expect_interrupts() -> None:
     _on_interrupt(end)
 
 
-def take_names_as_utf8() -> None:
-    """Start again in Python's UTF-8 mode where the locale says otherwise: tables name files in UTF-8, byte by byte."""
-    if sys.getfilesystemencoding() != "utf-8" and not hasattr(sys, "ps1"):
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
-
-
 def leave_cores_to_decoders() -> None:
     """Have torch's threads sleep while they wait for work on a CPU, unless the user's environment says otherwise.
 
@@ -311,22 +307,6 @@ def _on_interrupt(handler: Callable[..., Any] | signal.Handlers) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell sets it for jobs in the background
             _found.setdefault(number, signal.signal(number, handler) or signal.SIG_DFL)
-
-
-def _is_the_users_to_mend(error: Exception) -> bool:
-    of_the_machine = isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _OF_THE_MACHINE)
-    return of_the_machine or isinstance(error, ValueError | OSError | MemoryError)
-
-
-def _under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def _tell_torchrun(message: str) -> None:
-    """Have the summary with which torchrun ends say why: without this it names exit codes alone."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file:
-        Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
 
 
 def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) -> NoReturn:
@@ -365,16 +345,19 @@ def _run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser)
     try:
         outcome = main(args)
         sys.stdout.flush()
-        return EXIT_UNREADABLE_IMAGES if outcome.get("num_unreadable") and not _under_torchrun() else 0
+        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        return EXIT_UNREADABLE_IMAGES if outcome.get("num_unreadable") and not under_torchrun else 0
     except Exception as error:
-        if not _is_the_users_to_mend(error):
+        of_the_machine = isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _OF_THE_MACHINE)
+        if not of_the_machine and not isinstance(error, ValueError | OSError | MemoryError):
             raise
         if isinstance(error, BrokenPipeError):  # Python would complain again when it flushes at the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         message = f"error: {one_line(_describe(error))}"
         # torch's signal may have come before a progress bar ended its line
         print("\n" * errors.in_line + message, file=sys.stderr)
-        _tell_torchrun(message)
+        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun's summary would name exit codes alone
+            Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted: {str(interrupt) or _INTERRUPTED}", file=sys.stderr)

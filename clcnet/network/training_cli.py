@@ -17,7 +17,12 @@ from clcnet.files import atomic_path, check_output
 from clcnet.network.model import CLCNet
 from clcnet.network.training import RECIPES, Settings, Split, train_many
 
-FIGURES = {"auroc": "AUROC", "aurc": "AURC", "mse": "MSE", "calibration_error": "calibration error"}
+FIGURES = {  # by name: title, measure
+    "auroc": ("AUROC", metrics.auroc),
+    "aurc": ("AURC", metrics.aurc),
+    "mse": ("MSE", metrics.brier),
+    "calibration_error": ("calibration error", metrics.calibration_error),
+}
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,12 +82,7 @@ def train(
 
 def figures_of(confidence: NDArray[Any], correct: NDArray[np.bool_]) -> dict[str, float]:
     """How good a confidence is, by the names of `FIGURES`."""
-    return {
-        "auroc": metrics.auroc(confidence, correct),
-        "aurc": metrics.aurc(confidence, correct),
-        "mse": metrics.brier(confidence, correct),
-        "calibration_error": metrics.calibration_error(confidence, correct),
-    }
+    return {name: measure(confidence, correct) for name, (_, measure) in FIGURES.items()}
 
 
 def simple_figures(sorted_probs: NDArray[np.float32], correct: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
@@ -95,7 +95,7 @@ def simple_figures(sorted_probs: NDArray[np.float32], correct: NDArray[np.bool_]
 def print_figures(rows: dict[str, dict[str, float]]) -> None:
     """Print a table of figures, one line a name."""
     width = max(len(name) for name in rows)
-    print(" " * width, *(f"{title:>17}" for title in FIGURES.values()))
+    print(" " * width, *(f"{title:>17}" for title, _ in FIGURES.values()))
     for name, figures in rows.items():
         values = (figures[key] for key in FIGURES)
         print(f"{name:<{width}}", *(f"{'-' if np.isnan(value) else f'{value:.4f}':>17}" for value in values))
