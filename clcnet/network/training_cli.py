@@ -28,14 +28,9 @@ FIGURES = {  # by name: title, measure
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of both training scripts; the defaults are those of the released ones."""
     add = parser.add_argument_group("input and output").add_argument
-    add(
-        "--cls-output",
-        type=Path,
-        nargs="+",
-        default=[cli.DATA_DIR / "effb4_output_ds_for_CLCNet.csv"],
-        metavar="TABLE",
-        help="table(s) made by generate_data_for_CLCNet.py (default: data/effb4_output_ds_for_CLCNet.csv)",
-    )
+    tables = "table(s) made by generate_data_for_CLCNet.py (default: data/effb4_output_ds_for_CLCNet.csv)"
+    released = [cli.DATA_DIR / "effb4_output_ds_for_CLCNet.csv"]
+    add("--cls-output", type=Path, nargs="+", default=released, metavar="TABLE", help=tables)
     add("--weight-save", type=Path, default=cli.WEIGHTS_DIR, metavar="FOLDER", help="where the weights go")
     group = parser.add_argument_group("training")
     add = group.add_argument
