@@ -57,8 +57,7 @@ def get_args_parser() -> cli.ArgumentParser:
     add("--weight", type=Path, default=weight, metavar="FILE", help=kind)
     any_n = "take CLCNet weights that were trained at another number of classes than the models have"
     add("--any-n", action="store_true", help=any_n)
-    threshold = "images with less confidence go to the deep model"
-    add("--threshold", type=cli.threshold, default=0.5, metavar="T", help=threshold)
+    add("--threshold", type=cli.threshold, default=0.5, metavar="T", help="less sure images go to the deep model")
     policy = "cascade.json of train_custom_data.py or of step 4, in place of models, weights and threshold"
     add("--policy", type=Path, metavar="FILE", help=policy)
     where = "where the policy's models lie here, in its order (default: where they lay when they were measured)"

@@ -58,8 +58,7 @@ def get_args_parser() -> cli.ArgumentParser:
     model = "timm model, local-dir:FOLDER, hf-hub:NAME"
     add("--model", default="tf_efficientnet_b4.aa_in1k", metavar="NAME", help=model)
     add("--model-weight", type=Path, metavar="FILE", help=".pth, .pth.tar or .safetensors (default: timm's weights)")
-    classes = "classes of --model-weight (default: the model's)"
-    add("--num_classes", type=cli.number_of_classes, metavar="N", help=classes)
+    add("--num_classes", type=cli.number_of_classes, metavar="N", help="classes of --model-weight (default: its own)")
     add("--output", type=Path, metavar="FILE", help=".csv or .parquet (default: MODEL_output_ds_for_CLCNet.csv)")
     cli.add_store_arguments(group)
     cli.add_preprocessing_arguments(parser)

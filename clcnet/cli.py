@@ -177,8 +177,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tf32", action="store_true", help="TF32 and the quickest algorithms on a GPU, as timm (default: off)")
     fast = "take what is quickest here of the above, tried on some images, if top-1 agrees on 99.9%% (default: off)"
     add("--fast", action="store_true", help=fast)
-    images = "images a batch (default: 256 on a GPU, 64 on a CPU)"
-    add("-b", "--batch-size", type=batch_size, metavar="N", help=images)
+    add("-b", "--batch-size", type=batch_size, metavar="N", help="images a batch (default: 256 on a GPU, 64 on a CPU)")
     decoders = "processes that decode images (default: by the number of CPU cores)"
     add("-j", "--workers", type=num_workers, metavar="N", help=decoders)
     add_seed_argument(group)
@@ -203,8 +202,7 @@ def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("preprocessing").add_argument
     larger = "larger images are left out (default: PIL's limit, 178956970)"
     add("--max-image-pixels", type=positive_int, metavar="N", help=larger)
-    side = "side of the square that the model sees (default: the model's)"
-    add("--img-size", type=image_size, metavar="PIXELS", help=side)
+    add("--img-size", type=image_size, metavar="PIXELS", help="side of the square that it sees (default: the model's)")
     share = "share of the resized image that is kept, 0.05 to 1 (default: the model's)"
     add("--crop-pct", type=crop_share, metavar="SHARE", help=share)
     square = (

@@ -235,7 +235,10 @@ class _Scorer:
         self.model, steps = model, slice(1, None)
         transformers = model.feature_transformers
         pairs = zip(transformers.weights(), transformers.ghost_norms(), strict=True)
-        self.layers = [_fold(weight, norm, steps) for weight, norm in pairs]
+        self.layers = []  # each a weight (steps, inputs, outputs) and a bias (steps, 1, outputs)
+        for weight, norm in pairs:
+            scale, bias = (part[steps].unsqueeze(-2) for part in norm.scale_and_shift())
+            self.layers.append(((weight if len(weight) == 1 else weight[steps]).mT * scale, bias))
         self.workspace: Tensor | None = None
 
     def __call__(self, probs: Tensor) -> Tensor:
@@ -264,12 +267,6 @@ class _Scorer:
             x = gated if x is None else (x + gated) * layers.RESIDUAL_SCALE
         assert x is not None
         return float((x[:, 0, : self.model.n_d].sum(dim=0) @ self.model.final_weight.mT.abs()).max())
-
-
-def _fold(weight: Tensor, norm: GhostBatchNorm, steps: slice) -> tuple[Tensor, Tensor]:
-    """A linear layer and the batch norm behind it as one: (steps, inputs, outputs) and (steps, 1, outputs)."""
-    scale, shift = (part[steps].unsqueeze(-2) for part in norm.scale_and_shift())
-    return (weight if len(weight) == 1 else weight[steps]).mT * scale, shift
 
 
 def _check_rows(rows: Tensor | NDArray[Any]) -> None:
