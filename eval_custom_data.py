@@ -18,17 +18,14 @@ torchrun makes 1 of them all but 0, so under it a run that left images out ends 
 
 import argparse
 import contextlib
+import itertools
 from pathlib import Path
 from typing import Any
 
 from clcnet import cli
-from clcnet.memory import keep_freed_memory
 
 if __name__ == "__main__":
-    cli.take_names_as_utf8()
-    cli.expect_interrupts()  # before the imports that take seconds
-    cli.leave_cores_to_decoders()
-    keep_freed_memory()
+    cli.start(decodes=True)
 
 import torch
 
@@ -53,30 +50,14 @@ STAGES = tuple(cli.PAIR)
 
 def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
-    add = parser.add_argument_group("images").add_argument
-    add(
-        "--custom-data",
-        type=sources.folder_or_name,
-        required=True,
-        metavar="FOLDER",
-        help="images: a folder, .tar, hfds/NAME",
-    )
-    add("--labels", type=Path, metavar="FILE", help="CSV file,label for a flat folder; or the ILSVRC2012 ground truth")
-    names = "names of the models' classes in their order, one a line, as in timm"
-    add("--class-map", type=Path, metavar="FILE", help=names)
-    sources.add_data_set_arguments(parser)
-    group = parser.add_argument_group("models")
-    add = group.add_argument
-    cli.add_pair_arguments(group)
-    parser.set_defaults(**{f"{stage}_model": name for stage, name in cli.PAIR.items()})
-    add("--num_classes", type=cli.number_of_classes, metavar="N", help="classes of the models (default: their own)")
+    sources.add_image_arguments(parser, "--custom-data", "folder, .tar, hfds/NAME", labels=True, required=True)
+    cli.add_pair_arguments(parser)
     add = parser.add_argument_group("cascade").add_argument
     weight, kind = cli.WEIGHTS_DIR / "CLCNet_custom_data.zip", "CLCNet weights, of train_custom_data.py"
     add("--weight", type=Path, default=weight, metavar="FILE", help=kind)
     any_n = "take CLCNet weights that were trained at another number of classes than the models have"
     add("--any-n", action="store_true", help=any_n)
-    threshold = "images with less confidence go to the deep model"
-    add("--threshold", type=cli.threshold, default=0.5, metavar="T", help=threshold)
+    add("--threshold", type=cli.threshold, default=0.5, metavar="T", help="less sure images go to the deep model")
     policy = "cascade.json of train_custom_data.py or of step 4, in place of models, weights and threshold"
     add("--policy", type=Path, metavar="FILE", help=policy)
     where = "where the policy's models lie here, in its order (default: where they lay when they were measured)"
@@ -96,18 +77,14 @@ def get_args_parser() -> cli.ArgumentParser:
 
 def load_cascade(args: argparse.Namespace, device: torch.device) -> tuple[list[Classifier], Policy, list[float | None]]:
     """The models, how they are used, and the models' FLOPs: the policy's, or the paper's of the flags."""
-    options = cli.classifier_options(args)
     if args.policy:
         policy = Policy.load(args.policy)
-        models = policy.load_classifiers(args.models, device, **{name: options[name] for name in cli.SPEED})
+        speed = {name: getattr(args, name) for name in cli.SPEED}
+        models = policy.load_classifiers(args.models, device, **speed)
         return models, policy, [model.flops for model in policy.models]
     # never asked at such a threshold, so the deep one need not be had
     stages = STAGES if args.threshold > SHALLOW_ALONE else STAGES[:1]
-    models, flops = [], list[float | None]()
-    for stage in stages:
-        weight = getattr(args, f"{stage}_model_weight")
-        models.append(load_classifier(getattr(args, f"{stage}_model"), weight=weight, device=device, **options))
-        flops.append(getattr(args, f"{stage}_model_FLOPs") or models[-1].flops)
+    models = [load_classifier(**cli.pair_options(args, stage), device=device) for stage in stages]
     path = weights_or_shipped(args.weight, lambda: models[0].num_classes)
     network = CLCNet.load(path, device=device)
     if network.num_classes != models[0].num_classes and not args.any_n:
@@ -115,7 +92,8 @@ def load_cascade(args: argparse.Namespace, device: torch.device) -> tuple[list[C
             f"{path} was trained at {network.num_classes} classes and {models[0].name} has "
             f"{models[0].num_classes}: it knows nothing of these models; train with their tables, or give --any-n"
         )
-    flops += [args.deep_model_FLOPs] * (len(STAGES) - len(flops))
+    given = (args.shallow_model_FLOPs, args.deep_model_FLOPs)
+    flops = [cost or getattr(model, "flops", None) for cost, model in itertools.zip_longest(given, models)]
     return models, Policy([], Surest(CLCNET, network=network), [args.threshold] * (len(models) - 1)), flops
 
 
@@ -130,8 +108,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         known = models[0].label_names or ()
         options = sources.data_set_options(args)
         images = list_images(args.custom_data, args.class_map, args.labels, True, known, options)
-        own_names = args.policy and len(models) != len(STAGES)
-        names = distinct_names([model.name for model in models]) if own_names else STAGES[: len(models)]
+        own_names = distinct_names([model.name for model in models])
+        names = own_names if args.policy and len(models) != len(STAGES) else STAGES[: len(models)]
         readings, note = possible_readings(images, models[0])
         if args.fast:
             models = [fastest(model, images, args.batch_size) for model in models]
@@ -139,8 +117,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             for name, model in zip(names, models, strict=True):
                 print(f"{name} model: {model.describe()}" if name in STAGES else model.describe(), flush=True)
             print(f"{len(images)} images in {args.custom_data}", flush=True)
-            for line in filter(None, (*images.notes, note)):
-                print(cli.one_line(line), flush=True)
+            cli.print_lines(*images.notes, note)
         with output_lock(output) if distributed.is_main() else contextlib.nullcontext():
             found = run_folder(
                 models, policy.rule, policy.thresholds, images, readings, args.store, args.batch_size, args.workers
@@ -156,16 +133,13 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             unsure = None if policy.unsure_below is None else policy.is_unsure(found.answers.confidence)
             write_result(output, images, found.answers, columns, class_names, unsure, args.spreadsheet_safe)
             write_errors(errors_file(output), images, found.unreadable, args.spreadsheet_safe, images.files)
-        for line in found.notes:
-            print(cli.one_line(line))
+        cli.print_lines(*found.notes)
         outcome = summarise(found, flops, names, class_names)
         outcome |= {"drift": drift, "num_unsure": 0 if unsure is None else int(unsure.sum())}
         promises = promise_lines(policy, drift, found.answers, unsure)
         lines = [*summary_lines(outcome, names), *promises]
-        called = distinct_names([model.name for model in models])
-        write_page(output, found.answers, images, outcome, flops, names, called, lines)
-        for line in promises:
-            print(line)
+        write_page(output, found.answers, images, outcome, flops, names, own_names, lines)
+        cli.print_lines(*promises)
         print_summary(outcome, names, output)
     return outcome
 

@@ -21,29 +21,20 @@ from pathlib import Path
 from typing import Any
 
 from clcnet import cli
-from clcnet.memory import keep_freed_memory
 
 if __name__ == "__main__":
-    cli.take_names_as_utf8()
-    cli.expect_interrupts()  # before the imports that take seconds
-    keep_freed_memory()
+    cli.start()
 
 from clcnet import distributed
+from clcnet.cascade import evaluation
 from clcnet.cascade.curve import SHALLOW_ALONE, sweep
-from clcnet.cascade.evaluation import (
-    Evaluation,
-    at_threshold,
-    evaluation_of_tables,
-    images_of_outputs,
-    load_fold_networks,
-)
 from clcnet.cascade.rule import CLCNET, Surest, know_classes
 from clcnet.cascade.rules import cross_fitted
 from clcnet.cascade.selection import Goal
 from clcnet.cascade.verdict import recommend
 from clcnet.data import sources
 from clcnet.data.checks import doubts
-from clcnet.data.images import ImageSet, list_images
+from clcnet.data.images import ImageSet, errors_file, list_images, write_errors
 from clcnet.data.outputs import load_labelled
 from clcnet.files import check_output, output_lock
 from clcnet.network.weights import weights_or_shipped
@@ -56,56 +47,43 @@ RELEASED_GRID = "0.05:1.01:0.02"
 
 def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
-    group = parser.add_argument_group("models")
-    cli.add_pair_arguments(group)
-    add = group.add_argument
+    add = cli.add_pair_arguments(parser).add_argument
     for place in PLACES:
         table = f"the {place} model's table from step 3, in place of running it"
         add(f"--{place}-output", type=Path, metavar="FILE", help=table)
     several = "outputs of two to twelve models from step 3, in any order (.parquet), to find the best cascade of them"
     add("--outputs", nargs="+", type=Path, default=[], metavar="FILE", help=several)
-    add("--num_classes", type=cli.number_of_classes, metavar="N", help="classes of the weight files")
-    where: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
-    weights = "the five CLCNet weights"
-    add("--weight-save", "--weight", dest="weight_save", default=cli.WEIGHTS_DIR, help=weights, **where)
-    images_group = parser.add_argument_group("images")
-    add = images_group.add_argument
+    add("--weight-save", "--weight", type=Path, default=cli.WEIGHTS_DIR, metavar="FOLDER", help="five CLCNet weights")
     parts = "split_part_1..5, or class folders (default: data/imagenet_splits_5; with --outputs, none)"
-    add("--imagenet-split", type=sources.folder_or_name, metavar="FOLDER", help=parts)
-    add("--class-map", type=Path, metavar="FILE", help="class folders in the models' order, one a line, as in timm")
-    cli.add_store_arguments(images_group)
-    sources.add_data_set_arguments(parser)
-    group = parser.add_argument_group("thresholds")
-    add = group.add_argument
-    add(
-        "--threshold", type=cli.threshold, metavar="T", help="less confident images go to the deep model (default: 0.5)"
-    )
+    cli.add_store_arguments(sources.add_image_arguments(parser, "--imagenet-split", parts))
+    add = parser.add_argument_group("thresholds").add_argument
+    add("--threshold", type=cli.threshold, metavar="T", help="less sure images go to the deep model (default: 0.5)")
     search: dict[str, Any] = {"nargs": "?", "const": True, "default": False, "type": cli.true_or_false}
     every = "evaluate all thresholds instead of one (default: False)"
     add("--threshold-searching", metavar="True|False", help=every, **search)
     grid = f"those listed in performance-result.csv: numbers, START:STOP:STEP, or all (default: {RELEASED_GRID})"
     add("--thresholds", nargs="+", metavar="T", help=grid)
-    add = group.add_argument
-    single: dict[str, Any] = {"action": "append", "type": parse_references, "default": []}
+    single: dict[str, Any] = {"action": "extend", "type": parse_references, "default": []}
     stands = "a single model for the results table; `paper` for the paper's eight; may be repeated"
     add("--reference", metavar="NAME:ACCURACY:FLOPS", help=stands, **single)
     others = "results-table.csv of other cascades, to be printed in one table with this one's"
     add("--join", nargs="+", type=Path, default=[], metavar="FILE", help=others)
     wanted.add_search_arguments(parser)
     add = parser.add_argument_group("output").add_argument
-    result: dict[str, Any] = {"type": Path, "default": cli.ROOT / "performance-result.csv", "metavar": "FILE"}
-    add("--performance-result", help="accuracy and FLOPs at every threshold", **result)
-    add("--results-folder", help="tables and plots (default: results, beside the former)", **where)
+    result = cli.ROOT / "performance-result.csv"
+    add("--performance-result", type=Path, default=result, metavar="FILE", help="accuracy and FLOPs at every threshold")
+    add("--results-folder", type=Path, metavar="FOLDER", help="tables and plots (default: results, beside the former)")
     cli.add_preprocessing_arguments(parser)
     cli.add_device_arguments(parser)
     return parser
 
 
-def is_searching(args: argparse.Namespace) -> bool:
-    """Whether more than one threshold is asked for, so that the deep model must see every image."""
+def one_threshold(args: argparse.Namespace) -> float | None:
+    """The only threshold that is asked for; None for more than one, so that the deep model must see every image."""
     goals = (args.match, args.target_accuracy, args.target_FLOPs, args.most_drop, args.most_FLOPs, args.most_risk)
-    no_threshold = bool(args.outputs) and args.threshold is None
-    return args.threshold_searching or no_threshold or any((args.thresholds, *goals))
+    if args.threshold_searching or any((args.thresholds, *goals)) or (args.outputs and args.threshold is None):
+        return None
+    return 0.5 if args.threshold is None else float(args.threshold)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -119,14 +97,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     check_output(args.performance_result, inputs=[*inputs, *args.outputs, *args.join])
     check_output(folder / "results-table.md")
     joined = [tables.read_results(path) for path in args.join]
+    from_tables, threshold = bool(args.shallow_output or args.deep_output or args.outputs), one_threshold(args)
     with (
         distributed.processes(),
         output_lock(args.performance_result) if distributed.is_main() else contextlib.nullcontext(),
     ):
-        from_tables = args.shallow_output or args.deep_output or args.outputs
-        found = load_tables(args) if from_tables else run_models(args)
+        found = load_outputs(args) if args.outputs else load_pair(args) if from_tables else run_models(args, threshold)
         if found is None:  # not the main process
             return {}
+        if found.images:
+            write_errors(errors_file(args.performance_result), found.images, found.unreadable)
         outcome = {
             "performance_result": args.performance_result,
             "results_folder": folder,
@@ -134,10 +114,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "num_unreadable": len(found.unreadable),
             "confidence": found.outputs[0].scores.get(CLCNET),
         }
-        for doubt in doubts({each.record.model: each.accuracy for each in found.outputs}):
-            print(doubt)
+        cli.print_lines(*doubts({each.record.model: each.accuracy for each in found.outputs}))
         rule = Surest("max softmax" if outcome["confidence"] is None else CLCNET)
-        if is_searching(args):
+        if threshold is None:
             steps = cross_fitted(rule, found.outputs, found.folds)
             curve = sweep(steps, grid)
             names = distinct_names(found.models)
@@ -148,61 +127,56 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                 outcome |= cascades.search_and_report(
                     found.outputs, found.folds, asked, folder, folder / "cascade.json", found.images
                 )
-            references = [reference for group in args.reference for reference in group]
-            outcome |= evaluation_report.write_report(found, steps, references, joined, folder, args.seed)
+            outcome |= evaluation_report.write_report(found, steps, args.reference, joined, folder, args.seed)
             outcome["recommendation"] = recommendation
             print(evaluation_report.describe_recommendation(recommendation, found, steps))
         else:
-            curve = at_threshold(rule, found.outputs, threshold_of(args))
+            curve = evaluation.at_threshold(rule, found.outputs, threshold)
             tables.write_csv(tables.performance_frame(curve), args.performance_result)
             print(evaluation_report.describe_threshold(curve, found))
         if found.unreadable:
-            print(f"{len(found.unreadable)} images could not be read: {args.performance_result}.errors.csv")
+            print(f"{len(found.unreadable)} images could not be read: {errors_file(args.performance_result)}")
         files = f"{len(curve)} threshold{'s' * (len(curve) > 1)} in {args.performance_result}"
-        print(files + (f"; tables and plots in {folder}" if is_searching(args) else ""))
+        print(files + (f"; tables and plots in {folder}" if threshold is None else ""))
     return outcome | {"curve": curve}
 
 
-def threshold_of(args: argparse.Namespace) -> float:
-    """The one threshold that is asked for."""
-    return 0.5 if args.threshold is None else float(args.threshold)
+def images_of(args: argparse.Namespace) -> ImageSet:
+    folder = args.imagenet_split or cli.IMAGENET_SPLITS
+    return list_images(folder, args.class_map, options=sources.data_set_options(args))
 
 
-def load_tables(args: argparse.Namespace) -> Evaluation:
-    """Take the models' outputs from the tables of step 3; FLOPs are counted only where nothing says them."""
-    paths = args.outputs or [getattr(args, f"{place}_output") for place in PLACES]
+def load_outputs(args: argparse.Namespace) -> evaluation.Evaluation:
+    """Take any number of models' outputs from their tables; CLCNet judges where its weights know the folds."""
+    if args.imagenet_split:
+        images, known_folds = images_of(args), True
+    else:
+        images, known_folds = evaluation.images_of_outputs(args.outputs[0], args.weight_save)
+    if known_folds and any(args.weight_save.glob("CLCNet_imagenet_split_*")):
+        networks = evaluation.load_fold_networks(args.weight_save, images)
+    else:
+        networks = []
+        print(f"no CLCNet weights in {args.weight_save} for these folds: the rules that need them are left out")
+    return evaluation.evaluation_of_tables(args.outputs, images, networks)
+
+
+def load_pair(args: argparse.Namespace) -> evaluation.Evaluation:
+    """Take two models' outputs from their tables; FLOPs are counted only where nothing says them."""
+    flags = ("output", "model", "model_FLOPs")
+    paths, models, flops = ([getattr(args, f"{place}_{flag}") for place in PLACES] for flag in flags)
     if None in paths:
         raise ValueError(f"--{PLACES[paths.index(None)]}-output is missing; give the tables of both models, or of none")
-    if args.outputs and not args.imagenet_split:
-        images, known_folds = images_of_outputs(paths[0], args.weight_save)
-    else:
-        images, known_folds = images_of(args), True
-    if args.outputs and not (known_folds and any(args.weight_save.glob("CLCNet_imagenet_split_*"))):
-        print(f"no CLCNet weights in {args.weight_save} for these folds: the rules that need them are left out")
-        return evaluation_of_tables(paths, images, [])
-    folder = args.weight_save
-    if not args.outputs:
-        folder = weights_or_shipped(folder, lambda: load_labelled(paths[0])[0].num_classes)
-    networks = load_fold_networks(folder, images)
-    if args.outputs:
-        return evaluation_of_tables(paths, images, networks)
-    models, flops = ([getattr(args, f"{place}_model{end}") for place in PLACES] for end in ("", "_FLOPs"))
-    return evaluation_of_tables(paths, images, networks, models, flops)
+    images = images_of(args)
+    folder = weights_or_shipped(args.weight_save, lambda: load_labelled(paths[0])[0].num_classes)
+    return evaluation.evaluation_of_tables(paths, images, evaluation.load_fold_networks(folder, images), models, flops)
 
 
-def images_of(args: argparse.Namespace) -> ImageSet:
-    return list_images(
-        args.imagenet_split or cli.IMAGENET_SPLITS, args.class_map, options=sources.data_set_options(args)
-    )
-
-
-def run_models(args: argparse.Namespace) -> Evaluation | None:
+def run_models(args: argparse.Namespace, threshold: float | None) -> evaluation.Evaluation | None:
     """Classify with both models, each image at most once; None in processes other than the main one."""
     # timm takes seconds to import, and tables need none of it
     from clcnet.cascade.from_images import evaluation_of_images
     from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
     from clcnet.classifiers.fast import fastest
-    from clcnet.data.images import errors_file, write_errors
 
     images = images_of(args)
     if not images.has_labels:
@@ -211,27 +185,16 @@ def run_models(args: argparse.Namespace) -> Evaluation | None:
 
     @functools.cache
     def load_model(number: int) -> Classifier:
-        model = load_classifier(
-            getattr(args, f"{PLACES[number]}_model") or cli.PAIR[PLACES[number]],
-            weight=getattr(args, f"{PLACES[number]}_model_weight"),
-            device=device,
-            **cli.classifier_options(args),
-        )
+        model = load_classifier(**cli.pair_options(args, PLACES[number]), device=device)
         return fastest(model, images, args.batch_size) if args.fast else model
 
-    threshold = None if is_searching(args) else threshold_of(args)
-    needs_networks = threshold is None or threshold > SHALLOW_ALONE
     networks = []
-    if needs_networks:
+    if threshold is None or threshold > SHALLOW_ALONE:
         folder = weights_or_shipped(args.weight_save, lambda: load_model(0).num_classes)
-        networks = load_fold_networks(folder, images, device)
-    given_flops = [getattr(args, f"{place}_model_FLOPs") for place in PLACES]
-    found = evaluation_of_images(
-        images, load_model, networks, threshold, given_flops, args.store, args.batch_size, args.workers
-    )
-    if found is not None:
-        write_errors(errors_file(args.performance_result), images, found.unreadable)
-    return found
+        networks = evaluation.load_fold_networks(folder, images, device)
+    flops = [getattr(args, f"{place}_model_FLOPs") for place in PLACES]
+    how = args.store, args.batch_size, args.workers
+    return evaluation_of_images(images, load_model, networks, threshold, flops, *how)
 
 
 if __name__ == "__main__":

@@ -24,13 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from clcnet import cli
-from clcnet.memory import keep_freed_memory
 
 if __name__ == "__main__":
-    cli.take_names_as_utf8()
-    cli.expect_interrupts()  # before the imports that take seconds
-    cli.leave_cores_to_decoders()
-    keep_freed_memory()
+    cli.start(decodes=True)
 
 import numpy as np
 import torch
@@ -55,33 +51,16 @@ _COLUMNS_AT_ONCE = 1 << 13  # of all chunks of rows that are sorted and encoded 
 
 def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
-    group = parser.add_argument_group("images, model and output")
+    folder = "images: folder, .tar, hfds/NAME"
+    sources.add_image_arguments(parser, "--data-path", folder, labels=True, default=cli.IMAGENET_SPLITS)
+    group = parser.add_argument_group("model and output")
     add = group.add_argument
-    add(
-        "--data-path",
-        type=sources.folder_or_name,
-        default=cli.IMAGENET_SPLITS,
-        metavar="FOLDER",
-        help="images: folder, .tar, hfds/NAME",
-    )
-    add("--labels", type=Path, metavar="FILE", help="for a flat folder: CSV file,label; or ILSVRC2012's ground truth")
-    add("--class-map", type=Path, metavar="FILE", help="class folders in the model's order, one a line, as in timm")
-    add(
-        "--model",
-        default="tf_efficientnet_b4.aa_in1k",
-        metavar="NAME",
-        help="timm model, local-dir:FOLDER, hf-hub:NAME",
-    )
+    model = "timm model, local-dir:FOLDER, hf-hub:NAME"
+    add("--model", default="tf_efficientnet_b4.aa_in1k", metavar="NAME", help=model)
     add("--model-weight", type=Path, metavar="FILE", help=".pth, .pth.tar or .safetensors (default: timm's weights)")
-    add(
-        "--num_classes",
-        type=cli.number_of_classes,
-        metavar="N",
-        help="classes of --model-weight (default: the model's)",
-    )
+    add("--num_classes", type=cli.number_of_classes, metavar="N", help="classes of --model-weight (default: its own)")
     add("--output", type=Path, metavar="FILE", help=".csv or .parquet (default: MODEL_output_ds_for_CLCNet.csv)")
     cli.add_store_arguments(group)
-    sources.add_data_set_arguments(parser)
     cli.add_preprocessing_arguments(parser)
     cli.add_device_arguments(parser)
     return parser
@@ -97,35 +76,27 @@ def default_output(model: str) -> Path:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Write the table and return what the last lines say. Unreadable images are counted, not raised."""
     torch.manual_seed(args.seed)
-    output = check_table_output(
-        args.output or default_output(args.model), inputs=[args.labels, args.class_map, args.model_weight]
-    )
+    inputs = [args.labels, args.class_map, args.model_weight]
+    output = check_table_output(args.output or default_output(args.model), inputs)
     device = resolve_device(args.device)
     images = list_images(args.data_path, args.class_map, args.labels, options=sources.data_set_options(args))
     if not images.has_labels:
         raise ValueError(f"{args.data_path} does not say which classes its images have; give --labels")
     with distributed.processes():
-        classifier = load_classifier(
-            args.model,
-            weight=args.model_weight,
-            device=device,
-            **cli.classifier_options(args),
-        )
+        classifier = load_classifier(args.model, args.model_weight, device=device, **cli.classifier_options(args))
         readings = class_readings(images, classifier)
         if args.fast:
             classifier = fastest(classifier, images, args.batch_size)
         if distributed.is_main():
             print(classifier.describe(), flush=True)
             print(f"{len(images)} images of {len(images.class_names)} classes in {args.data_path}", flush=True)
-            for note in images.notes:
-                print(cli.one_line(note), flush=True)
+            cli.print_lines(*images.notes)
         with kept_answers(args.store, classifier, images) as kept:
             num_before = kept.num_before if kept else 0
             seconds, waited = classify_missing(kept, classifier, images, None, args.batch_size, args.workers)
             if kept is None:
                 return {}
-            for note in filter(None, (kept.settle(readings), sum_up_remarks(kept.remarks.values()))):
-                print(cli.one_line(note), flush=True)
+            cli.print_lines(kept.settle(readings), sum_up_remarks(kept.remarks.values()))
             num_rows, num_right = write_table(kept, output)
         num_unreadable, top1 = len(images) - num_rows, 100 * num_right / num_rows
         summary = f"{classifier.name}: top-1 {top1:.2f}% of {num_rows} images"
@@ -136,8 +107,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             summary += f"; {speed:.1f} images/s{describe_waiting(seconds, waited)}"
         print(f"{summary}; table in {output}")
         doubt = doubt_top1(num_right, num_rows, classifier.num_classes, classifier.trained_top1)
-        for line in doubts({classifier.name: top1}) or ([f"warning: {doubt}"] if doubt else []):
-            print(line)
+        cli.print_lines(*(doubts({classifier.name: top1}) or [doubt and f"warning: {doubt}"]))
     return {
         "output": output,
         "model": classifier.name,

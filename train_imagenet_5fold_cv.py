@@ -11,51 +11,37 @@ digest that the six files of one training share.
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from clcnet import cli
 
 if __name__ == "__main__":
-    cli.take_names_as_utf8()
-    cli.expect_interrupts()  # before the imports that take seconds
+    cli.start()
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clcnet.cascade.evaluation import images_of_outputs
 from clcnet.classifiers.classifier import resolve_device
 from clcnet.data import sources
 from clcnet.data.images import NUM_FOLDS, list_images
 from clcnet.data.outputs import load_tables, match_rows
-from clcnet.files import atomic_paths, check_output, csv_writer, output_lock
-from clcnet.network.training import Split, fold_splits, train_many
-from clcnet.network.training_cli import (
-    add_training_arguments,
-    epoch_log,
-    figures_of,
-    naming,
-    print_figures,
-    settings_of,
-    simple_figures,
-)
+from clcnet.files import atomic_paths, check_output, output_lock, write_rows
+from clcnet.network.training import Split, fold_splits
+from clcnet.network.training_cli import add_training_arguments, figures_of, print_figures, simple_figures, train
 from clcnet.network.weights import SPLIT_FILE, check_no_other_fold_weights, fold_weights_name, run_id
 
 
 def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
-    add = parser.add_argument_group("images").add_argument
     parts = "images, cut in five parts (default: data/imagenet_splits_5 where it is, else those of the first table)"
-    add("--imagenet-split", type=sources.folder_or_name, metavar="FOLDER", help=parts)
-    add("--class-map", type=Path, metavar="FILE", help="class folders, one a line, where they are nested")
-    sources.add_data_set_arguments(parser)
+    sources.add_image_arguments(parser, "--imagenet-split", parts)
     add_training_arguments(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Train and save the five networks; returns the pooled figures and the paths."""
-    settings, device = settings_of(args), resolve_device(args.device)
+    device = resolve_device(args.device)
     print(f"device: {device}")
     check_no_other_fold_weights(args.weight_save)
     paths = [args.weight_save / fold_weights_name(fold) for fold in range(1, NUM_FOLDS + 1)]
@@ -74,9 +60,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     image_of_row = match_rows(table, images, ", ".join(map(str, args.cls_output)), source)
     folds = images.folds[image_of_row]
     with output_lock(split_path):
-        with naming(args.cls_output), epoch_log(args.log, args.cls_output) as on_epoch:
-            splits = fold_splits(folds, image_of_row, settings.seed)
-            models = train_many(table.sorted_probs, correct, splits, settings, device, on_epoch)
+        models, splits = train(args, table, device, lambda seed: fold_splits(folds, image_of_row, seed))
         scores = np.empty(len(table), dtype=np.float32)
         rows, run = {}, run_id(model.state_dict().values() for model in models)
         with atomic_paths([*paths, split_path]) as temporaries:
@@ -86,7 +70,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                 others = [other for other in range(1, len(models) + 1) if other != fold]
                 metadata = {"fold": fold, "training_folds": others, "test": rows[f"fold {fold}"], "run": run}
                 model.save(temporaries[fold - 1], metadata | {"tables": [path.name for path in args.cls_output]})
-            _save_splits(temporaries[-1], table.names, source, folds, splits, run)
+            places = zip(table.names, source + 1, folds + 1, _validates(splits, len(table)), strict=True)
+            rows_of_split = [(*place, run) for place in places]
+            write_rows(temporaries[-1], [("file", "table", "fold", "validates", "run"), *rows_of_split])
     rows["all folds"] = figures_of(scores, correct)
     print_figures(rows | simple_figures(table.sorted_probs, correct))
     auroc = rows["all folds"]["auroc"]
@@ -94,18 +80,13 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return {"figures": rows, "weights": paths, "split": split_path, "scores": scores}
 
 
-def _save_splits(
-    path: Path, names: list[str], source: NDArray[np.int64], folds: NDArray[np.int64], splits: list[Split], run: str
-) -> None:
-    validates: list[list[str]] = [[] for _ in names]
-    for network, split in enumerate(splits, start=1):
+def _validates(splits: list[Split], num_rows: int) -> list[str]:
+    """The numbers of the networks that each row validated, if any."""
+    networks: list[list[str]] = [[] for _ in range(num_rows)]
+    for number, split in enumerate(splits, start=1):
         for row in split.validation:
-            validates[row].append(str(network))
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv_writer(file)
-        writer.writerow(["file", "table", "fold", "validates", "run"])
-        for name, table, fold, networks in zip(names, source, folds, validates, strict=True):
-            writer.writerow([name, table + 1, fold + 1, " ".join(networks), run])
+            networks[row].append(str(number))
+    return [" ".join(numbers) for numbers in networks]
 
 
 if __name__ == "__main__":

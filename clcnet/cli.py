@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
+from clcnet.memory import keep_freed_memory
 from clcnet.strangers import ShownStream, shown
 
 _HOUSE = Path(__file__).resolve().parent.parent
@@ -149,8 +150,9 @@ seed = _number(int, lambda value: 0 <= value < 2**32, "a whole number of at leas
 threshold = _number(float, lambda value: not math.isnan(value), "a threshold (a number, inf or -inf)")
 
 
-def add_pair_arguments(group: Any) -> None:
-    """Add the flags of the specification's two models."""
+def add_pair_arguments(parser: argparse.ArgumentParser) -> Any:
+    """Add the flags of the specification's two models, see `pair_options`; returns their group, for more flags."""
+    group = parser.add_argument_group("models")
     for place, default in PAIR.items():
         model = f"timm model, local-dir:FOLDER, hf-hub:NAME (default: {default})"
         group.add_argument(f"--{place}-model", metavar="NAME", help=model)
@@ -158,6 +160,9 @@ def add_pair_arguments(group: Any) -> None:
         group.add_argument(f"--{place}-model-weight", type=Path, metavar="FILE", help=file)
         flops = "multiply-adds an image (default: counted)"
         group.add_argument(f"--{place}-model-FLOPs", type=positive_float, metavar="BILLIONS", help=flops)
+    classes = "classes of the models (default: their own)"
+    group.add_argument("--num_classes", type=number_of_classes, metavar="N", help=classes)
+    return group
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -172,8 +177,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tf32", action="store_true", help="TF32 and the quickest algorithms on a GPU, as timm (default: off)")
     fast = "take what is quickest here of the above, tried on some images, if top-1 agrees on 99.9%% (default: off)"
     add("--fast", action="store_true", help=fast)
-    images = "images a batch (default: 256 on a GPU, 64 on a CPU)"
-    add("-b", "--batch-size", type=batch_size, metavar="N", help=images)
+    add("-b", "--batch-size", type=batch_size, metavar="N", help="images a batch (default: 256 on a GPU, 64 on a CPU)")
     decoders = "processes that decode images (default: by the number of CPU cores)"
     add("-j", "--workers", type=num_workers, metavar="N", help=decoders)
     add_seed_argument(group)
@@ -198,8 +202,7 @@ def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("preprocessing").add_argument
     larger = "larger images are left out (default: PIL's limit, 178956970)"
     add("--max-image-pixels", type=positive_int, metavar="N", help=larger)
-    side = "side of the square that the model sees (default: the model's)"
-    add("--img-size", type=image_size, metavar="PIXELS", help=side)
+    add("--img-size", type=image_size, metavar="PIXELS", help="side of the square that it sees (default: the model's)")
     share = "share of the resized image that is kept, 0.05 to 1 (default: the model's)"
     add("--crop-pct", type=crop_share, metavar="SHARE", help=share)
     square = (
@@ -224,6 +227,18 @@ def classifier_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
+def pair_options(args: argparse.Namespace, place: str) -> dict[str, Any]:
+    """What `load_classifier` takes, of the "shallow" or the "deep" model of the flags."""
+    name, weight = (getattr(args, f"{place}_{flag}") for flag in ("model", "model_weight"))
+    return {"name": name or PAIR[place], "weight": weight, **classifier_options(args)}
+
+
+def print_lines(*lines: str) -> None:
+    """Print those that are not empty, each on one line whatever it quotes."""
+    for line in filter(None, lines):
+        print(one_line(line), flush=True)
+
+
 def one_line(message: object) -> str:
     """The message on one line, whatever line breaks it held, and without effect on a screen."""
     return shown(" ".join(str(message).split()))
@@ -246,6 +261,22 @@ def _interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def start(decodes: bool = False) -> None:
+    """What a script does before the imports that take seconds.
+
+    Args:
+        decodes: whether processes decode images, to which torch's threads leave the cores. Not for scripts that time
+            single images, which wait for threads to wake up.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and not hasattr(sys, "ps1"):
+        # again in Python's UTF-8 mode, whatever the locale: tables name files in UTF-8, byte by byte
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    expect_interrupts()
+    if decodes:
+        leave_cores_to_decoders()
+    keep_freed_memory()
+
+
 def expect_interrupts() -> None:
     """From now until `run` takes over, end on Ctrl-C or SIGTERM with one line: importing torch takes seconds.
 
@@ -261,18 +292,11 @@ def expect_interrupts() -> None:
     _on_interrupt(end)
 
 
-def take_names_as_utf8() -> None:
-    """Start again in Python's UTF-8 mode where the locale says otherwise: tables name files in UTF-8, byte by byte."""
-    if sys.getfilesystemencoding() != "utf-8" and not hasattr(sys, "ps1"):
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
-
-
 def leave_cores_to_decoders() -> None:
     """Have torch's threads sleep while they wait for work on a CPU, unless the user's environment says otherwise.
 
     By default they spin, and take the cores from the processes that decode images: benchmarks/bench_generate.py
-    measures by how much. It is too late once torch is imported. Not for scripts that time single images, which wait for
-    threads to wake up.
+    measures by how much. It is too late once torch is imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -281,22 +305,6 @@ def _on_interrupt(handler: Callable[..., Any] | signal.Handlers) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell sets it for jobs in the background
             _found.setdefault(number, signal.signal(number, handler) or signal.SIG_DFL)
-
-
-def _is_the_users_to_mend(error: Exception) -> bool:
-    of_the_machine = isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _OF_THE_MACHINE)
-    return of_the_machine or isinstance(error, ValueError | OSError | MemoryError)
-
-
-def _under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def _tell_torchrun(message: str) -> None:
-    """Have the summary with which torchrun ends say why: without this it names exit codes alone."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file:
-        Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
 
 
 def run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser) -> NoReturn:
@@ -335,16 +343,19 @@ def _run(main: Callable[[Any], dict[str, Any]], parser: argparse.ArgumentParser)
     try:
         outcome = main(args)
         sys.stdout.flush()
-        return EXIT_UNREADABLE_IMAGES if outcome.get("num_unreadable") and not _under_torchrun() else 0
+        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        return EXIT_UNREADABLE_IMAGES if outcome.get("num_unreadable") and not under_torchrun else 0
     except Exception as error:
-        if not _is_the_users_to_mend(error):
+        of_the_machine = isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _OF_THE_MACHINE)
+        if not of_the_machine and not isinstance(error, ValueError | OSError | MemoryError):
             raise
         if isinstance(error, BrokenPipeError):  # Python would complain again when it flushes at the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         message = f"error: {one_line(_describe(error))}"
         # torch's signal may have come before a progress bar ended its line
         print("\n" * errors.in_line + message, file=sys.stderr)
-        _tell_torchrun(message)
+        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun's summary would name exit codes alone
+            Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted: {str(interrupt) or _INTERRUPTED}", file=sys.stderr)

@@ -64,13 +64,6 @@ def _target(path: Path) -> Path:
     return target
 
 
-def _make_partial(path: Path) -> Path:
-    """Make an empty file beside `path`, with its suffix, under a name that nobody can have laid a link at."""
-    partial = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.partial{path.suffix}")
-    partial.touch(exist_ok=False)  # O_EXCL, which follows no link; the mode is what the umask leaves
-    return partial
-
-
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Give a temporary path to write to; it takes the place of `path` only when the block ends without an error.
@@ -88,10 +81,14 @@ def atomic_paths(paths: Sequence[Path | str]) -> Iterator[list[Path]]:
     temporaries: list[Path] = []
     try:
         with naming_full_disks(*targets):
-            temporaries += map(_make_partial, targets)
+            for path in targets:  # names that nobody can have laid a link at
+                temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.partial{path.suffix}")
+                temporary.touch(exist_ok=False)  # O_EXCL, which follows no link; the mode is what the umask leaves
+                temporaries.append(temporary)
             yield temporaries
             for temporary in temporaries:
-                sync(temporary)
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())  # else the renaming may outlive the bytes in a power cut
         for temporary, path in zip(temporaries, targets, strict=True):
             os.replace(temporary, path)
     finally:
@@ -116,10 +113,10 @@ def csv_writer(file: TextIO) -> Any:
     return csv.writer(types.SimpleNamespace(write=lambda row: file.write(row[:-2] + "\n")), lineterminator="\r\n")
 
 
-def sync(path: Path) -> None:
-    """Have the file's bytes on the disk: a rename may otherwise outlive them in a power cut."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
+def write_rows(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file, file names in it byte for byte as the file system has them."""
+    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        csv_writer(file).writerows(rows)
 
 
 @contextlib.contextmanager

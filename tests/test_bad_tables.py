@@ -322,9 +322,10 @@ def test_a_parquet_file_with_other_rows_than_it_says_is_refused(
     tmp_path: Path, said: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Outputs([f"{row}.png" for row in range(5)], np.full((5, 2), 0.5, np.float32)).save(tmp_path / "t.parquet")
-    file, metadata, kinds = tables._open_parquet(tmp_path / "t.parquet")
-    lying = types.SimpleNamespace(num_rows=said, metadata=metadata.metadata)
-    monkeypatch.setattr(tables, "_open_parquet", lambda _: (file, lying, kinds))
+    file, kinds = tables._open_parquet(tmp_path / "t.parquet")
+    metadata = types.SimpleNamespace(num_rows=said, metadata=file.metadata.metadata)
+    lying = types.SimpleNamespace(metadata=metadata, iter_batches=file.iter_batches)
+    monkeypatch.setattr(tables, "_open_parquet", lambda _: (lying, kinds))
     with pytest.raises(ValueError, match="t.parquet has another number of rows than it says; was it damaged"):
         Outputs.load(tmp_path / "t.parquet")
 

@@ -249,7 +249,7 @@ def test_each_fold_is_judged_by_its_own_network_alone(run, table_flags, images, 
         args = script.get_args_parser().parse_args(
             [str(word) for word in [*table_flags, "--weight-save", weights, *split]]
         )
-        return script.load_tables(args).outputs[0].scores["CLCNet"]
+        return script.load_pair(args).outputs[0].scores["CLCNet"]
 
     before = confidence()
     torch.manual_seed(99)

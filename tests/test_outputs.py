@@ -80,7 +80,7 @@ float32s = st.floats(0, 1, width=32)
 
 @given(float32s)
 def test_every_float32_survives_the_csv(value: np.float32) -> None:
-    line = encode_rows(["x"], np.array([[value, value]], dtype=np.float32), np.array([1]))
+    line = encode_rows(make_table(["x"], [[value, value]], [1]), slice(1))
     assert np.float32(line.split(b",")[1]).tobytes() == np.float32(value).tobytes()
 
 
@@ -102,7 +102,6 @@ def test_rows_written_piece_by_piece_are_the_same_rows(tmp_path: Path, extension
     with TableWriter(tmp_path / f"pieces.{extension}") as writer:
         for start in range(0, 100, 7):
             writer.write(table.subset(range(start, min(start + 7, 100))))
-    assert writer.num_rows == 100
     pieces, whole = tmp_path / f"pieces.{extension}", tmp_path / f"whole.{extension}"
     assert_same(Outputs.load(pieces), Outputs.load(whole))
     assert extension == "parquet" or pieces.read_bytes() == whole.read_bytes()

@@ -16,20 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from clcnet.data import labels as words
 from clcnet.data.checks import UNKNOWN
-from clcnet.data.labels import (
-    FolderClasses,
-    below_what_they_share,
-    class_folders,
-    class_map_readings,
-    fit_class_map,
-    natural_key,
-    plain,
-    read_labels,
-    shown,
-)
+from clcnet.data.labels import fit_class_map, natural_key, plain, shown
 from clcnet.data.sources import DataSetOptions, Opened, Source, file_state, is_data_set, open_data_set, open_tar
-from clcnet.files import atomic_path, csv_writer
+from clcnet.files import atomic_path, write_rows
 from clcnet.strangers import for_spreadsheet
 
 NUM_FOLDS = 5
@@ -169,32 +160,33 @@ def list_images(
         raise ValueError("; ".join([f"image folder {root} holds no images ({' '.join(IMAGE_EXTENSIONS)})", *notes]))
     files = _in_natural_order(files, {file: file.split("/")[-2] if "/" in file else "" for file in files})
     parts = _parts(root, files)
-    map_names = set().union(*class_map_readings(Path(class_map))) if class_map is not None else set()
-    _check_splits(root, files, parts, map_names)
-    by_folder = _class_folders(root, files, parts, any_folder, notes)
+    ways = words.below_what_they_share({file.rpartition("/")[0] for file in files}, skip=parts is not None)
+    map_names = set().union(*words.class_map_readings(Path(class_map))) if class_map is not None else set()
+    _check_splits(root, ways, map_names)
+    has_class_folders = _has_class_folders(root, files, parts, any_folder, notes)
     classes_by, known = "folders", None
-    class_of: dict[str, str] | None = None  # by file
+    class_of: dict[str, str] = {}  # by file, where it is known
     if labels is not None:
-        if by_folder is not None:
+        if has_class_folders:
             raise ValueError(
                 f"image folder {root} has class folders, so --labels {labels} would contradict them; leave one out"
             )
-        of_files, known, more = read_labels(Path(labels), root, files)
+        of_files, known, more = words.read_labels(Path(labels), root, files)
         classes_by, class_of = "labels", dict(zip(files, of_files, strict=True))
         notes += more
-    elif by_folder is not None:
-        settled = _settle(root, by_folder, map_names or set(map(plain, model_classes)), any_folder, notes)
-        class_of = settled and {file: settled[file.rpartition("/")[0]] for file in files}
+    elif has_class_folders:
+        of_folder = _settle(root, ways, map_names or set(map(plain, model_classes)), any_folder, notes)
+        class_of = {file: of_folder[file.rpartition("/")[0]] for file in files} if of_folder else {}
     if class_map is not None:
         if class_of and any_folder and labels is None and map_names.isdisjoint(class_of.values()):
             notes.append(f"no folder is in the class map {class_map}, so no image has a class")
-            class_of = None
+            class_of = {}
         classes_by = "map"
-        name_of, known = fit_class_map(Path(class_map), set((class_of or {}).values()))
-        class_of = class_of and {file: name_of[name] for file, name in class_of.items()}
-    if class_of is not None and labels is None:
+        name_of, known = fit_class_map(Path(class_map), set(class_of.values()))
+        class_of = {file: name_of[name] for file, name in class_of.items()}
+    if class_of and labels is None:
         files = _in_natural_order(files, class_of)
-    known = known or sorted(set((class_of or {}).values()), key=natural_key)
+    known = known or sorted(set(class_of.values()), key=natural_key)
     index_of = {name: index for index, name in enumerate(known)}
     targets = np.array([index_of[class_of[file]] if class_of else UNKNOWN for file in files], dtype=np.int64)
     names = _unique_names(files)
@@ -314,7 +306,7 @@ def _in_natural_order(files: list[str], group_of: Mapping[str, str]) -> list[str
     """Sort by class folder, as `group_of` names that of each file, and file name; where both are the same, by path."""
     groups = sorted(set(group_of.values()), key=natural_key)
     place = {group: position for position, group in enumerate(groups)}  # quicker to compare than keys
-    return sorted(files, key=lambda file: (place[group_of[file]], natural_key(_bare_name(file)), file))
+    return sorted(files, key=lambda file: (place[group_of[file]], natural_key(_tail(file, 1)), file))
 
 
 def _parts(root: Path, files: list[str]) -> list[int] | None:
@@ -334,9 +326,8 @@ def _parts(root: Path, files: list[str]) -> list[int] | None:
     return [PART_NAMES.index(top) for top in tops]
 
 
-def _check_splits(root: Path, files: list[str], parts: list[int] | None, known: Collection[str]) -> None:
+def _check_splits(root: Path, ways: Mapping[str, tuple[str, ...]], known: Collection[str]) -> None:
     """Refuse what holds train/ and val/: merged, the images that a model was trained on would flatter it."""
-    ways = below_what_they_share({file.rpartition("/")[0] for file in files}, 0 if parts is None else 1)
     place = {way[0]: folder[: len(folder) - len("/".join(way[1:]))].rstrip("/") for folder, way in ways.items() if way}
     split_of = {name: found[1].lower() for name in place if name not in known and (found := _SPLIT.fullmatch(name))}
     if len(set(split_of.values())) > 1:
@@ -346,66 +337,67 @@ def _check_splits(root: Path, files: list[str], parts: list[int] | None, known: 
         )
 
 
-def _class_folders(
+def _has_class_folders(
     root: Path, files: list[str], parts: list[int] | None, any_folder: bool, notes: list[str]
-) -> FolderClasses | None:
-    """What the folders say of classes; None in a flat folder, or where images lie beside folders and may."""
+) -> bool:
+    """Whether folders say which class images have: not in a flat folder, or where images lie beside folders and may."""
     depth = 0 if parts is None else 1
     flat = [path for path in files if path.count("/") == depth]
     if len(flat) == len(files) and parts is None:
-        return None
+        return False
     if flat and any_folder:
         notes.append(f"{flat[0]} lies beside folders, so no folder is taken for a class")
-        return None
-    if flat:
+    elif flat:
         raise ValueError(f"image folder {root}: {flat[0]} lies beside the class folders; move it into one of them")
-    return class_folders({path.rpartition("/")[0] for path in files}, depth)
+    return not flat
 
 
 def _settle(
-    root: Path, found: FolderClasses, known: Collection[str], any_folder: bool, notes: list[str]
-) -> dict[str, str] | None:
-    """Choose between the innermost and the outermost folder by the classes that are known; else as timm does."""
-    if found.inner == found.outer:
-        return found.inner
-    for reading in (found.inner, found.outer):
+    root: Path, ways: Mapping[str, tuple[str, ...]], known: Collection[str], any_folder: bool, notes: list[str]
+) -> dict[str, str]:
+    """The class of each folder, the innermost on its way or the outermost, by the classes that are known; else timm's.
+
+    Empty where no folder may be a class.
+    """
+    inner, outer = ({folder: way[end] for folder, way in ways.items()} for end in (-1, 0))
+    if inner == outer:
+        return inner
+    for reading in (inner, outer):
         if known and set(reading.values()) <= set(known):
             return reading
-    if not found.doubt:
-        innermost, outermost = (shown(sorted(set(way.values()), key=natural_key)) for way in (found.inner, found.outer))
+    doubt = words.doubt_innermost(set(ways.values()))
+    if not doubt:
+        innermost, outermost = (shown(sorted(set(way.values()), key=natural_key)) for way in (inner, outer))
         notes.append(
             f"the classes are the innermost folders ({innermost}), as in timm, not the outermost ({outermost})"
         )
-        return found.inner
+        return inner
     if any_folder:
-        notes.append(f"{found.doubt}, so no folder is taken for a class; a --class-map settles it")
-        return None
+        notes.append(f"{doubt}, so no folder is taken for a class; a --class-map settles it")
+        return {}
     raise ValueError(
-        f"image folder {root}: {found.doubt}, so the class may be the innermost folder or the outermost; give a "
+        f"image folder {root}: {doubt}, so the class may be the innermost folder or the outermost; give a "
         "--class-map that names the classes, or one folder for each class"
     )
 
 
+def _tail(path: str, num_names: int) -> str:
+    """The last names of a path: the file's own, or with that of its folder."""
+    return "/".join(path.rsplit("/", num_names)[-num_names:])
+
+
 def _unique_names(files: list[str]) -> list[str]:
-    for name_of in (_bare_name, _class_and_file):
-        names = [name_of(path) for path in files]
+    for num_names in (1, 2):
+        names = [_tail(path, num_names) for path in files]
         if len(set(names)) == len(names):
             return names
     return files
 
 
-def _bare_name(path: str) -> str:
-    return path.rpartition("/")[2]
-
-
-def _class_and_file(path: str) -> str:
-    return "/".join(path.rsplit("/", 2)[-2:])
-
-
 def names_of(image_set: ImageSet, index: int) -> set[str]:
     """All names under which a table may speak of one image: bare, with its class folder, from the root."""
     file = image_set.files[index]
-    return {_bare_name(file), _class_and_file(file), file}
+    return {_tail(file, 1), _tail(file, 2), file}
 
 
 def errors_file(output: Path | str) -> Path:
@@ -431,5 +423,4 @@ def write_errors(
     rows = [(cell((names or images.names)[index]), reason) for index, reason in reasons.items()]
     rows += [(cell(name), f"passed over: {why}") for name, why in images.passed_over.items()]
     with atomic_path(path) as temporary:
-        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            csv_writer(file).writerows([("file", "reason"), *rows])
+        write_rows(temporary, [("file", "reason"), *rows])

@@ -6,13 +6,13 @@ or refused. Which of a model's classes these are is for `clcnet.classifiers.clas
 
 import csv
 import io
+import os
 import re
 import struct
 import unicodedata
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -80,29 +80,8 @@ def below_what_they_share(folders: Collection[str], skip: int = 0) -> dict[str, 
     return {folder: way[shared:] for folder, way in ways.items()}
 
 
-@dataclass(frozen=True)
-class FolderClasses:
-    """The class of every folder that holds images.
-
-    Attributes:
-        inner: by folder, its own name: the class as timm sees it.
-        outer: by folder, the name of the outermost one: the class as torchvision sees it.
-        doubt: why the inner one may be no class at all; empty where timm's reading is a sound one.
-    """
-
-    inner: dict[str, str]
-    outer: dict[str, str]
-    doubt: str
-
-
-def class_folders(folders: Collection[str], skip: int = 0) -> FolderClasses:
-    """Read folders as classes, in both ways; `skip` names at the front of each are no part of it."""
-    ways = below_what_they_share(folders, skip)
-    inner, outer = ({folder: way[end] for folder, way in ways.items()} for end in (-1, 0))
-    return FolderClasses(inner, outer, _doubt(set(ways.values())) if inner != outer else "")
-
-
-def _doubt(ways: set[tuple[str, ...]]) -> str:
+def doubt_innermost(ways: set[tuple[str, ...]]) -> str:
+    """Why the innermost folder on each way may be no class at all; empty where that reading is a sound one."""
     places: dict[str, tuple[str, ...]] = {}
     for way in sorted(ways, key=lambda way: natural_key("/".join(way))):
         other = places.setdefault(way[-1], way)
@@ -178,30 +157,27 @@ class _Finder:
 
     def __init__(self, root: Path, files: Sequence[str]) -> None:
         self._root = [plain(part) for part in root.resolve().parts]
-        self.extensions = {_split(file)[1] for file in files}
+        self.extensions = set(map(_extension, files))
         self._of_images = {self._key(plain(file)) for file in files}
 
     def _key(self, name: str) -> str:
-        stem, extension = _split(name.rpartition("/")[2])
-        return (stem if extension in self.extensions else stem + extension).casefold()
+        bare = name.rpartition("/")[2]
+        return (os.path.splitext(bare)[0] if _extension(bare) in self.extensions else bare).casefold()
 
     def knows(self, name: str) -> bool:
         """Whether an image has this name."""
         return self._key(_with_slashes(name)) in self._of_images
 
-    def index(self, names: Sequence[str]) -> dict[str, list[tuple[int, str]]]:
-        """By key, the rows whose name may be that of an image."""
-        rows = defaultdict(list)
+    def find(self, names: Sequence[str], files: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+        """Each image with its rows, those whose name comes closest to its own; `names` are all rows'."""
+        rows = defaultdict(list)  # by key, those that may speak of it
         for number, name in enumerate(map(_with_slashes, names)):
             rows[self._key(name)].append((number, name))
-        return rows
-
-    def find(self, file: str, rows: dict[str, list[tuple[int, str]]]) -> list[int]:
-        """The rows of one image: those whose name comes closest to its own."""
-        file = plain(file)
-        closeness = {number: self._closeness(name, file) for number, name in rows.get(self._key(file), ())}
-        best = max(closeness.values(), default=_ANOTHER)
-        return [number for number, close in closeness.items() if close == best != _ANOTHER]
+        for file in files:
+            image = plain(file)
+            closeness = {number: self._closeness(name, image) for number, name in rows.get(self._key(image), ())}
+            best = max(closeness.values(), default=_ANOTHER)
+            yield file, [number for number, close in closeness.items() if close == best != _ANOTHER]
 
     def _closeness(self, name: str, file: str) -> tuple[int, int]:
         """How alike the names of a row and of an image are, and how many folders above them agree."""
@@ -210,17 +186,16 @@ class _Finder:
         likeness = 3 if own == bare else 2 if own.casefold() == bare.casefold() else 1
         pairs = zip(reversed(above), reversed(place), strict=False)
         agree = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        if likeness == 1 and _split(own)[1] in self.extensions:
+        if likeness == 1 and _extension(own) in self.extensions:
             return _ANOTHER  # a.jpg is another file than a.png
         if agree < min(len(above), file.count("/")):
             return _ANOTHER  # ant/1.png is another file than bee/1.png
         return likeness, agree
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Stem and extension, the latter in small letters and with its dot."""
-    stem, dot, extension = name.rpartition(".")
-    return (stem, f".{extension.lower()}") if dot and stem and "/" not in extension else (name, "")
+def _extension(name: str) -> str:
+    """In small letters and with its dot."""
+    return os.path.splitext(name)[1].lower()
 
 
 def _with_slashes(name: str) -> str:
@@ -248,15 +223,13 @@ def read_labels(path: Path, root: Path, files: Sequence[str]) -> tuple[list[str]
         if len(row) > 2:
             raise ValueError(f"{path}: row {number} has {len(row)} columns instead of 2 (file,label)")
     names, labels = ([(*row, "")[column].strip() for row in rows] for column in (0, 1))
-    if not any(map(finder.knows, names)) and any(_split(label)[1] in finder.extensions for label in labels):
+    if not any(map(finder.knows, names)) and any(_extension(label) in finder.extensions for label in labels):
         names, labels = labels, names
     if _has_header(names, labels, finder):
         names[0] = labels[0] = ""
     labels = _clean(labels)
-    by_key = finder.index(names)
     classes, moved = [], []
-    for image in files:
-        found = finder.find(image, by_key)
+    for image, found in finder.find(names, files):
         if not found:
             raise ValueError(f"{path} has no label for {image}; add a row for it")
         first = found[0]
@@ -304,11 +277,11 @@ def _cut(lines: list[str], separator: str | None) -> list[list[str]]:
 
 def _has_header(names: list[str], labels: list[str], finder: _Finder) -> bool:
     """Whether the first row names the columns: no image is called so, and it looks unlike those below it."""
-    if finder.knows(names[0]) or _split(names[0])[1] in finder.extensions:
+    if finder.knows(names[0]) or _extension(names[0]) in finder.extensions:
         return False
     if set(re.split(r"[\W_]+", f"{names[0]} {labels[0]}".lower())) & _HEADERS:
         return True
-    return len(names) > 1 and (_split(names[1])[1] in finder.extensions or all(map(finder.knows, names[1:])))
+    return len(names) > 1 and (_extension(names[1]) in finder.extensions or all(map(finder.knows, names[1:])))
 
 
 def _clean(labels: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ import tarfile
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,25 +75,40 @@ class Source:
         return self.read(self.items[file])
 
 
-@dataclass(frozen=True)
 class DataSet:
     """A data set, in its own order.
 
-    Attributes:
+    Args:
         source: its images.
+        labels: N classes: numbers, or names; None where one is not known.
+        class_names: of the numbers, where they have names.
+        passed_over: what was left out -> why.
+        notes: what the user should know, a line each.
+
+    Attributes:
         targets: (N,) index into `class_names`; -1 where the class is not known.
         class_names: all its classes.
         classes_by: "data set" where it numbers its classes itself, "labels" where they are but names beside images.
-        passed_over: what was left out -> why.
-        notes: what the user should know, a line each.
     """
 
-    source: Source
-    targets: NDArray[np.int64]
-    class_names: list[str]
-    classes_by: str
-    passed_over: Mapping[str, str] = field(default_factory=dict)
-    notes: Sequence[str] = ()
+    def __init__(
+        self,
+        source: Source,
+        labels: Sequence[Any],
+        class_names: Sequence[str] = (),
+        passed_over: Mapping[str, str] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.source, self.passed_over, self.notes = source, passed_over or {}, notes
+        names, self.classes_by = [plain(name) for name in class_names], "data set"
+        if any(isinstance(label, str) for label in labels):
+            words = [None if label is None else plain(str(label)) for label in labels]
+            names, self.classes_by = sorted({word for word in words if word is not None}, key=natural_key), "labels"
+            place = {name: number for number, name in enumerate(names)}
+            labels = [None if word is None else place[word] for word in words]
+        numbers = [UNKNOWN if label is None else max(int(label), UNKNOWN) for label in labels]
+        self.targets: NDArray[np.int64] = np.array(numbers, dtype=np.int64)
+        self.class_names = names or [str(number) for number in range(max(numbers, default=UNKNOWN) + 1)]
 
 
 def is_data_set(name: Path | str) -> bool:
@@ -107,13 +122,31 @@ def folder_or_name(text: str) -> str | Path:
     return text if is_data_set(text) else cli.path(text)
 
 
-def add_data_set_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say what the name of one of timm's data sets leaves open, named as in timm."""
+def add_image_arguments(
+    parser: argparse.ArgumentParser, flag: str, help: str, labels: bool = False, **given: Any
+) -> Any:
+    """Add the flags that say which images and which classes these are, those of timm's data sets named as in timm.
+
+    Args:
+        flag, help, given: of the one that says where the images lie.
+        labels: whether a file of labels may say what a flat folder does not.
+
+    Returns:
+        The group of the images, for more flags.
+    """
+    group = parser.add_argument_group("images")
+    group.add_argument(flag, type=folder_or_name, metavar="FOLDER", help=help, **given)
+    if labels:
+        rows = "for a flat folder: CSV file,label; or ILSVRC2012's ground truth"
+        group.add_argument("--labels", type=Path, metavar="FILE", help=rows)
+    order = "class folders or names in the models' order, one a line, as in timm"
+    group.add_argument("--class-map", type=Path, metavar="FILE", help=order)
     add = parser.add_argument_group("data sets: hfds/NAME, hfids/NAME, wds/PATH, tfds/NAME, torch/NAME").add_argument
     add("--split", metavar="NAME", help="part of it (default: the only one; of torch/, validation)")
     add("--input-key", metavar="NAME", help="column, or extensions, of the images (default: image; jpg;jpeg;png;webp)")
     add("--target-key", metavar="NAME", help="column, or field of .json, of the classes (default: label; .cls)")
     add("--data-dir", type=Path, metavar="FOLDER", help="where it lies or is kept (default: the library's own)")
+    return group
 
 
 def data_set_options(args: argparse.Namespace) -> DataSetOptions:
@@ -154,25 +187,6 @@ def _create_reader(name: str, split: str | None, options: DataSetOptions, **argu
 
     keys = {"input_key": options.input_key, "target_key": options.target_key}
     return create_reader(name, **{"root": options.data_dir, "split": split, **keys, **arguments})
-
-
-def _with_labels(
-    source: Source,
-    labels: Sequence[Any],
-    class_names: Sequence[str] = (),
-    passed_over: Mapping[str, str] | None = None,
-    notes: Sequence[str] = (),
-) -> DataSet:
-    """A data set whose labels are numbers, of classes with names or without, or names; None where there is none."""
-    names, classes_by = [plain(name) for name in class_names], "data set"
-    if any(isinstance(label, str) for label in labels):
-        words = [None if label is None else plain(str(label)) for label in labels]
-        names, classes_by = sorted(set(words) - {None}, key=natural_key), "labels"  # type: ignore[arg-type, type-var]
-        place = {name: number for number, name in enumerate(names)}
-        labels = [None if word is None else place[word] for word in words]
-    targets = np.array([UNKNOWN if label is None else max(int(label), UNKNOWN) for label in labels], dtype=np.int64)
-    names = names or [str(number) for number in range(int(targets.max(initial=UNKNOWN)) + 1)]
-    return DataSet(source, targets, names, classes_by, passed_over or {}, notes)
 
 
 def file_state(path: str) -> bytes:
@@ -258,7 +272,7 @@ def _web_data_set(name: str, options: DataSetOptions) -> DataSet:
             continue
         pieces[f"{file}.{kind}"] = sample[kind]
         labels.append(_sidecar(shards, file, sample.get("json" if target_key else "cls"), target_key))
-    return _with_labels(_pieces(shards, pieces), labels, passed_over=passed_over)
+    return DataSet(_pieces(shards, pieces), labels, passed_over=passed_over)
 
 
 def _sidecar(shards: Sequence[str], file: str, piece: Piece | None, target_key: str | None) -> int | None:
@@ -315,7 +329,7 @@ def _hugging_face(name: str, options: DataSetOptions) -> DataSet:
     keys = {file: b"%b\0%d\0%b" % (identity, place, states[place]) for place, file in enumerate(files)}
     read = functools.partial(_read_cell, reader.dataset, reader.image_key)
     source = Source({file: place for place, file in enumerate(files)}, read, keys)
-    return _with_labels(source, labels, [*reader.class_to_idx], notes=notes)
+    return DataSet(source, labels, [*reader.class_to_idx], notes=notes)
 
 
 def _first(items: Any, place: int) -> Any:
@@ -337,11 +351,11 @@ def _torchvision(name: str, options: DataSetOptions) -> DataSet:
         paths = [os.path.abspath(path) for path, _ in samples]
         items = dict(zip(_names(paths), paths, strict=True))
         keys = {file: file_state(path) for file, path in items.items()}
-        return _with_labels(Source(items, str, keys), labels, classes)
+        return DataSet(Source(items, str, keys), labels, classes)
     places = {file: place for place, file in enumerate(_names([None] * len(dataset)))}
     identity = hashlib.blake2b(np.asarray(dataset.data).tobytes(), digest_size=16).digest()
     keys = {file: b"%b%d" % (identity, place) for file, place in places.items()}
-    return _with_labels(Source(places, functools.partial(_first, dataset), keys), labels, classes)
+    return DataSet(Source(places, functools.partial(_first, dataset), keys), labels, classes)
 
 
 # ---------------------------------------------------------------- streams
@@ -373,7 +387,7 @@ def _stream(name: str, options: DataSetOptions) -> DataSet:
     source = Source(pieces, functools.partial(_read_piece, [spool]), keys)
     weakref.finalize(source, os.unlink, spool)
     note = f"{len(files)} images, {ends[-1] / 1e6:.1f} MB, were copied from the stream to {spool} for this run"
-    return _with_labels(source, labels, [*reader.class_to_idx], notes=[note])
+    return DataSet(source, labels, [*reader.class_to_idx], notes=[note])
 
 
 def _undecoded(reader: Any, options: DataSetOptions) -> Iterator[tuple[str | None, bytes, Any]]:

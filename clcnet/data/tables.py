@@ -90,7 +90,6 @@ class TableWriter:
     def __init__(self, path: Path | str, record: Record | None = None) -> None:
         self.path = check_table_output(path)
         self.record = record
-        self.num_rows = 0
         self._file: Any = None
 
     def __enter__(self) -> TableWriter:
@@ -113,12 +112,11 @@ class TableWriter:
             piece = outputs.subset(range(start, min(start + step, len(outputs))))
             if is_csv:
                 self._file = self._file or open(self.path, "wb")
-                self._file.writelines(map_rows(functools.partial(_encode_piece, piece), len(piece)))
+                self._file.writelines(map_rows(functools.partial(encode_rows, piece), len(piece)))
             else:
                 batch = _to_batch(piece)
                 self._file = self._file or _parquet_writer(self.path, batch.schema, self.record or outputs.record)
                 self._file.write_batch(batch)
-        self.num_rows += len(outputs)
 
 
 def _parquet_writer(path: Path, schema: pa.Schema, record: Record) -> pa.parquet.ParquetWriter:
@@ -133,15 +131,12 @@ def _parquet_writer(path: Path, schema: pa.Schema, record: Record) -> pa.parquet
     )
 
 
-def _encode_piece(outputs: Outputs, rows: slice) -> bytes:
-    assert outputs.correct is not None, "CSV says which answers are right"
-    return encode_rows(outputs.names[rows], outputs.sorted_probs[rows], outputs.correct[rows])
-
-
-def encode_rows(names: Sequence[str], sorted_probs: NDArray[np.float32], correct: NDArray[np.bool_]) -> bytes:
+def encode_rows(outputs: Outputs, rows: slice) -> bytes:
     """Rows of the CSV table as bytes: each number the shortest decimal that reads back as the same float32."""
-    columns = np.ascontiguousarray(np.asarray(sorted_probs, dtype=np.float32).T)
-    arrays = [pa.array(column) for column in columns] + [pa.array(correct.astype(np.int8))]
+    assert outputs.correct is not None, "CSV says which answers are right"
+    names, correct = outputs.names[rows], outputs.correct[rows].astype(np.int8)
+    columns = np.ascontiguousarray(outputs.sorted_probs[rows].T, dtype=np.float32)
+    arrays = [pa.array(column) for column in (*columns, correct)]
     numbers = pa.record_batch(arrays, names=[str(index) for index in range(len(arrays))])
     sink = pa.BufferOutputStream()
     options = pa.csv.WriteOptions(include_header=False, quoting_style="none", batch_size=max(len(names), 1))
@@ -218,8 +213,8 @@ def _needed_bytes(path: Path) -> int:
     if size == 0:
         raise ValueError(f"table {path} is empty")
     if _is_parquet(path):
-        metadata, types = _open_parquet(path)[1:]
-        num_rows = metadata.num_rows
+        file, types = _open_parquet(path)
+        num_rows = file.metadata.num_rows
         num_values = num_rows * types["sorted_probs"].list_size * (1 + ("classes" in types))
         on_its_way = 16 * min(num_values, _VALUES_A_READ)
     else:  # if all of it is like its start
@@ -322,8 +317,8 @@ def _parse_odd_csv(path: Path, columns: list[str]) -> pa.Table:
 # ---------------------------------------------------------------- Parquet
 
 
-def _open_parquet(path: Path) -> tuple[pa.parquet.ParquetFile, pa.parquet.FileMetaData, dict[str, Any]]:
-    """A Parquet file, what it says of itself, and the types of its columns, which are those of a table."""
+def _open_parquet(path: Path) -> tuple[pa.parquet.ParquetFile, dict[str, Any]]:
+    """A Parquet file and the types of its columns, which are those of a table."""
     try:  # pre_buffer would hold all of the file at once
         file = pa.parquet.ParquetFile(path, pre_buffer=False, read_dictionary=["file"])
     except KeyError:
@@ -351,12 +346,12 @@ def _open_parquet(path: Path) -> tuple[pa.parquet.ParquetFile, pa.parquet.FileMe
     size = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
     if size > (_LONGEST_NAME + 16 * num_classes + 64) * file.metadata.num_rows + _SAMPLE:
         raise ValueError(f"table {path} has names of more than {_LONGEST_NAME:,} bytes; was it damaged?")
-    return file, file.metadata, types
+    return file, types
 
 
 def _read_parquet(path: Path) -> Rows:
-    file, metadata, types = _open_parquet(path)
-    num_rows, num_classes = metadata.num_rows, types["sorted_probs"].list_size
+    file, types = _open_parquet(path)
+    num_rows, num_classes = file.metadata.num_rows, types["sorted_probs"].list_size
     names: list[str] = []
     arrays: dict[str, NDArray[Any]] = {
         "sorted_probs": np.empty((num_rows, num_classes), np.float32),
@@ -385,7 +380,7 @@ def _read_parquet(path: Path) -> Rows:
         raise ValueError(f"table {path} has another number of rows than it says; was it damaged?")
     record = None
     with contextlib.suppress(ValueError):
-        record = parse_json((metadata.metadata or {}).get(_RECORD, b"{}"))
+        record = parse_json((file.metadata.metadata or {}).get(_RECORD, b"{}"))
     return Rows(names, arrays["sorted_probs"], arrays["correct"], arrays.get("classes"), arrays.get("targets"), record)
 
 

@@ -16,34 +16,9 @@ from torch import Tensor, nn
 
 from clcnet import hub
 from clcnet.data.checks import check_sorted_probs
+from clcnet.network import layers, weights
 from clcnet.network.calibration import Calibration
-from clcnet.network.layers import (
-    QUERY_WIDTH,
-    RESIDUAL_SCALE,
-    AttentiveTransformers,
-    FeatureTransformers,
-    GhostBatchNorm,
-    RestrictedSelfAttention,
-    attention_weighted,
-    descending,
-    linear_weight,
-    sparsemax,
-    times_gaussian,
-)
-from clcnet.network.weights import (
-    CONFIG_FILE,
-    LARGEST_MEMBER,
-    PARAMS_MEMBER,
-    STATE_MEMBER,
-    TENSORS_FILE,
-    check_state,
-    metadata_of,
-    read_pretrained,
-    read_weights,
-    to_params,
-    write_pretrained,
-    write_weights,
-)
+from clcnet.network.layers import GhostBatchNorm
 from clcnet.strangers import read_bytes
 
 _GROUP = 64  # rows that products of matrices are sure to treat alike
@@ -98,13 +73,13 @@ class CLCNet(nn.Module, ModelHubMixin):
         self._warned_classes: set[int] = set()
 
         norm = (virtual_batch_size, momentum)
-        self.attention = RestrictedSelfAttention(mapping_dim)
+        self.attention = layers.RestrictedSelfAttention(mapping_dim)
         # Block 0 of the feature transformers is TabNet's initial splitter, block k is step k.
-        self.feature_transformers = FeatureTransformers(
+        self.feature_transformers = layers.FeatureTransformers(
             n_steps + 1, mapping_dim, n_d + n_a, n_shared, n_independent, *norm
         )
-        self.attentive_transformers = AttentiveTransformers(n_steps, n_a, mapping_dim, *norm)
-        self.final_weight = linear_weight(1, n_d, gated=False)
+        self.attentive_transformers = layers.AttentiveTransformers(n_steps, n_a, mapping_dim, *norm)
+        self.final_weight = layers.linear_weight(1, n_d, gated=False)
 
     def forward(self, probs: Tensor) -> Tensor:
         """Raw scores.
@@ -131,7 +106,7 @@ class CLCNet(nn.Module, ModelHubMixin):
         """Masks (..., B, mapping_dim) of the steps in order; features once used become less likely."""
         prior: Tensor | float = 1.0
         for step_logits in logits:
-            mask = sparsemax(step_logits * prior)
+            mask = layers.sparsemax(step_logits * prior)
             prior = prior * (self.gamma - mask)
             yield mask
 
@@ -198,11 +173,11 @@ class CLCNet(nn.Module, ModelHubMixin):
             metadata: JSON values to keep beside the weights, added to `self.metadata`.
         """
         self.metadata = self.metadata | (metadata or {})
-        write_weights(path, *self._content())
+        weights.write_weights(path, *self._content())
 
     def _content(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         calibration = None if self.calibration is None else self.calibration.to_json()
-        return to_params(vars(self), calibration, self.metadata), to_released_state(self)
+        return weights.to_params(vars(self), calibration, self.metadata), to_released_state(self)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "CLCNet":
@@ -219,9 +194,9 @@ class CLCNet(nn.Module, ModelHubMixin):
             OSError: there is no such file.
             ValueError: the file is not a CLCNet weights file; the message says what is wrong with it.
         """
-        content = read_bytes(Path(path), LARGEST_MEMBER)
+        content = read_bytes(Path(path), weights.LARGEST_MEMBER)
         try:
-            return cls._made_of(*read_weights(content)).to(device)
+            return cls._made_of(*weights.read_weights(content)).to(device)
         except ValueError as problem:
             raise ValueError(f"{path}: {problem}") from None
 
@@ -230,20 +205,20 @@ class CLCNet(nn.Module, ModelHubMixin):
         model = cls(**arguments)
         load_released_state(model, state)
         model.calibration = Calibration.from_json(params.get("calibration"))
-        model.metadata = metadata_of(params)
+        model.metadata = weights.metadata_of(params)
         return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        write_pretrained(save_directory, *self._content())
+        weights.write_pretrained(save_directory, *self._content())
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, device: str | torch.device = "cpu", **options: Any) -> "CLCNet":
-        files = [hub.fetch(model_id, name, options) for name in (CONFIG_FILE, TENSORS_FILE)]
+        files = [hub.fetch(model_id, name, options) for name in (weights.CONFIG_FILE, weights.TENSORS_FILE)]
         try:
-            return cls._made_of(*read_pretrained(*files)).to(device)
+            return cls._made_of(*weights.read_pretrained(*files)).to(device)
         except ValueError as problem:
-            text = str(problem).replace(PARAMS_MEMBER, CONFIG_FILE).replace(STATE_MEMBER, TENSORS_FILE)
-            raise ValueError(f"{model_id}: {text}") from None
+            text = str(problem).replace(weights.PARAMS_MEMBER, weights.CONFIG_FILE)
+            raise ValueError(f"{model_id}: {text.replace(weights.STATE_MEMBER, weights.TENSORS_FILE)}") from None
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """What it was trained on and how well it judged there, by its metadata."""
@@ -260,7 +235,10 @@ class _Scorer:
         self.model, steps = model, slice(1, None)
         transformers = model.feature_transformers
         pairs = zip(transformers.weights(), transformers.ghost_norms(), strict=True)
-        self.layers = [_fold(weight, norm, steps) for weight, norm in pairs]
+        self.layers = []  # each a weight (steps, inputs, outputs) and a bias (steps, 1, outputs)
+        for weight, norm in pairs:
+            scale, bias = (part[steps].unsqueeze(-2) for part in norm.scale_and_shift())
+            self.layers.append(((weight if len(weight) == 1 else weight[steps]).mT * scale, bias))
         self.workspace: Tensor | None = None
 
     def __call__(self, probs: Tensor) -> Tensor:
@@ -268,12 +246,12 @@ class _Scorer:
         model, attention = self.model, self.model.attention
         if self.workspace is None or self.workspace.shape != probs.shape:
             self.workspace = torch.empty_like(probs)
-        weighted, total = attention_weighted(probs, attention.slope(probs[:, :1]), out=self.workspace)
-        mapped = descending(times_gaussian(weighted, model.mapping_dim).div_(total))
+        weighted, total = layers.attention_weighted(probs, attention.slope(probs[:, :1]), out=self.workspace)
+        mapped = layers.descending(layers.times_gaussian(weighted, model.mapping_dim).div_(total))
         (weight, bias), *others = self.layers
         x = nn.functional.glu(torch.baddbmm(bias, mapped.expand(len(weight), -1, -1), weight), dim=-1)
         for weight, bias in others:
-            x = x.add_(nn.functional.glu(torch.baddbmm(bias, x, weight), dim=-1)).mul_(RESIDUAL_SCALE)
+            x = x.add_(nn.functional.glu(torch.baddbmm(bias, x, weight), dim=-1)).mul_(layers.RESIDUAL_SCALE)
         return model.final_score(x)
 
     def largest_number(self) -> float:
@@ -286,15 +264,9 @@ class _Scorer:
             inputs = weight.new_ones(1, 1, weight.shape[1]) if x is None else x
             both = torch.baddbmm(bias.abs(), inputs.expand(len(weight), -1, -1), weight.abs())
             gated = torch.maximum(*both.chunk(2, dim=-1))
-            x = gated if x is None else (x + gated) * RESIDUAL_SCALE
+            x = gated if x is None else (x + gated) * layers.RESIDUAL_SCALE
         assert x is not None
         return float((x[:, 0, : self.model.n_d].sum(dim=0) @ self.model.final_weight.mT.abs()).max())
-
-
-def _fold(weight: Tensor, norm: GhostBatchNorm, steps: slice) -> tuple[Tensor, Tensor]:
-    """A linear layer and the batch norm behind it as one: (steps, inputs, outputs) and (steps, 1, outputs)."""
-    scale, shift = (part[steps].unsqueeze(-2) for part in norm.scale_and_shift())
-    return (weight if len(weight) == 1 else weight[steps]).mT * scale, shift
 
 
 def _check_rows(rows: Tensor | NDArray[Any]) -> None:
@@ -376,11 +348,11 @@ def _unread_state(model: CLCNet, input_dim: int) -> dict[str, Tensor]:
         state[f"{prefix}weight"], state[f"{prefix}bias"] = torch.ones(input_dim), torch.zeros(input_dim)
         state[f"{prefix}running_mean"], state[f"{prefix}running_var"] = torch.zeros(input_dim), torch.ones(input_dim)
     for name in ("query", "key"):
-        state[f"tabnet.encoder.nor_att.{name}.weight"] = torch.zeros(QUERY_WIDTH, 1)
-        state[f"tabnet.encoder.nor_att.{name}.bias"] = torch.zeros(QUERY_WIDTH)
+        state[f"tabnet.encoder.nor_att.{name}.weight"] = torch.zeros(layers.QUERY_WIDTH, 1)
+        state[f"tabnet.encoder.nor_att.{name}.bias"] = torch.zeros(layers.QUERY_WIDTH)
     state["tabnet.encoder.nor_att.value.weight"] = torch.zeros(width, 1)
     state["tabnet.encoder.nor_att.value.bias"] = torch.zeros(width)
-    state["tabnet.encoder.res_att.key.bias"] = torch.zeros(QUERY_WIDTH)
+    state["tabnet.encoder.res_att.key.bias"] = torch.zeros(layers.QUERY_WIDTH)
     return state
 
 
@@ -397,10 +369,12 @@ def to_released_state(model: CLCNet) -> dict[str, Tensor]:
 def load_released_state(model: CLCNet, state: dict[str, Any]) -> None:
     """Copy a released state dict into the model, after checking every name, shape and number."""
     ours = dict(released_names(model))
-    check_state(state, ours, _unread_state(model, model.num_classes))
+    weights.check_state(state, ours, _unread_state(model, model.num_classes))
     with torch.no_grad():
         for name, tensor in ours.items():
             tensor.copy_(state[name])
         if not _Scorer(model).largest_number() < LARGEST_SCORE:
             largest, name = max((float(tensor.abs().max()), name) for name, tensor in ours.items())
-            raise ValueError(f"{name} in {STATE_MEMBER} holds {largest:g}: scores may be no numbers; train it again")
+            raise ValueError(
+                f"{name} in {weights.STATE_MEMBER} holds {largest:g}: scores may be no numbers; train it again"
+            )

@@ -1,34 +1,36 @@
-"""What the two training scripts share: their flags, the log of epochs, and the table of confidences that they print."""
+"""What the two training scripts share: their flags, the training, and the table of confidences that they print."""
 
 import argparse
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from clcnet import cli, metrics
 from clcnet.confidence import max_softmax, negative_entropy
+from clcnet.data.outputs import Outputs
 from clcnet.files import atomic_path, check_output
-from clcnet.network.training import RECIPES, Settings
+from clcnet.network.model import CLCNet
+from clcnet.network.training import RECIPES, Settings, Split, train_many
 
-FIGURES = {"auroc": "AUROC", "aurc": "AURC", "mse": "MSE", "calibration_error": "calibration error"}
+FIGURES = {  # by name: title, measure
+    "auroc": ("AUROC", metrics.auroc),
+    "aurc": ("AURC", metrics.aurc),
+    "mse": ("MSE", metrics.brier),
+    "calibration_error": ("calibration error", metrics.calibration_error),
+}
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of both training scripts; the defaults are those of the released ones."""
     add = parser.add_argument_group("input and output").add_argument
-    add(
-        "--cls-output",
-        type=Path,
-        nargs="+",
-        default=[cli.DATA_DIR / "effb4_output_ds_for_CLCNet.csv"],
-        metavar="TABLE",
-        help="table(s) made by generate_data_for_CLCNet.py (default: data/effb4_output_ds_for_CLCNet.csv)",
-    )
+    tables = "table(s) made by generate_data_for_CLCNet.py (default: data/effb4_output_ds_for_CLCNet.csv)"
+    released = [cli.DATA_DIR / "effb4_output_ds_for_CLCNet.csv"]
+    add("--cls-output", type=Path, nargs="+", default=released, metavar="TABLE", help=tables)
     add("--weight-save", type=Path, default=cli.WEIGHTS_DIR, metavar="FOLDER", help="where the weights go")
     group = parser.add_argument_group("training")
     add = group.add_argument
@@ -42,45 +44,40 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_seed_argument(group)
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
-    """The training settings given on the command line."""
-    return Settings(args.max_epochs, args.batch_size, args.virtual_batch_size, args.patience, args.seed, args.recipe)
+def train(
+    args: argparse.Namespace, table: Outputs, device: torch.device, cut: Callable[[int], list[Split]]
+) -> tuple[list[CLCNet], list[Split]]:
+    """Train a network for each split of a table's rows, as the flags say, and write the log of epochs if they name one.
 
+    Args:
+        cut: makes the splits by a seed.
 
-@contextlib.contextmanager
-def naming(tables: Sequence[Path]) -> Iterator[None]:
-    """Say which tables it was that nothing could be learnt from."""
+    Raises:
+        ValueError: nothing can be learnt from these rows; the message names the tables.
+    """
+    settings = Settings(
+        args.max_epochs, args.batch_size, args.virtual_batch_size, args.patience, args.seed, args.recipe
+    )
+    if args.log:
+        check_output(args.log, inputs=args.cls_output)
+    assert table.correct is not None, "tables of a training say which answers are right"
+    epochs: list[dict[str, Any]] = []
     try:
-        yield
+        splits = cut(settings.seed)
+        models = train_many(table.sorted_probs, table.correct, splits, settings, device, epochs.append)
     except ValueError as error:
-        raise ValueError(f"{' and '.join(map(str, tables))}: {error}") from error
-
-
-@contextlib.contextmanager
-def epoch_log(path: Path | None, tables: Sequence[Path] = ()) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Give a function that takes one epoch's figures; the lines are written when the block ends without an error."""
-    if path:
-        check_output(path, inputs=tables)
-    lines: list[str] = []
-    yield lambda figures: lines.append(json.dumps({key: _or_null(value) for key, value in figures.items()}))
-    if path:
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-
-
-def _or_null(value: float) -> float | None:
-    """JSON knows no nan."""
-    return None if np.isnan(value) else value
+        raise ValueError(f"{' and '.join(map(str, args.cls_output))}: {error}") from error
+    if args.log:
+        # JSON knows no nan
+        lines = [{key: None if np.isnan(value) else value for key, value in epoch.items()} for epoch in epochs]
+        with atomic_path(args.log) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return models, splits
 
 
 def figures_of(confidence: NDArray[Any], correct: NDArray[np.bool_]) -> dict[str, float]:
     """How good a confidence is, by the names of `FIGURES`."""
-    return {
-        "auroc": metrics.auroc(confidence, correct),
-        "aurc": metrics.aurc(confidence, correct),
-        "mse": metrics.brier(confidence, correct),
-        "calibration_error": metrics.calibration_error(confidence, correct),
-    }
+    return {name: measure(confidence, correct) for name, (_, measure) in FIGURES.items()}
 
 
 def simple_figures(sorted_probs: NDArray[np.float32], correct: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
@@ -93,7 +90,7 @@ def simple_figures(sorted_probs: NDArray[np.float32], correct: NDArray[np.bool_]
 def print_figures(rows: dict[str, dict[str, float]]) -> None:
     """Print a table of figures, one line a name."""
     width = max(len(name) for name in rows)
-    print(" " * width, *(f"{title:>17}" for title in FIGURES.values()))
+    print(" " * width, *(f"{title:>17}" for title, _ in FIGURES.values()))
     for name, figures in rows.items():
         values = (figures[key] for key in FIGURES)
         print(f"{name:<{width}}", *(f"{'-' if np.isnan(value) else f'{value:.4f}':>17}" for value in values))

@@ -10,9 +10,7 @@ import io
 import json
 import pickletools
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -26,7 +24,7 @@ from torch import Tensor
 from clcnet import cli, distributed
 from clcnet.data.images import NUM_FOLDS
 from clcnet.files import atomic_path
-from clcnet.strangers import parse_json, read_bytes
+from clcnet.strangers import is_number, parse_json, read_bytes
 
 FORMAT_VERSION = 1
 LARGEST_MEMBER = 8 * 2**20  # bytes, packed or not; a network for 1,000 classes takes 150 kB
@@ -41,16 +39,6 @@ ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same network gives the sa
 _RESERVED_KEYS = {"init_params", "class_attrs", "format_version", "masked", "calibration"}
 _LARGEST_SIZES = {"n_d": 1024, "n_a": 1024, "n_steps": 32, "mapping_dim": 1024, "n_shared": 32, "n_independent": 32}
 _NUMBERS = ("gamma", "momentum", "epsilon")
-_ZIP_TROUBLES = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    ArithmeticError,
-)
 _FLOATS = {"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16}
 _DTYPES = {f"torch {kind}Storage": dtype for kind, dtype in (_FLOATS | {"Long": torch.int64}).items()}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
@@ -78,14 +66,12 @@ def read_weights(content: bytes) -> tuple[dict[str, Any], dict[str, Any], dict[s
     """
     try:
         archive = _open_zip(content)
-    except _ZIP_TROUBLES as problem:
+    except Exception as problem:  # on damaged bytes nearly anything is raised
         raise ValueError(f"not a readable zip file ({problem}); download or train it again") from None
     for name in (PARAMS_MEMBER, STATE_MEMBER):
         if name not in archive.NameToInfo:
             raise ValueError(f"not a CLCNet weights file: it has no member {name}")
-    params = _read_params(_read_member(archive, PARAMS_MEMBER, LARGEST_PARAMS))
-    arguments = _constructor_arguments(params)
-    limit = _largest_state(arguments)
+    params, arguments, limit = _read_params(_read_member(archive, PARAMS_MEMBER, LARGEST_PARAMS))
     return params, arguments, _read_state(_read_member(archive, STATE_MEMBER, limit), limit)
 
 
@@ -106,9 +92,8 @@ def read_pretrained(config: Path, tensors: Path) -> tuple[dict[str, Any], dict[s
         OSError: a file is missing.
         ValueError: what is wrong with them.
     """
-    params = _read_params(read_bytes(config, LARGEST_PARAMS))
-    arguments = _constructor_arguments(params)
-    content = read_bytes(tensors, 2 * _largest_state(arguments))  # a shared layer is there for each of its names
+    params, arguments, limit = _read_params(read_bytes(config, LARGEST_PARAMS))
+    content = read_bytes(tensors, 2 * limit)  # a shared layer is there for each of its names
     try:
         return params, arguments, safetensors.torch.load(content)
     except safetensors.SafetensorError as problem:
@@ -136,18 +121,20 @@ def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     try:
         with archive.open(info) as member:
             return member.read(limit + 1)  # without a number it would unpack whatever is there, then cut
-    except _ZIP_TROUBLES as problem:
+    except Exception as problem:
         raise ValueError(f"{name} cannot be unpacked ({problem})") from None
 
 
-def _read_params(content: bytes) -> dict[str, Any]:
+def _read_params(content: bytes) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """What the JSON says, checked; the arguments of `CLCNet` in it; and bytes of the largest state dict of these."""
     try:
         params = parse_json(content)
     except ValueError as problem:
         raise ValueError(f"{PARAMS_MEMBER} is not JSON ({problem})") from None
     if not isinstance(params, dict):
         raise ValueError(f"{PARAMS_MEMBER} is not a JSON object")
-    return params
+    arguments = _constructor_arguments(params)
+    return params, arguments, _largest_state(arguments)
 
 
 def _read_state(content: bytes, limit: int) -> dict[str, Any]:
@@ -313,8 +300,8 @@ def _constructor_arguments(params: dict[str, Any]) -> dict[str, Any]:
     arguments: dict[str, Any] = {name: _size(init_params, name, most) for name, most in _LARGEST_SIZES.items()}
     arguments |= {"num_classes": _size(init_params, "input_dim", 2**20)}
     for name in _NUMBERS:
-        value = init_params.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST_NUMBER:
+        value: Any = init_params.get(name)
+        if not is_number(value, -LARGEST_NUMBER, LARGEST_NUMBER):
             raise ValueError(f"{name} in {PARAMS_MEMBER} is {short(value)}, not a number below {LARGEST_NUMBER:g}")
         arguments[name] = float(value)
     return arguments
@@ -322,7 +309,7 @@ def _constructor_arguments(params: dict[str, Any]) -> dict[str, Any]:
 
 def _size(init_params: dict[str, Any], name: str, largest: int) -> int:
     value = init_params.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+    if type(value) is not int or not 1 <= value <= largest:
         raise ValueError(f"{name} in {PARAMS_MEMBER} is {short(value)}, not a whole number from 1 to {largest}")
     return value
 
@@ -367,8 +354,10 @@ def find_fold_weights(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of fold weights; run train_imagenet_5fold_cv.py")
-    candidates = _fold_candidates(folder)
-    for fold, paths in candidates.items():
+    found = []
+    for fold in range(1, NUM_FOLDS + 1):
+        pattern = re.compile(rf"CLCNet_imagenet_split_{fold}(\(MSE_[^()]*\))?\.zip")
+        paths = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
         if not paths:
             raise FileNotFoundError(
                 f"found 0 weights for fold {fold} in {folder}, expected 1 ({fold_weights_name(fold)}); "
@@ -377,7 +366,8 @@ def find_fold_weights(folder: str | Path) -> list[Path]:
         if len(paths) > 1:
             names = " and ".join(path.name for path in paths)
             raise ValueError(f"found {len(paths)} weights for fold {fold} in {folder}, expected 1: {names}; remove one")
-    return [paths[0] for paths in candidates.values()]
+        found += paths
+    return found
 
 
 def weights_or_shipped(path: Path, num_classes: Callable[[], int]) -> Path:
@@ -408,17 +398,5 @@ def weights_or_shipped(path: Path, num_classes: Callable[[], int]) -> Path:
 
 def check_no_other_fold_weights(folder: str | Path) -> None:
     """Raise ValueError if weights under a released name lie where ours would go: a fold would then have two."""
-    folder = Path(folder)
-    for paths in _fold_candidates(folder).values() if folder.is_dir() else ():
-        for path in paths:
-            if "(" in path.name:
-                raise ValueError(f"{path} would stand beside new weights for its fold; move it or use another folder")
-
-
-def _fold_candidates(folder: Path) -> dict[int, list[Path]]:
-    candidates: dict[int, list[Path]] = {fold: [] for fold in range(1, NUM_FOLDS + 1)}
-    for path in sorted(folder.iterdir()):
-        match = re.fullmatch(rf"CLCNet_imagenet_split_([1-{NUM_FOLDS}])(\(MSE_[^()]*\))?\.zip", path.name)
-        if match:
-            candidates[int(match[1])].append(path)
-    return candidates
+    for path in sorted(Path(folder).glob(f"CLCNet_imagenet_split_[1-{NUM_FOLDS}](MSE_*).zip")):
+        raise ValueError(f"{path} would stand beside new weights for its fold; move it or use another folder")
