@@ -57,7 +57,8 @@ def get_args_parser() -> cli.ArgumentParser:
     add("--weight", type=Path, default=weight, metavar="FILE", help=kind)
     any_n = "take CLCNet weights that were trained at another number of classes than the models have"
     add("--any-n", action="store_true", help=any_n)
-    add("--threshold", type=cli.threshold, default=0.5, metavar="T", help="less sure images go to the deep model")
+    less_sure = "less sure images go to the deep model (default: 0.5)"
+    add("--threshold", type=cli.threshold, metavar="T", help=less_sure)
     policy = "cascade.json of train_custom_data.py or of step 4, in place of models, weights and threshold"
     add("--policy", type=Path, metavar="FILE", help=policy)
     where = "where the policy's models lie here, in its order (default: where they lay when they were measured)"
@@ -79,11 +80,12 @@ def load_cascade(args: argparse.Namespace, device: torch.device) -> tuple[list[C
     """The models, how they are used, and the models' FLOPs: the policy's, or the paper's of the flags."""
     if args.policy:
         policy = Policy.load(args.policy)
+        cli.refuse_beside_policy(args)
         speed = {name: getattr(args, name) for name in cli.SPEED}
         models = policy.load_classifiers(args.models, device, **speed)
         return models, policy, [model.flops for model in policy.models]
-    # never asked at such a threshold, so the deep one need not be had
-    stages = STAGES if args.threshold > SHALLOW_ALONE else STAGES[:1]
+    threshold = 0.5 if args.threshold is None else args.threshold
+    stages = STAGES if threshold > SHALLOW_ALONE else STAGES[:1]  # a deep model never asked need not be had
     models = [load_classifier(**cli.pair_options(args, stage), device=device) for stage in stages]
     path = weights_or_shipped(args.weight, lambda: models[0].num_classes)
     network = CLCNet.load(path, device=device)
@@ -94,7 +96,7 @@ def load_cascade(args: argparse.Namespace, device: torch.device) -> tuple[list[C
         )
     given = (args.shallow_model_FLOPs, args.deep_model_FLOPs)
     flops = [cost or getattr(model, "flops", None) for cost, model in itertools.zip_longest(given, models)]
-    return models, Policy([], Surest(CLCNET, network=network), [args.threshold] * (len(models) - 1)), flops
+    return models, Policy([], Surest(CLCNET, network=network), [threshold] * (len(models) - 1)), flops
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:

@@ -217,13 +217,13 @@ def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
         add(f"--{name}", type=finite_float, nargs="+", metavar="SHARE", help=shares)
 
 
+_PREPROCESSING = ("img_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 SPEED = ("amp", "channels_last", "compile", "tf32")  # of the flags, how models run
 
 
 def classifier_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `load_classifier` takes from the flags that all scripts with classifiers share."""
-    preprocessing = ("img_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
-    names = ("num_classes", *preprocessing, *SPEED)
+    names = ("num_classes", *_PREPROCESSING, *SPEED)
     return {name: getattr(args, name) for name in names}
 
 
@@ -231,6 +231,14 @@ def pair_options(args: argparse.Namespace, place: str) -> dict[str, Any]:
     """What `load_classifier` takes, of the "shallow" or the "deep" model of the flags."""
     name, weight = (getattr(args, f"{place}_{flag}") for flag in ("model", "model_weight"))
     return {"name": name or PAIR[place], "weight": weight, **classifier_options(args)}
+
+
+def refuse_beside_policy(args: argparse.Namespace) -> None:
+    """Raise ValueError where a flag says which models are used or how, beside a policy, which says it itself."""
+    models = [f"{place}_model{end}" for place in PAIR for end in ("", "_weight", "_FLOPs")]
+    for name in (*models, "num_classes", *_PREPROCESSING, "threshold"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--policy says what --{name.replace('_', '-')} would; leave one of the two out")
 
 
 def print_lines(*lines: str) -> None:

@@ -132,6 +132,15 @@ def test_a_policy_finds_its_models_from_any_folder_and_moves_with_them(
     assert [each.key for each in here] == [each.key for each in models]
 
 
+@pytest.mark.parametrize("flag", ["--threshold", "--deep-model", "--img-size"])
+def test_what_a_policy_says_is_not_said_again_by_flags(tmp_path: Path, flag: str) -> None:
+    Policy([Record("alone")], Surest("max softmax"), []).save(tmp_path / "cascade.json")
+    message = refusal(
+        scripts.run(EVALUATE_CUSTOM, "--custom-data", tmp_path, "--policy", tmp_path / "cascade.json", flag, 32)
+    )
+    assert f"--policy says what {flag} would" in message
+
+
 def test_classes_of_a_model_without_names_are_called_by_the_folders_of_its_table(
     tmp_path: Path, classifier_dir: Factory, image_folder: Factory
 ) -> None:
