@@ -17,13 +17,14 @@ import safetensors.torch
 import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from networks import classify
 from PIL import Image
 from timm.data import ImageDataset, create_loader, resolve_model_data_config
 
 from clcnet.classifiers import classifier as classifiers
 from clcnet.classifiers import fast, loading, stream, timing
 from clcnet.classifiers.classifier import Classifier, is_out_of_memory, load_classifier, resolve_device
-from clcnet.classifiers.stream import Batch, Round, classify
+from clcnet.classifiers.stream import Batch, Round
 from clcnet.data.images import list_images
 
 Factory = Callable[..., Path]
@@ -112,7 +113,7 @@ def test_the_transform_for_single_pictures_gives_the_same_probabilities_as_the_l
 ) -> None:
     images = list_images(image_folder(images_per_class=1, size=50))
     batch = torch.stack([classifier.transform(Image.open(path).convert("RGB")) for path in images.paths])
-    probs = np.concatenate([batch.probs for batch in classify(classifier, images, workers=0)])
+    probs = np.concatenate([batch.probs for batch in classify(classifier, images)])
     # the loader normalises whole batches of bytes, the transform single pictures: the last digits of float32 differ
     np.testing.assert_allclose(classifier.probabilities(batch).numpy(), probs, atol=1e-5)
 
@@ -258,7 +259,7 @@ def test_an_image_that_fails_once_is_reported_with_the_reason_of_that_once(
         return read(self, position)
 
     monkeypatch.setattr(loading.ImageDataset, "read", fail_once)
-    reasons = reasons_of(classify(classifier, list_images(image_folder()), workers=0))
+    reasons = reasons_of(classify(classifier, list_images(image_folder())))
     assert reasons == {0: "stale file handle"}
 
 
@@ -298,13 +299,13 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_the_user_is_told(
 def test_one_image_that_does_not_fit_is_an_error(image_folder: Factory, classifier: Classifier) -> None:
     classifier.model = LittleMemory(room=0)
     with pytest.raises(MemoryError, match="one image do not fit"):
-        list(classify(classifier, list_images(image_folder()), workers=0))
+        list(classify(classifier, list_images(image_folder())))
 
 
 def test_errors_other_than_memory_are_not_swallowed(image_folder: Factory, classifier: Classifier) -> None:
     classifier.model = torch.nn.Linear(1, 1)
     with pytest.raises(RuntimeError, match="shapes"):
-        list(classify(classifier, list_images(image_folder()), workers=0))
+        list(classify(classifier, list_images(image_folder())))
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
 
@@ -325,7 +326,7 @@ def test_a_gpu_starts_on_the_next_batch_before_the_answers_to_this_one_are_waite
     image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    launch = classifiers.HalvingForward.launch
+    forward = classifiers.HalvingForward.__call__
 
     def fetch(probs: torch.Tensor) -> Callable[[], np.ndarray]:
         return lambda: events.append("wait") or probs.numpy()
@@ -333,7 +334,7 @@ def test_a_gpu_starts_on_the_next_batch_before_the_answers_to_this_one_are_waite
     monkeypatch.setattr(stream, "_computes_apart", lambda device: True)
     monkeypatch.setattr(stream, "_fetch", fetch)
     monkeypatch.setattr(
-        classifiers.HalvingForward, "launch", lambda *arguments: events.append("launch") or launch(*arguments)
+        classifiers.HalvingForward, "__call__", lambda *arguments: events.append("launch") or forward(*arguments)
     )
     folder = image_folder()
     probs = probabilities_of_ours(classifier, folder, batch_size=5)
@@ -634,7 +635,7 @@ def test_fast_measures_the_model_itself(image_folder: Factory, classifier: Class
     images = list_images(image_folder())
     chosen = fast.fastest(classifier, images, batch_size=5)
     top1 = [
-        np.concatenate([batch.probs.argmax(axis=1) for batch in classify(each, images, workers=0)])
+        np.concatenate([batch.probs.argmax(axis=1) for batch in classify(each, images)])
         for each in (classifier, chosen)
     ]
     assert (top1[0] == top1[1]).all() and chosen.key == classifier.key

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import classify
 from scripts import interrupt_after
 
 import eval_custom_data as script
 from clcnet import CLCNet
 from clcnet.classifiers.classifier import load_classifier
-from clcnet.classifiers.stream import classify
 from clcnet.data.images import list_images
 
 Factory = Callable[..., Path]
@@ -76,7 +76,7 @@ def literal_rows(folder: Path, models: list[str], weight: Path, threshold: float
     images, clcnet = list_images(folder), CLCNet.load(weight)
     answers = []
     for name in models:
-        batches = classify(load_classifier(name, device="cpu"), images, batch_size=4, workers=0)
+        batches = classify(load_classifier(name, device="cpu"), images, batch_size=4)
         probs = np.concatenate([batch.probs for batch in batches])
         answers.append((probs.argmax(axis=1), clcnet.predict(-np.sort(-probs, axis=1))))
     rows = []

@@ -10,6 +10,7 @@ import forking
 import numpy as np
 import pytest
 import torch
+from networks import classify
 from PIL import Image
 from scripts import interrupt_after
 
@@ -22,7 +23,7 @@ from clcnet.classifiers.classifier import Classifier, load_classifier
 from clcnet.classifiers.decoded import DecodedImages
 from clcnet.classifiers.loading import ImageDataset
 from clcnet.classifiers.schedule import NOTHING, Indices, cut
-from clcnet.classifiers.stream import Batch, Round, classify, stream
+from clcnet.classifiers.stream import Batch, Round, stream
 from clcnet.data.images import ImageSet, list_images
 
 Factory = Callable[..., Path]
@@ -67,7 +68,7 @@ def probs(models: list[Classifier], images: ImageSet) -> np.ndarray:
     """(3, 27, 3): what each model says of every image when it is asked alone, classes in the first one's order."""
     found = []
     for model in models:
-        alone = np.concatenate([batch.probs for batch in classify(model, images, batch_size=4, workers=0)])
+        alone = np.concatenate([batch.probs for batch in classify(model, images, batch_size=4)])
         assert model.label_names is not None
         found.append(alone[:, [model.label_names.index(name) for name in CLASSES]])
     return np.stack(found)

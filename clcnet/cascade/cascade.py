@@ -198,7 +198,7 @@ class Cascade:
                     rows.append(row)
             if not rows:
                 continue
-            probs = self._forwards[stage](torch.stack(tensors))
+            probs = self._forwards[stage](torch.stack(tensors)).cpu().numpy()
             read[rows] = sound = np.isfinite(probs).all(axis=1)
             for image in images[rows][~sound].tolist():
                 errors[image] = (

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL
 import timm
 import torch
@@ -319,12 +318,8 @@ class HalvingForward:
     def __init__(self, classifier: Any, size: int) -> None:
         self.classifier, self.size = classifier, size
 
-    def __call__(self, batch: torch.Tensor) -> np.ndarray:
-        """Probabilities of a batch, (B, C)."""
-        return self.launch(batch).cpu().numpy()
-
-    def launch(self, batch: torch.Tensor) -> torch.Tensor:
-        """The same on the device, where they may be still to compute."""
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        """Probabilities of a batch, (B, C), on the device, where they may be still to compute."""
         while True:
             size = min(self.size, len(batch))
             try:

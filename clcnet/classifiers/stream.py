@@ -23,7 +23,7 @@ from clcnet import distributed
 from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size
 from clcnet.classifiers.decoded import DecodedImages
 from clcnet.classifiers.loading import ImageDataset, Loaded, collate, default_workers, loaded_batches
-from clcnet.classifiers.schedule import Entering, Indices, Schedule, Task, cut, later_batch_size
+from clcnet.classifiers.schedule import Entering, Indices, Schedule, Task, later_batch_size
 from clcnet.data.images import ImageSet
 
 _LEAST_SECONDS, _LEAST_WAITING = 10, 0.2
@@ -175,19 +175,6 @@ def _rounds(
         started, waited = now, 0.0
 
 
-def classify(
-    classifier: Classifier, images: ImageSet, batch_size: int | None = None, workers: int | None = None
-) -> Iterator[Batch]:
-    """Classify images, batch by batch and in order; nothing is kept.
-
-    A batch that does not fit into memory is halved, as are those after it, and the user is told.
-    """
-    batch_size = batch_size or default_batch_size(classifier.device)
-    batches = cut(np.arange(len(images)), batch_size)
-    for found in stream([classifier], images, batches, batch_size=batch_size, workers=workers):
-        yield from found.batches
-
-
 def _give(schedule: Schedule, given: deque[Task], num_images: int) -> Iterator[list[int]]:
     """The schedule as DataLoader takes it, called lazily from the loop that also adds the outcomes."""
     for task in schedule:
@@ -224,7 +211,7 @@ class Stage:
         batch = pixels.to(torch.float32, memory_format=self.layout).sub_(self.mean).div_(self.std)
         if self.classifier.compile and len(batch) < self.batch_size:  # another size would be compiled anew
             batch = torch.cat([batch, batch[:1].expand(self.batch_size - len(batch), -1, -1, -1)])
-        fetched = _fetch(self.forward.launch(batch)[: len(readable)])
+        fetched = _fetch(self.forward(batch)[: len(readable)])
 
         def wait() -> Batch:
             answers = fetched()[readable]
