@@ -113,7 +113,7 @@ class _Run:
         if not len(indices):
             return []
         asked = zip(self.kept[: stage + 1], self.orders, strict=False)
-        going_on = indices[self.answers.take(indices, [kept.outputs(indices, order) for kept, order in asked])]
+        going_on = indices[self.answers.update(indices, [kept.outputs(indices, order) for kept, order in asked])]
         return self.enter(stage + 1, going_on) if len(going_on) else []
 
 
