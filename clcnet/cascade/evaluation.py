@@ -15,8 +15,8 @@ import torch
 
 from clcnet.cascade.answers import run_cascade
 from clcnet.cascade.curve import Curve
-from clcnet.cascade.rule import CLCNET, TEMPERED, Rule, known
-from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
+from clcnet.cascade.rule import Rule, known
+from clcnet.confidence import CLCNET, SIMPLE_CONFIDENCES, TEMPERED, fit_temperatures, tempered_top
 from clcnet.data.images import NUM_FOLDS, ImageSet, balanced_folds
 from clcnet.data.outputs import Outputs, Record, load_labelled, match_rows
 from clcnet.metrics import Bools, Ints

@@ -11,13 +11,13 @@ import numpy as np
 
 from clcnet import distributed
 from clcnet.cascade.evaluation import Evaluation, with_clcnet
-from clcnet.cascade.rule import CLCNET
 from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import Classifier
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
 from clcnet.classifiers.loading import sum_up_remarks
 from clcnet.classifiers.timing import describe_times, milliseconds_together
 from clcnet.cli import one_line
+from clcnet.confidence import CLCNET
 from clcnet.data.images import ImageSet
 from clcnet.data.outputs import Outputs
 from clcnet.metrics import Ints
