@@ -98,7 +98,7 @@ def load_cascade(args: argparse.Namespace, device: torch.device) -> tuple[list[C
     """The models, how they are used, and the models' FLOPs: the policy's, or the paper's of the flags."""
     options = cli.classifier_options(args)
     if args.policy:
-        policy = Policy.load(args.policy)
+        policy = Policy.load(args.policy, device)
         models = policy.load_classifiers(args.models, device, **{name: options[name] for name in cli.SPEED})
         return models, policy, [model.flops for model in policy.models]
     # never asked at such a threshold, so the deep one need not be had

@@ -33,7 +33,7 @@ from clcnet.cascade.drift import OnDrift, Watch
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.rule import Rule, Surest
 from clcnet.classifiers.classes import match_classes
-from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size
+from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size, resolve_device
 from clcnet.classifiers.loading import read_image
 from clcnet.confidence import CLCNET, Network
 from clcnet.data.images import IMAGE_FORMATS
@@ -124,7 +124,8 @@ class Cascade:
         Raises:
             OSError, ValueError: see `Policy.load` and `Policy.load_classifiers`.
         """
-        policy = path if isinstance(path, Policy) else Policy.load(path)
+        device = device if isinstance(device, torch.device) else resolve_device(device)
+        policy = path if isinstance(path, Policy) else Policy.load(path, device)
         cascade = cls.of(policy.load_classifiers(models, device), policy.rule, policy.thresholds, batch_size)
         cascade.policy = policy
         cascade._class_names = cascade._class_names or policy.class_names(cascade.models[0].num_classes)
