@@ -26,6 +26,7 @@ from clcnet.classifiers import fast, loading, stream, timing
 from clcnet.classifiers.classifier import Classifier, is_out_of_memory, load_classifier, resolve_device
 from clcnet.classifiers.stream import Batch, Round
 from clcnet.data.images import list_images
+from clcnet.data.outputs import Outputs, Record
 
 Factory = Callable[..., Path]
 
@@ -665,6 +666,27 @@ def test_models_are_timed_in_turns_and_by_the_batches_after_the_first(
     found = timing.milliseconds_together([classifier, other], list_images(image_folder()), batch_size=4)
     assert turns == [classifier.name, "other"] * timing.TURNS
     np.testing.assert_allclose(found, [[1000 * 1.5 / 20, 1000 * 4.0 / 20]] * timing.TURNS)
+
+
+def test_a_time_is_recorded_with_where_and_how_it_was_taken(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [load_classifier(model, device="cpu"), load_classifier(model, device="cpu", amp="bfloat16", compile=True)]
+    for each, name in zip(models, ("small", "big"), strict=True):
+        each.name, each.device = name, torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    outputs = [Outputs.from_probs(np.full((2, 3), 1 / 3), record=Record(each.name)) for each in models]
+    times = np.array([[1, 8], [3, 7], [2, 9.0]])
+    found = timing.with_times(outputs, models, times, 256, "reading included")
+    how = {"device": "GPU 1", "batch_size": 256, "images": "reading included"}
+    assert [each.record.milliseconds for each in found] == [2, 8]
+    assert [each.record.timed for each in found] == [
+        how | {"run": words} for words in ("float32", "bfloat16, compiled")
+    ]
+    assert capsys.readouterr().out == (
+        "time, on GPU 1, 256 images a batch, reading included, in 5 turns: small 2 ms an image (1 to 3) in float32, "
+        "big 8 ms an image (7 to 9) in bfloat16, compiled\n"
+    )
 
 
 def test_defaults_suit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

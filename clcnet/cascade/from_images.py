@@ -12,10 +12,10 @@ import numpy as np
 from clcnet import distributed
 from clcnet.cascade.evaluation import Evaluation, with_clcnet
 from clcnet.classifiers.classes import class_readings
-from clcnet.classifiers.classifier import Classifier
+from clcnet.classifiers.classifier import Classifier, default_batch_size
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
 from clcnet.classifiers.loading import sum_up_remarks
-from clcnet.classifiers.timing import describe_times, milliseconds_together
+from clcnet.classifiers.timing import milliseconds_together, with_times
 from clcnet.cli import one_line
 from clcnet.confidence import CLCNET
 from clcnet.data.images import ImageSet
@@ -78,11 +78,10 @@ def evaluation_of_images(
     if not distributed.is_main():
         return None
     if threshold is None:
-        print(f"time, in turns, reading images included: {describe_times([m.name for m in models], milliseconds)}")
         both = set(found[0].names) & set(found[-1].names)  # some may have been read by one model alone
         found = [each.subset(np.array([name in both for name in each.names])) for each in found]
-        times = zip(found, np.median(milliseconds, axis=0), strict=True)
-        found = [replace(each, record=replace(each.record, milliseconds=float(time))) for each, time in times]
+        size = batch_size or default_batch_size(models[0].device)
+        found = with_times(found, models, milliseconds, size, "reading included")
     return Evaluation(found, _folds(found[0], images), [model.name for model in models], unreadable, images)
 
 

@@ -150,14 +150,22 @@ class Classifier:
     def describe(self) -> str:
         """One line for the user: what the model is, what it sees, what it costs, where and how it runs."""
         config, (height, width) = self.data_config, self.input_size[1:]
-        precision = str(self.amp).removeprefix("torch.") if self.amp else "float32"
-        known = {"TF32": self.tf32, "channels last": self.channels_last, "compiled": self.compile}
-        options = [name for name, on in known.items() if on]
         return (
             f"{self.name}: {self.num_classes} classes, {height}x{width} pixels ({config['interpolation']}, crop "
             f"{config['crop_pct']:g} {config['crop_mode']}), {format_flops(self.flops)} multiply-adds an image, on "
-            + ", ".join([str(self.device), precision, *options])
+            f"{self.device}, {self.describe_run()}"
         )
+
+    def describe_run(self) -> str:
+        """How it runs: precision and options."""
+        precision = str(self.amp).removeprefix("torch.") if self.amp else "float32"
+        known = {"TF32": self.tf32, "channels last": self.channels_last, "compiled": self.compile}
+        return ", ".join([precision, *(name for name, on in known.items() if on)])
+
+    @property
+    def device_name(self) -> str:
+        """The GPU's own name, which times go by; of other devices torch's."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
 
 
 def versions() -> dict[str, str]:
