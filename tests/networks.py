@@ -55,5 +55,5 @@ def trained_looking(num_classes: int = 10, seed: int = 3) -> CLCNet:
 def classify(classifier: Classifier, images: ImageSet, batch_size: int = 64, workers: int = 0) -> Iterator[Batch]:
     """What a classifier says of images, batch by batch and in order, without store and script."""
     batches = cut(np.arange(len(images)), batch_size)
-    for found in stream([classifier], images, batches, batch_size=batch_size, workers=workers):
+    for found in stream([classifier], images, batches, batch_size, workers):
         yield from found.batches

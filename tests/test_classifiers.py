@@ -656,7 +656,7 @@ def test_models_are_timed_in_turns_and_by_the_batches_after_the_first(
     other = dataclasses.replace(classifier, name="other")
     turns: list[str] = []
 
-    def rounds(models: list[Classifier], images: object, batches: list[np.ndarray], **_: object) -> Iterable[Round]:
+    def rounds(models: list[Classifier], images: object, batches: list[np.ndarray], *_: object) -> Iterable[Round]:
         turns.append(models[0].name)
         seconds = [9.0, 0.2, 0.4, 0.6, 0.2, 0.1] if models[0] is classifier else [9.0] + [0.8] * 5
         for places, each in zip(batches, seconds, strict=True):

@@ -69,6 +69,14 @@ class Classifier:
     trained_top1: float | None = None
     loaded_from: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.model.to(memory_format=self.layout)
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Of weights and images in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
     @functools.cached_property
     def flops(self) -> float:
         """Billions of multiply-adds an image.
@@ -129,7 +137,7 @@ class Classifier:
     @torch.inference_mode()
     def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
         """Transformed images (B, channels, height, width) -> softmax (B, C) in float32, on `device`."""
-        batch = batch.to(self.device, memory_format=_memory_format(self.channels_last))
+        batch = batch.to(self.device, memory_format=self.layout)
         precision = torch.autocast(self.device.type, self.amp) if self.amp else contextlib.nullcontext()
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
@@ -255,7 +263,7 @@ def load_classifier(
     if inferred and (weight is not None or (":" in name and not name.startswith("hf-hub:timm/"))):
         label_names, inferred = None, False  # somebody's own thousand classes need not be ImageNet's
     return Classifier(
-        model=model.to(device).to(memory_format=_memory_format(channels_last)),
+        model=model.to(device),
         name=resolved,
         num_classes=timm_models.num_classes_of(model),
         label_names=label_names,
@@ -298,10 +306,6 @@ def _data_config(model: nn.Module, overrides: dict[str, Any]) -> dict[str, Any]:
     if min(overrides["std"] or [1]) <= 0:
         raise ValueError("--std takes numbers above 0")
     return resolve_model_data_config(model, overrides)
-
-
-def _memory_format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.preserve_format
 
 
 def _label_names(model: nn.Module) -> tuple[list[str] | None, bool]:

@@ -1,8 +1,9 @@
 """`--fast`: the quickest way to run a model on this machine whose answers are still the model's."""
 
-import dataclasses
 import itertools
 import time
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ def fastest(classifier: Classifier, images: ImageSet, batch_size: int | None = N
     A setting is taken if it is quicker and top-1 is that of the plain model on at least 99.9% of these images. Every
     process of a torchrun calls this; the main one tries and chooses.
     """
-    chosen: dict[str, object] = {}
+    chosen: dict[str, Any] = {}
     if distributed.is_main():
         size = batch_size or default_batch_size(classifier.device)
         places = np.unique(np.linspace(0, len(images) - 1, _BATCHES * size).astype(int))
@@ -34,7 +35,7 @@ def fastest(classifier: Classifier, images: ImageSet, batch_size: int | None = N
         best, agreement = before, 1.0
         for name, value in {"channels_last": True, "amp": torch.bfloat16, "compile": True}.items():
             try:
-                top1, seconds = _run(_with(classifier, **chosen, **{name: value}), images, size, batches)
+                top1, seconds = _run(replace(classifier, **chosen, **{name: value}), images, size, batches)
             except ValueError:  # it cannot be compiled here
                 continue
             agrees = float((top1 == plain).mean())
@@ -45,13 +46,7 @@ def fastest(classifier: Classifier, images: ImageSet, batch_size: int | None = N
             f"--fast: {words}; {before / best:.2f} times as fast on {len(places)} images, {agreement:.2%} of "
             "them with the same top-1"
         )
-    return _with(classifier, **distributed.broadcast(chosen))
-
-
-def _with(classifier: Classifier, **settings: object) -> Classifier:
-    changed = dataclasses.replace(classifier, **settings)  # type: ignore[arg-type]
-    changed.model.to(memory_format=torch.channels_last if changed.channels_last else torch.contiguous_format)
-    return changed
+    return replace(classifier, **distributed.broadcast(chosen))  # which lays out the model that they all share anew
 
 
 def _run(classifier: Classifier, images: ImageSet, size: int, batches: list[torch.Tensor]) -> tuple[np.ndarray, float]:

@@ -172,7 +172,7 @@ def classify_missing(
         return 0.0, 0.0
     spent = np.zeros(2)
     with tqdm(total=num_missing, unit="img", desc=Path(classifier.name).name, smoothing=0.1, disable=not kept) as bar:
-        for found in stream([classifier], images, batches, batch_size=batch_size, workers=workers):
+        for found in stream([classifier], images, batches, batch_size, workers):
             assert kept is not None, "rounds are handed out in the main process"
             for batch in found.batches:
                 kept.add(batch)

@@ -102,7 +102,7 @@ def _one_turn(
     classifier: Classifier, images: ImageSet, places: NDArray[np.int64], size: int, workers: int | None
 ) -> float:
     count, seconds, started = 0, 0.0, time.perf_counter()
-    for number, found in enumerate(stream([classifier], images, cut(places, size), batch_size=size, workers=workers)):
+    for number, found in enumerate(stream([classifier], images, cut(places, size), size, workers)):
         if number:
             count, seconds = count + found.num_images, seconds + found.seconds
         if number > 1 and time.perf_counter() - started > _SECONDS:
