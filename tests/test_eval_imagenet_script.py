@@ -376,7 +376,8 @@ def in_a_process(words):
     """The whole script but its report, in a process that was told its rank as by torchrun."""
     evaluation_report.write_report = lambda *_: {}
     evaluation_report.describe_recommendation = lambda *_: ""
-    from_images.milliseconds_together = one_millisecond
+    timing.TURNS = timing._BATCHES = 2
+    from_images.milliseconds_together = lambda *given: np.ones_like(timing.milliseconds_together(*given))
     script.main(script.get_args_parser().parse_args(words))
 
 

@@ -73,11 +73,10 @@ def evaluation_of_images(
             asked = distributed.broadcast(asked)
             if not len(asked):
                 break
-    if threshold is None:
-        milliseconds = milliseconds_together(models, images, batch_size, workers)
     if not distributed.is_main():
         return None
     if threshold is None:
+        milliseconds = milliseconds_together(models, images, batch_size, workers)
         both = set(found[0].names) & set(found[-1].names)  # some may have been read by one model alone
         found = [each.subset(np.array([name in both for name in each.names])) for each in found]
         size = batch_size or default_batch_size(models[0].device)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from clcnet import distributed
 from clcnet.classifiers.classifier import Classifier, default_batch_size, load_classifier
 from clcnet.classifiers.schedule import cut
 from clcnet.classifiers.stream import stream
@@ -28,11 +29,13 @@ def milliseconds_together(
 ) -> NDArray[np.float64]:
     """Time all models in turns, so that a busy moment of the machine hits all: (TURNS, K) milliseconds an image.
 
-    In batches, decoding included, as the models run. Of fewer images than a few batches some are classified again.
+    In batches, decoding included, as the models run; on one device, by the main process alone. Of fewer images than a
+    few batches some are classified again.
     """
     size = batch_size or default_batch_size(classifiers[0].device)
     places = np.resize(np.arange(len(images)), _BATCHES * size)
-    return _in_turns(classifiers, lambda classifier: _one_turn(classifier, images, places, size, workers))
+    with distributed.alone():
+        return _in_turns(classifiers, lambda classifier: _one_turn(classifier, images, places, size, workers))
 
 
 def timed_on_noise(outputs: Sequence[Outputs], device: torch.device) -> list[Outputs]:
