@@ -628,7 +628,7 @@ def test_fast_takes_what_gains_and_leaves_the_answers_as_they_are(
     chosen = fast.fastest(classifier, list_images(image_folder()), batch_size=7)
     assert (chosen.channels_last, chosen.amp, chosen.compile) == (True, None, False)
     assert capsys.readouterr().out == (
-        "--fast: channels last; 1.50 times as fast on 15 images, 100.00% of them with the same top-1\n"
+        "--fast: float32, channels last; 1.50 times as fast on 15 images, 100.00% of them with the same top-1\n"
     )
 
 

@@ -124,7 +124,7 @@ class Cascade:
         Raises:
             OSError, ValueError: see `Policy.load` and `Policy.load_classifiers`.
         """
-        device = device if isinstance(device, torch.device) else resolve_device(device)
+        device = resolve_device(device)
         policy = path if isinstance(path, Policy) else Policy.load(path, device)
         cascade = cls.of(policy.load_classifiers(models, device), policy.rule, policy.thresholds, batch_size)
         cascade.policy = policy

@@ -192,12 +192,14 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return simple
 
 
-def resolve_device(text: str | None = None) -> torch.device:
+def resolve_device(text: torch.device | str | None = None) -> torch.device:
     """The device named, or the best one here: cuda, then mps, then cpu. Processes of one torchrun take a GPU each.
 
     Raises:
         ValueError: there is no such device on this machine.
     """
+    if isinstance(text, torch.device):
+        return text
     if text is None:
         text = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -246,7 +248,7 @@ def load_classifier(
     Raises:
         ValueError, OSError: unknown name or device, or the weights cannot be had or do not fit.
     """
-    device = device if isinstance(device, torch.device) else resolve_device(device)
+    device = resolve_device(device)
     overrides: dict[str, Any] = {"img_size": img_size, "crop_pct": crop_pct, "crop_mode": crop_mode}
     overrides |= {"interpolation": interpolation, "mean": mean, "std": std}
     given = {"name": name, "weight": weight and str(weight), "num_classes": num_classes, **overrides}

@@ -14,6 +14,7 @@ from clcnet.classifiers.schedule import Task, cut
 from clcnet.classifiers.stream import Stage
 from clcnet.data.images import ImageSet
 
+_TRIED: dict[str, Any] = {"channels_last": True, "amp": torch.bfloat16, "compile": True}
 _BATCHES = 4
 _AGREEMENT = 0.999
 _LEAST_GAIN = 1.02  # what gains less may be chance
@@ -33,15 +34,15 @@ def fastest(classifier: Classifier, images: ImageSet, batch_size: int | None = N
         batches = [torch.stack([dataset[place][0] for place in batch.tolist()]) for batch in cut(places, size)]
         plain, before = _run(classifier, images, size, batches)
         best, agreement = before, 1.0
-        for name, value in {"channels_last": True, "amp": torch.bfloat16, "compile": True}.items():
+        for name, value in _TRIED.items():
             try:
-                top1, seconds = _run(replace(classifier, **chosen, **{name: value}), images, size, batches)
+                top1, seconds = _run(replace(classifier, **chosen | {name: value}), images, size, batches)
             except ValueError:  # it cannot be compiled here
                 continue
             agrees = float((top1 == plain).mean())
             if seconds * _LEAST_GAIN < best and agrees >= _AGREEMENT:
                 chosen[name], best, agreement = value, seconds, agrees
-        words = ", ".join("bfloat16" if name == "amp" else name.replace("_", " ") for name in chosen) or "nothing gains"
+        words = replace(classifier, **chosen).describe_run() if chosen else "nothing gains"
         print(
             f"--fast: {words}; {before / best:.2f} times as fast on {len(places)} images, {agreement:.2%} of "
             "them with the same top-1"

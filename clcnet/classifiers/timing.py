@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -83,12 +82,8 @@ def with_times(
 
 def _in_turns(classifiers: Sequence[Classifier], one_turn: Callable[[Classifier], float]) -> NDArray[np.float64]:
     found = np.empty((TURNS, len(classifiers)))
-    with tqdm(total=found.size, desc="timing", unit="turn", leave=False) as bar:
-        for turn in range(TURNS):
-            for k, classifier in enumerate(classifiers):
-                bar.set_postfix_str(Path(classifier.name).name)
-                found[turn, k] = one_turn(classifier)
-                bar.update()
+    for turn, k in tqdm([*np.ndindex(found.shape)], desc="timing", unit="turn", leave=False):
+        found[turn, k] = one_turn(classifiers[k])
     return found
 
 
