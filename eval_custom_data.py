@@ -79,7 +79,7 @@ def get_args_parser() -> cli.ArgumentParser:
 def load_cascade(args: argparse.Namespace, device: torch.device) -> tuple[list[Classifier], Policy, list[float | None]]:
     """The models, how they are used, and the models' FLOPs: the policy's, or the paper's of the flags."""
     if args.policy:
-        policy = Policy.load(args.policy)
+        policy = Policy.load(args.policy, device)
         cli.refuse_beside_policy(args)
         speed = {name: getattr(args, name) for name in cli.SPEED}
         models = policy.load_classifiers(args.models, device, **speed)

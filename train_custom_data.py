@@ -28,7 +28,7 @@ from clcnet.cascade.evaluation import evaluation_of_tables, images_of_outputs
 from clcnet.cascade.rule import know_classes
 from clcnet.cascade.suggestion import suggest_threshold
 from clcnet.classifiers.classifier import resolve_device
-from clcnet.classifiers.timing import milliseconds_of_records
+from clcnet.classifiers.timing import timed_on_noise
 from clcnet.data.checks import doubts
 from clcnet.data.images import list_images
 from clcnet.data.outputs import load_tables
@@ -100,8 +100,8 @@ def search(args: argparse.Namespace, folder: Path, device: torch.device) -> dict
         return {}
     milliseconds = None
     if args.cost == "time" or args.price_per_hour:
-        records = [each.record for each in evaluation.outputs]
-        milliseconds = milliseconds_of_records(records, device)
+        evaluation.outputs = timed_on_noise(evaluation.outputs, device)
+        milliseconds = evaluation.milliseconds
     asked = wanted.Wanted.of(args, milliseconds)
     return cascades.search_and_report(
         evaluation.outputs, evaluation.folds, asked, folder, args.weight_save / "cascade.json", photos

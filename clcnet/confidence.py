@@ -1,11 +1,12 @@
-"""Confidences without a network: what the probabilities alone say about the top-1 answer.
+"""How sure a model is of its top-1 answer, by name: every confidence, with CLCNet passed in where it is the one asked.
 
 Each function takes `sorted_probs` (N, n), descending rows that sum to 1, and returns (N,) float64, higher is surer.
-`SIMPLE_CONFIDENCES` lists those of one line by the name that the tables print, for comparison with CLCNet's score; one
-more, the tempered softmax, is fitted to a model's answers.
+`SIMPLE_CONFIDENCES` lists those of one line by the name that the tables print; the tempered softmax is fitted to a
+model's answers. Which answer stands, of several models', is the matter of rules (`cascade/rule.py`).
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from clcnet.metrics import Bools, Floats
 
 Probs = NDArray[np.float32]
 
+CLCNET, TEMPERED, CHANCE = "CLCNet", "temperature-scaled softmax", "chance"
 SUM_TOLERANCE = 1e-3  # how far a row of probabilities may be from summing to 1
 _TEMPERATURES = np.geomspace(0.2, 5, 21)  # neighbours differ by 17%, between which a parabola finds the best
 _FIT_ROWS = 10_000  # spread over the table; one number needs no more
@@ -49,6 +51,27 @@ SIMPLE_CONFIDENCES: dict[str, Callable[[Probs], Floats]] = {
     "entropy": negative_entropy,
     "sum of squares (DOCTOR)": sum_of_squares,
 }
+
+
+class Network(Protocol):
+    """What judges an answer: `CLCNet`, or anything with its `predict`."""
+
+    def predict(self, probs: Probs) -> NDArray[np.floating[Any]]:
+        """Sorted probabilities (N, n) -> (N,) confidence that the first is right."""
+
+
+def can_judge(confidence: str, network: Network | None) -> bool:
+    """Whether `confidence_of` knows this one."""
+    return confidence in SIMPLE_CONFIDENCES or (confidence == CLCNET and network is not None)
+
+
+def confidence_of(confidence: str, sorted_probs: Probs, network: Network | None) -> Floats:
+    """How sure sorted probabilities (N, n) are, (N,), by a one-line confidence or by CLCNet."""
+    if confidence in SIMPLE_CONFIDENCES:
+        return SIMPLE_CONFIDENCES[confidence](sorted_probs)
+    if network is None or confidence != CLCNET:
+        raise ValueError(f"the confidence {confidence!r} is not known, or its network is not at hand")
+    return network.predict(sorted_probs).astype(np.float64)
 
 
 def fit_temperatures(sorted_probs: Probs, correct: Bools, parts: Sequence[Bools] | None = None) -> Floats:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 # the main process may be writing a large table meanwhile; a process that died is noticed by torchrun, not by this
 _PATIENCE = datetime.timedelta(hours=12)
 _FAILED = "another process of this run failed or was killed; where it ran it says why, and the same command goes on"
+_alone = False
 
 
 @contextlib.contextmanager
@@ -72,14 +73,29 @@ def _meet_others() -> None:
         raise ConnectionAbortedError(_FAILED) from errors[0]
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let the main process work by itself meanwhile, as if there were no others; these wait in what follows."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
+
+
+def _several() -> bool:
+    return dist.is_initialized() and not _alone
+
+
 def rank() -> int:
     """This process's number, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _several() else 0
 
 
 def world_size() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _several() else 1
 
 
 def is_main() -> bool:
@@ -89,13 +105,13 @@ def is_main() -> bool:
 
 def barrier() -> None:
     """Wait for all processes."""
-    if dist.is_initialized():
+    if _several():
         _together(dist.barrier)
 
 
 def gather(value: Any) -> list[Any] | None:
     """Bring one value from every process to the main one: a list by rank there, None elsewhere."""
-    if not dist.is_initialized():
+    if not _several():
         return [value]
     values = [None] * world_size() if is_main() else None
     _together(dist.gather_object, value, values)
@@ -104,7 +120,7 @@ def gather(value: Any) -> list[Any] | None:
 
 def broadcast(value: Any) -> Any:
     """Give the main process's value to all."""
-    if not dist.is_initialized():
+    if not _several():
         return value
     box = [value]
     _together(dist.broadcast_object_list, box)

@@ -1,10 +1,15 @@
-"""Networks and rows for the tests: random ones, and the released network of the reference file."""
+"""For the tests: random networks and rows, the released network of the reference file, and a classifier asked alone."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from clcnet.classifiers.classifier import Classifier
+from clcnet.classifiers.schedule import cut
+from clcnet.classifiers.stream import Batch, stream
+from clcnet.data.images import ImageSet
 from clcnet.network.model import CLCNet, load_released_state
 
 REFERENCE = Path(__file__).parent / "data" / "clcnet_reference.npz"
@@ -45,3 +50,10 @@ def trained_looking(num_classes: int = 10, seed: int = 3) -> CLCNet:
             norm.running_mean.normal_(0, 0.1)
             norm.running_var.uniform_(0.5, 2)
     return model.eval()
+
+
+def classify(classifier: Classifier, images: ImageSet, batch_size: int = 64, workers: int = 0) -> Iterator[Batch]:
+    """What a classifier says of images, batch by batch and in order, without store and script."""
+    batches = cut(np.arange(len(images)), batch_size)
+    for found in stream([classifier], images, batches, batch_size, workers):
+        yield from found.batches

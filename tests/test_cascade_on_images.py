@@ -1,5 +1,6 @@
 """`Cascade` on pictures and paths: against its definition image by image, from several threads, with timm models."""
 
+import functools
 import math
 import os
 import re
@@ -142,6 +143,25 @@ def test_where_nothing_is_deferred_the_deep_model_is_not_called(models) -> None:
 def test_a_long_list_reaches_the_models_in_batches(models) -> None:
     Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), math.inf, batch_size=3)(PICTURES * 2)
     assert models[0].batches == models[1].batches == [3, 3, 2]
+
+
+def test_a_compiled_model_is_not_compiled_anew_for_every_number_of_images(
+    classifier_dir: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    model = load_classifier(f"local-dir:{classifier_dir()}", device="cpu", compile=True)
+    model.model = nn.Sequential(nn.Conv2d(3, 3, 32), nn.Flatten()).eval()
+    cascade = Cascade.of([model], Surest("max softmax"), [])
+    for count in (4, 3, 2, 1, 4, 1):
+        cascade(PICTURES[:count])
+    assert len(compiled) == 3  # the first size, any size, and a single image: padding as in step 5 would cost more
 
 
 def test_paths_and_pictures_of_any_mode_give_the_same(models, tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from networks import classify
 from PIL import Image
 
 from clcnet.classifiers.checkpoint import doubt_top1
 from clcnet.classifiers.classifier import Classifier, load_classifier
-from clcnet.classifiers.stream import classify
 from clcnet.data.images import list_images
 
 State = dict[str, torch.Tensor]
@@ -236,7 +236,7 @@ def test_a_model_trained_on_gray_images_sees_gray_images(tmp_path: Path, argumen
     side = classifier.input_size[1]
     (tmp_path / "images").mkdir()
     Image.new("L", (side, side), 51).save(tmp_path / "images" / "0.png")  # (51 / 255 - 0.5) / 0.25 = -1.2
-    (batch,) = classify(classifier, list_images(tmp_path / "images"), workers=0)
+    (batch,) = classify(classifier, list_images(tmp_path / "images"))
     with torch.inference_mode():
         expected = gray(torch.full((1, 1, side, side), -1.2)).softmax(dim=1).numpy()
     assert batch.probs == pytest.approx(expected, abs=1e-5)

@@ -17,14 +17,16 @@ import safetensors.torch
 import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from networks import classify
 from PIL import Image
 from timm.data import ImageDataset, create_loader, resolve_model_data_config
 
 from clcnet.classifiers import classifier as classifiers
 from clcnet.classifiers import fast, loading, stream, timing
 from clcnet.classifiers.classifier import Classifier, is_out_of_memory, load_classifier, resolve_device
-from clcnet.classifiers.stream import Batch, Round, classify
+from clcnet.classifiers.stream import Batch, Round
 from clcnet.data.images import list_images
+from clcnet.data.outputs import Outputs, Record
 
 Factory = Callable[..., Path]
 
@@ -112,7 +114,7 @@ def test_the_transform_for_single_pictures_gives_the_same_probabilities_as_the_l
 ) -> None:
     images = list_images(image_folder(images_per_class=1, size=50))
     batch = torch.stack([classifier.transform(Image.open(path).convert("RGB")) for path in images.paths])
-    probs = np.concatenate([batch.probs for batch in classify(classifier, images, workers=0)])
+    probs = np.concatenate([batch.probs for batch in classify(classifier, images)])
     # the loader normalises whole batches of bytes, the transform single pictures: the last digits of float32 differ
     np.testing.assert_allclose(classifier.probabilities(batch).numpy(), probs, atol=1e-5)
 
@@ -258,7 +260,7 @@ def test_an_image_that_fails_once_is_reported_with_the_reason_of_that_once(
         return read(self, position)
 
     monkeypatch.setattr(loading.ImageDataset, "read", fail_once)
-    reasons = reasons_of(classify(classifier, list_images(image_folder()), workers=0))
+    reasons = reasons_of(classify(classifier, list_images(image_folder())))
     assert reasons == {0: "stale file handle"}
 
 
@@ -298,13 +300,13 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_the_user_is_told(
 def test_one_image_that_does_not_fit_is_an_error(image_folder: Factory, classifier: Classifier) -> None:
     classifier.model = LittleMemory(room=0)
     with pytest.raises(MemoryError, match="one image do not fit"):
-        list(classify(classifier, list_images(image_folder()), workers=0))
+        list(classify(classifier, list_images(image_folder())))
 
 
 def test_errors_other_than_memory_are_not_swallowed(image_folder: Factory, classifier: Classifier) -> None:
     classifier.model = torch.nn.Linear(1, 1)
     with pytest.raises(RuntimeError, match="shapes"):
-        list(classify(classifier, list_images(image_folder()), workers=0))
+        list(classify(classifier, list_images(image_folder())))
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
 
@@ -325,7 +327,7 @@ def test_a_gpu_starts_on_the_next_batch_before_the_answers_to_this_one_are_waite
     image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    launch = classifiers.HalvingForward.launch
+    forward = classifiers.HalvingForward.__call__
 
     def fetch(probs: torch.Tensor) -> Callable[[], np.ndarray]:
         return lambda: events.append("wait") or probs.numpy()
@@ -333,7 +335,7 @@ def test_a_gpu_starts_on_the_next_batch_before_the_answers_to_this_one_are_waite
     monkeypatch.setattr(stream, "_computes_apart", lambda device: True)
     monkeypatch.setattr(stream, "_fetch", fetch)
     monkeypatch.setattr(
-        classifiers.HalvingForward, "launch", lambda *arguments: events.append("launch") or launch(*arguments)
+        classifiers.HalvingForward, "__call__", lambda *arguments: events.append("launch") or forward(*arguments)
     )
     folder = image_folder()
     probs = probabilities_of_ours(classifier, folder, batch_size=5)
@@ -626,7 +628,7 @@ def test_fast_takes_what_gains_and_leaves_the_answers_as_they_are(
     chosen = fast.fastest(classifier, list_images(image_folder()), batch_size=7)
     assert (chosen.channels_last, chosen.amp, chosen.compile) == (True, None, False)
     assert capsys.readouterr().out == (
-        "--fast: channels last; 1.50 times as fast on 15 images, 100.00% of them with the same top-1\n"
+        "--fast: float32, channels last; 1.50 times as fast on 15 images, 100.00% of them with the same top-1\n"
     )
 
 
@@ -634,7 +636,7 @@ def test_fast_measures_the_model_itself(image_folder: Factory, classifier: Class
     images = list_images(image_folder())
     chosen = fast.fastest(classifier, images, batch_size=5)
     top1 = [
-        np.concatenate([batch.probs.argmax(axis=1) for batch in classify(each, images, workers=0)])
+        np.concatenate([batch.probs.argmax(axis=1) for batch in classify(each, images)])
         for each in (classifier, chosen)
     ]
     assert (top1[0] == top1[1]).all() and chosen.key == classifier.key
@@ -654,7 +656,7 @@ def test_models_are_timed_in_turns_and_by_the_batches_after_the_first(
     other = dataclasses.replace(classifier, name="other")
     turns: list[str] = []
 
-    def rounds(models: list[Classifier], images: object, batches: list[np.ndarray], **_: object) -> Iterable[Round]:
+    def rounds(models: list[Classifier], images: object, batches: list[np.ndarray], *_: object) -> Iterable[Round]:
         turns.append(models[0].name)
         seconds = [9.0, 0.2, 0.4, 0.6, 0.2, 0.1] if models[0] is classifier else [9.0] + [0.8] * 5
         for places, each in zip(batches, seconds, strict=True):
@@ -664,6 +666,27 @@ def test_models_are_timed_in_turns_and_by_the_batches_after_the_first(
     found = timing.milliseconds_together([classifier, other], list_images(image_folder()), batch_size=4)
     assert turns == [classifier.name, "other"] * timing.TURNS
     np.testing.assert_allclose(found, [[1000 * 1.5 / 20, 1000 * 4.0 / 20]] * timing.TURNS)
+
+
+def test_a_time_is_recorded_with_where_and_how_it_was_taken(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [load_classifier(model, device="cpu"), load_classifier(model, device="cpu", amp="bfloat16", compile=True)]
+    for each, name in zip(models, ("small", "big"), strict=True):
+        each.name, each.device = name, torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    outputs = [Outputs.from_probs(np.full((2, 3), 1 / 3), record=Record(each.name)) for each in models]
+    times = np.array([[1, 8], [3, 7], [2, 9.0]])
+    found = timing.with_times(outputs, models, times, 256, "reading included")
+    how = {"device": "GPU 1", "batch_size": 256, "images": "reading included"}
+    assert [each.record.milliseconds for each in found] == [2, 8]
+    assert [each.record.timed for each in found] == [
+        how | {"run": words} for words in ("float32", "bfloat16, compiled")
+    ]
+    assert capsys.readouterr().out == (
+        "time, on GPU 1, 256 images a batch, reading included, in 5 turns: small 2 ms an image (1 to 3) in float32, "
+        "big 8 ms an image (7 to 9) in bfloat16, compiled\n"
+    )
 
 
 def test_defaults_suit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

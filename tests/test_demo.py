@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from networks import classify
 from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_digits
@@ -18,7 +19,6 @@ from timm.data import create_transform, resolve_data_config
 from clcnet import cli
 from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import load_classifier
-from clcnet.classifiers.stream import classify
 from clcnet.data.images import list_images
 from examples import demo
 
@@ -170,7 +170,7 @@ def test_the_manifest_states_the_accuracy_that_the_package_measures(made: tuple[
     images = list_images(folder / "imagenet_splits_5")
     for stage, entry in manifest["classifiers"].items():  # type: ignore[attr-defined]
         classifier = load_classifier(f"local-dir:{folder / stage}", device="cpu")
-        answers = np.concatenate([batch.probs.argmax(1) for batch in classify(classifier, images, workers=0)])
+        answers = np.concatenate([batch.probs.argmax(1) for batch in classify(classifier, images)])
         top1 = 100 * (answers == class_readings(images, classifier)[0].of(images.targets)).mean()
         assert top1 == pytest.approx(entry["top1"], abs=1e-9)
         assert classifier.flops == entry["flops"]

@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import classify
 from scripts import interrupt_after
 
 import eval_custom_data as script
-from clcnet import CLCNet
+from clcnet import Cascade, CLCNet
+from clcnet.cascade.policy import Policy
+from clcnet.cascade.rule import Surest
 from clcnet.classifiers.classifier import load_classifier
-from clcnet.classifiers.stream import classify
 from clcnet.data.images import list_images
+from clcnet.data.outputs import Record
 
 Factory = Callable[..., Path]
 Evaluate = Callable[..., dict[str, Any]]
@@ -76,7 +79,7 @@ def literal_rows(folder: Path, models: list[str], weight: Path, threshold: float
     images, clcnet = list_images(folder), CLCNet.load(weight)
     answers = []
     for name in models:
-        batches = classify(load_classifier(name, device="cpu"), images, batch_size=4, workers=0)
+        batches = classify(load_classifier(name, device="cpu"), images, batch_size=4)
         probs = np.concatenate([batch.probs for batch in batches])
         answers.append((probs.argmax(axis=1), clcnet.predict(-np.sort(-probs, axis=1))))
     rows = []
@@ -115,6 +118,17 @@ def assert_same(row: Row, expected: dict[str, Any]) -> None:
 
 
 # ---------------------------------------------------------------- content
+
+
+def test_clcnet_runs_where_the_models_run(models: list[str], weight: Path, tmp_path: Path) -> None:
+    device = torch.device("meta")  # stands for a GPU: nothing is computed
+    policy = tmp_path / "cascade.json"
+    records = [Record(name, loaded_from={"name": name}) for name in models]
+    Policy(records, Surest(network=CLCNet.load(weight)), [0.5]).save(policy, weight)
+    words = command_line(tmp_path, models, weight, tmp_path / "result.csv")
+    rules = [script.load_cascade(parse([*words, *more]), device)[1].rule for more in ([], ["--policy", str(policy)])]
+    for rule in (*rules, Cascade.from_policy(policy, device).rule):
+        assert rule.network.final_weight.device == device
 
 
 def test_every_row_is_what_the_definition_says(

@@ -275,10 +275,28 @@ def test_time_and_money_come_from_one_measurement_of_all_models_in_turns(
     money = ("--cost", "time", "--price-per-hour", 3600, "--images-per-month", 1e6)
     finished = train(tmp_path / "weights", "--cls-output", *files, *money)
     assert finished.code == 0, finished.err
-    assert "batches of random pixels in 5 turns, without reading images" in finished.out
+    assert "time, on cpu, 64 images a batch, random pixels without reading, in 5 turns: " in finished.out
     assert "Hours a month" in finished.out and "Money a month" in finished.out
     recommended = json.loads((tmp_path / "weights" / "results" / "recommendation.json").read_text())
     assert all(0 < rival["milliseconds"] < 1000 for rival in recommended["rivals"])
+    how = {"device": "cpu", "batch_size": 64, "images": "random pixels without reading", "run": "float32"}
+    assert all(model.timed == how for model in Policy.load(tmp_path / "weights" / "cascade.json").models)
+
+
+@pytest.mark.parametrize(
+    ("other", "alike"),
+    [({}, True), ({"run": "bfloat16"}, True), ({"device": "another GPU"}, False), ({"batch_size": 256}, False)],
+)
+def test_times_taken_elsewhere_or_otherwise_are_not_compared_and_a_line_says_so(
+    tmp_path: Path, other: dict[str, object], alike: bool
+) -> None:
+    how: dict[str, object] = {"device": "a GPU", "batch_size": 64, "images": "reading included", "run": "float32"}
+    files = save_outputs(tmp_path, {"small": 2.0, "big": 4.0}, milliseconds=3.0, timed=how)
+    outputs = Outputs.load(files[1])
+    dataclasses.replace(outputs, record=dataclasses.replace(outputs.record, timed=how | other)).save(files[1])
+    finished, _ = search(tmp_path, "--outputs", *files)
+    assert ("times are not compared" in finished.out) is not alike
+    assert ("milliseconds" in pd.read_csv(tmp_path / "performance.csv")) is alike
 
 
 @pytest.mark.parametrize("script", [TRAIN_CUSTOM, EVALUATE_FOLDS])

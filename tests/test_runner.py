@@ -10,6 +10,7 @@ import forking
 import numpy as np
 import pytest
 import torch
+from networks import classify
 from PIL import Image
 from scripts import interrupt_after
 
@@ -22,7 +23,7 @@ from clcnet.classifiers.classifier import Classifier, load_classifier
 from clcnet.classifiers.decoded import DecodedImages
 from clcnet.classifiers.loading import ImageDataset
 from clcnet.classifiers.schedule import NOTHING, Indices, cut
-from clcnet.classifiers.stream import Batch, Round, classify, stream
+from clcnet.classifiers.stream import Batch, Round, stream
 from clcnet.data.images import ImageSet, list_images
 
 Factory = Callable[..., Path]
@@ -67,7 +68,7 @@ def probs(models: list[Classifier], images: ImageSet) -> np.ndarray:
     """(3, 27, 3): what each model says of every image when it is asked alone, classes in the first one's order."""
     found = []
     for model in models:
-        alone = np.concatenate([batch.probs for batch in classify(model, images, batch_size=4, workers=0)])
+        alone = np.concatenate([batch.probs for batch in classify(model, images, batch_size=4)])
         assert model.label_names is not None
         found.append(alone[:, [model.label_names.index(name) for name in CLASSES]])
     return np.stack(found)
@@ -311,7 +312,7 @@ def test_later_models_work_on_full_batches_between_those_of_the_first_one(
     def every_other(batch: Batch) -> list[tuple[int, Indices]]:
         return [(1, batch.indices[::2])] if batch.stage == 0 else []
 
-    rounds = list(stream(models[:2], images, cut(np.arange(27), 4), every_other, batch_size=4, workers=workers))
+    rounds = list(stream(models[:2], images, cut(np.arange(27), 4), 4, workers, every_other))
     assert sizes(rounds, 0) == [4, 4, 4, 4, 4, 4, 3] and sizes(rounds, 1) == [4, 4, 4, 2]
     stages = [found.stage for found in rounds if found.stage != NOTHING]
     assert stages.index(1) < len(stages) - 1 - stages[::-1].index(0)
@@ -322,7 +323,7 @@ def test_an_answer_that_is_not_a_number_names_the_image_and_the_model(
 ) -> None:
     monkeypatch.setattr(Classifier, "probabilities", lambda self, batch: torch.full((len(batch), 3), torch.nan))
     with pytest.raises(ValueError, match=f"{images.paths[0].name}: the answer of {models[0].name} is not a number"):
-        list(stream(models, images, cut(np.arange(27), 4), batch_size=4, workers=0))
+        list(stream(models, images, cut(np.arange(27), 4), 4, workers=0))
 
 
 def test_the_last_models_time_is_that_of_its_rounds_the_first_of_which_sets_up() -> None:

@@ -174,6 +174,7 @@ SPOILT = {
     "an unknown kind of cost": ("fused", put("models", 0, "flops", "1")),
     "a cost beyond all bounds": ("fused", put("models", 0, "flops", 1e308)),
     "a negative cost": ("fused", put("models", 0, "milliseconds", -1)),
+    "a time taken nobody knows how": ("fused", put("models", 0, "timed", "fast")),
     "a forged line": ("fused", put("models", 0, "model", "small\n100% accurate")),
     "names that are numbers": ("fused", put("models", 0, "class_names", [1, 2, 3])),
     "a file for loaded_from": ("fused", put("models", 0, "loaded_from", "file")),

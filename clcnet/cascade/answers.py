@@ -1,4 +1,7 @@
-"""A cascade while it runs: an image goes on to the next model while the answer that stands is not sure enough."""
+"""What stands for each image while a cascade runs, and whether that is sure enough or the image goes on.
+
+When, and in which batch, the next model sees the image is not decided here but in `classifiers/schedule.py`.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ class Answers:
     def __len__(self) -> int:
         return len(self.places)
 
-    def take(self, images: Ints, outputs: Sequence[Outputs]) -> Bools:
+    def update(self, images: Ints, outputs: Sequence[Outputs]) -> Bools:
         """Let the rule speak on images that one more model has answered; says which of them go on to the next one."""
         stage, step = len(outputs) - 1, self.rule.step(outputs)
         if step.labels is not None:
@@ -100,6 +103,6 @@ def run_cascade(rule: Rule, thresholds: Sequence[float], num_images: int, ask: A
         going, seen = going[read], [*(one.subset(read) for one in seen), outputs]
         if not len(going):
             break
-        goes_on = answers.take(going, seen)
+        goes_on = answers.update(going, seen)
         going, seen = going[goes_on], [one.subset(goes_on) for one in seen]
     return answers

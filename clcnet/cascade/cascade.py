@@ -31,10 +31,11 @@ from torch import nn
 from clcnet.cascade.answers import run_cascade
 from clcnet.cascade.drift import OnDrift, Watch
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.rule import CLCNET, Network, Rule, Surest
+from clcnet.cascade.rule import Rule, Surest
 from clcnet.classifiers.classes import match_classes
-from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size
+from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size, resolve_device
 from clcnet.classifiers.loading import read_image
+from clcnet.confidence import CLCNET, Network
 from clcnet.data.images import IMAGE_FORMATS
 from clcnet.data.outputs import UNKNOWN, Outputs
 from clcnet.metrics import Bools, Ints
@@ -123,7 +124,8 @@ class Cascade:
         Raises:
             OSError, ValueError: see `Policy.load` and `Policy.load_classifiers`.
         """
-        policy = path if isinstance(path, Policy) else Policy.load(path)
+        device = resolve_device(device)
+        policy = path if isinstance(path, Policy) else Policy.load(path, device)
         cascade = cls.of(policy.load_classifiers(models, device), policy.rule, policy.thresholds, batch_size)
         cascade.policy = policy
         cascade._class_names = cascade._class_names or policy.class_names(cascade.models[0].num_classes)
@@ -198,7 +200,7 @@ class Cascade:
                     rows.append(row)
             if not rows:
                 continue
-            probs = self._forwards[stage](torch.stack(tensors))
+            probs = self._forwards[stage](torch.stack(tensors)).cpu().numpy()
             read[rows] = sound = np.isfinite(probs).all(axis=1)
             for image in images[rows][~sound].tolist():
                 errors[image] = (

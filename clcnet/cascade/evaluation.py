@@ -15,8 +15,8 @@ import torch
 
 from clcnet.cascade.answers import run_cascade
 from clcnet.cascade.curve import Curve
-from clcnet.cascade.rule import CLCNET, TEMPERED, Rule, known
-from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
+from clcnet.cascade.rule import Rule, known
+from clcnet.confidence import CLCNET, SIMPLE_CONFIDENCES, TEMPERED, fit_temperatures, tempered_top
 from clcnet.data.images import NUM_FOLDS, ImageSet, balanced_folds
 from clcnet.data.outputs import Outputs, Record, load_labelled, match_rows
 from clcnet.metrics import Bools, Ints
@@ -48,9 +48,10 @@ class Evaluation:
 
     @property
     def milliseconds(self) -> list[float] | None:
-        """Of each model an image, where all were measured."""
-        found = [each.record.milliseconds for each in self.outputs]
-        return None if None in found else [float(one) for one in found if one is not None]
+        """Of each model an image, where all were measured, and alike."""
+        records = [each.record for each in self.outputs]
+        found = [record.milliseconds for record in records if record.milliseconds is not None]
+        return found if len(found) == len(records) and _timed_alike(records) else None
 
 
 def evaluation_of_tables(
@@ -77,12 +78,21 @@ def evaluation_of_tables(
     nothing = [None] * len(paths)
     given = zip(tables, paths, models or nothing, flops or nothing, strict=True)
     records = [_record(table.record, path, model, cost) for table, path, model, cost in given]
+    times = [record for record in records if record.milliseconds is not None]
+    if not _timed_alike(times):
+        print("the tables' times are not compared: they were taken on several devices, or in several ways")
     order = range(len(paths)) if models or flops else np.argsort([record.flops or 0 for record in records]).tolist()
     names = [images.names[place] for place in places]
     outputs = [replace(tables[k].subset(np.argsort(matched[k])), names=names, record=records[k]) for k in order]
     folds = images.folds[places]
     sources = [str(paths[k]) for k in order]
     return Evaluation([with_clcnet(each, folds, networks) for each in outputs], folds, sources)
+
+
+def _timed_alike(records: Sequence[Record]) -> bool:
+    """Whether models were timed on one device, in batches of one size, with reading or all without."""
+    ways = [{"device": record.device} | record.timed | {"run": None} for record in records]
+    return all(way == ways[0] for way in ways)
 
 
 def _record(record: Record, path: Path, model: str | None, flops: float | None) -> Record:

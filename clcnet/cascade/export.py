@@ -31,10 +31,11 @@ with contextlib.suppress(ModuleNotFoundError):  # `check_extras` says what is mi
 from clcnet import cli
 from clcnet.cascade.fused import Fused
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.rule import CHANCE, CLCNET, TEMPERED, Rule, Surest
+from clcnet.cascade.rule import Rule, Surest
 from clcnet.cascade.rules import Average, Last
 from clcnet.classifiers.classes import match_classes
 from clcnet.classifiers.classifier import Classifier
+from clcnet.confidence import CHANCE, CLCNET, TEMPERED
 from clcnet.files import atomic_path, check_output
 from clcnet.network.model import CLCNet
 

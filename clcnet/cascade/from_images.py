@@ -11,13 +11,13 @@ import numpy as np
 
 from clcnet import distributed
 from clcnet.cascade.evaluation import Evaluation, with_clcnet
-from clcnet.cascade.rule import CLCNET
 from clcnet.classifiers.classes import class_readings
-from clcnet.classifiers.classifier import Classifier
+from clcnet.classifiers.classifier import Classifier, default_batch_size
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
 from clcnet.classifiers.loading import sum_up_remarks
-from clcnet.classifiers.timing import describe_times, milliseconds_together
+from clcnet.classifiers.timing import milliseconds_together, with_times
 from clcnet.cli import one_line
+from clcnet.confidence import CLCNET
 from clcnet.data.images import ImageSet
 from clcnet.data.outputs import Outputs
 from clcnet.metrics import Ints
@@ -75,17 +75,15 @@ def evaluation_of_images(
             asked = distributed.broadcast(asked)
             if not len(asked):
                 break
-    if threshold is None:
-        milliseconds = milliseconds_together(models, images, batch_size, workers)
     if not distributed.is_main():
         return None
     if threshold is None:
-        print(f"time, in turns, reading images included: {describe_times([m.name for m in models], milliseconds)}")
+        milliseconds = milliseconds_together(models, images, batch_size, workers)
         both = np.intersect1d(seen[0], seen[-1])  # some may have been read by one model alone
         found = [each.subset(np.isin(places, both)) for each, places in zip(found, seen, strict=True)]
         seen = [both]
-        times = zip(found, np.median(milliseconds, axis=0), strict=True)
-        found = [replace(each, record=replace(each.record, milliseconds=float(time))) for each, time in times]
+        size = batch_size or default_batch_size(models[0].device)
+        found = with_times(found, models, milliseconds, size, "reading included")
     return Evaluation(found, images.folds[seen[0]], [model.name for model in models], unreadable, images)
 
 

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.sparse import block_diag, diags_array
 
-from clcnet.cascade.rule import Network, Rule, Step, can_judge, confidence_of, labels_correct
-from clcnet.confidence import SIMPLE_CONFIDENCES, margin, max_softmax
+from clcnet.cascade.rule import Rule, Step, labels_correct
+from clcnet.confidence import SIMPLE_CONFIDENCES, Network, can_judge, confidence_of, margin, max_softmax
 from clcnet.data.images import NUM_FOLDS, spread_folds
 from clcnet.data.outputs import UNKNOWN, Outputs, sort_probs
 from clcnet.metrics import Bools, Floats, Ints, aurc

@@ -206,8 +206,8 @@ class Policy(ModelHubMixin):
         return hub.policy_card(self.rule.name, self.thresholds, models, measured)
 
     @classmethod
-    def load(cls, path: Path | str) -> Policy:
-        """Read a policy and the CLCNet weights that it names.
+    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> Policy:
+        """Read a policy and the CLCNet weights that it names, which are to run on this device.
 
         Raises:
             OSError: it is missing.
@@ -225,7 +225,7 @@ class Policy(ModelHubMixin):
             models = [Record.checked(model, f"model {place}") for place, model in enumerate(content["models"], 1)]
             policy = cls(
                 models=[_moved(model, _lying_beside(path.parent)) for model in models],
-                rule=rule_from_json(content["rule"], _network(content["clcnet"], path.parent)),
+                rule=rule_from_json(content["rule"], _network(content["clcnet"], path.parent, device)),
                 thresholds=[*map(_from_json, content["thresholds"])],
                 expected=expected
                 and Expected(**expected | {"accuracy_interval": tuple(expected["accuracy_interval"])}),
@@ -351,11 +351,11 @@ def _local(name: str) -> bool:
     return name.strip().lower().startswith("local")
 
 
-def _network(reference: dict[str, str] | None, folder: Path) -> CLCNet | None:
+def _network(reference: dict[str, str] | None, folder: Path, device: torch.device | str) -> CLCNet | None:
     if reference is None:
         return None
     weights = folder / reference["file"]  # anywhere, since it can do no more than be a CLCNet
     network = CLCNet.from_pretrained(weights) if weights.is_dir() else CLCNet.load(weights)
     if _digest(weights) != reference["digest"]:
         raise ValueError(f"the CLCNet weights {weights} are not those that it was measured with")
-    return network
+    return network.to(device)

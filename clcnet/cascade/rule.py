@@ -1,7 +1,7 @@
 """What a rule is: from the outputs of the models seen so far to the answer that stands, and how sure it is.
 
-`Surest` is the paper's. It goes by a confidence in each model's own answer: CLCNet's, one of the one-line scores, or
-the top probability of a tempered softmax.
+`Surest` is the paper's. It goes by a confidence in each model's own answer, one of those in `clcnet/confidence.py`:
+CLCNet's, one of the one-line scores, or the top probability of a tempered softmax.
 """
 
 from __future__ import annotations
@@ -10,23 +10,22 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
+from clcnet.confidence import (
+    CHANCE,
+    CLCNET,
+    TEMPERED,
+    Network,
+    can_judge,
+    confidence_of,
+    fit_temperatures,
+    tempered_top,
+)
 from clcnet.data.outputs import UNKNOWN, Outputs
 from clcnet.metrics import Bools, Floats, Ints
-
-CLCNET, TEMPERED, CHANCE = "CLCNet", "temperature-scaled softmax", "chance"
-
-
-class Network(Protocol):
-    """What judges an answer: `CLCNet`, or anything with its `predict`."""
-
-    def predict(self, probs: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
-        """Sorted probabilities (N, n) -> (N,) confidence that the first is right."""
 
 
 @dataclass(frozen=True)
@@ -141,20 +140,6 @@ class Surest(Rule):
             key: tuple(value) if isinstance(value, list) else value for key, value in fields.items() if key != "name"
         }
         return cls(**values, network=network)
-
-
-def can_judge(confidence: str, network: Network | None) -> bool:
-    """Whether `confidence_of` knows this one."""
-    return confidence in SIMPLE_CONFIDENCES or (confidence == CLCNET and network is not None)
-
-
-def confidence_of(confidence: str, sorted_probs: NDArray[np.float32], network: Network | None) -> Floats:
-    """How sure sorted probabilities (N, n) are, (N,), by a one-line confidence or by CLCNet."""
-    if confidence in SIMPLE_CONFIDENCES:
-        return SIMPLE_CONFIDENCES[confidence](sorted_probs)
-    if network is None or confidence != CLCNET:
-        raise ValueError(f"the confidence {confidence!r} is not known, or its network is not at hand")
-    return network.predict(sorted_probs).astype(np.float64)
 
 
 def know_classes(outputs: Sequence[Outputs]) -> bool:

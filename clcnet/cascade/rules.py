@@ -14,8 +14,8 @@ import numpy as np
 
 from clcnet.cascade.curve import Steps
 from clcnet.cascade.fused import Fused
-from clcnet.cascade.rule import CHANCE, CLCNET, TEMPERED, Network, Rule, Step, Surest, known, labels_correct
-from clcnet.confidence import SIMPLE_CONFIDENCES
+from clcnet.cascade.rule import Rule, Step, Surest, known, labels_correct
+from clcnet.confidence import CHANCE, CLCNET, SIMPLE_CONFIDENCES, TEMPERED, Network
 from clcnet.data.outputs import Outputs
 from clcnet.metrics import Ints
 

@@ -113,7 +113,7 @@ class _Run:
         if not len(indices):
             return []
         asked = zip(self.kept[: stage + 1], self.orders, strict=False)
-        going_on = indices[self.answers.take(indices, [kept.outputs(indices, order) for kept, order in asked])]
+        going_on = indices[self.answers.update(indices, [kept.outputs(indices, order) for kept, order in asked])]
         return self.enter(stage + 1, going_on) if len(going_on) else []
 
 
@@ -136,7 +136,7 @@ def run_folder(
         images: the images.
         readings: ways in which their classes may be the first model's; none where they have none.
         store: folder of what models said.
-        batch_size, workers: as in `stream`.
+        batch_size, workers: as in `stream`; by default what suits the device.
 
     Returns:
         What it found, in the main process; None in the others.
@@ -154,7 +154,7 @@ def run_folder(
         first, waiting = distributed.broadcast(_begin(run, batch_size) if run else None)
         stopwatch = Stopwatch(len(classifiers))
         decide: Callable[[Batch], Entering] = run.take if run else lambda batch: []
-        rounds = stream(classifiers, images, first, decide, waiting, batch_size, workers)
+        rounds = stream(classifiers, images, first, batch_size, workers, decide, waiting)
         for found in _with_progress(rounds, len(images), sum(map(len, first)), stopwatch, quiet=run is None):
             stopwatch.add(found)
         if run is None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL
 import timm
 import torch
@@ -69,6 +68,14 @@ class Classifier:
     tf32: bool = False
     trained_top1: float | None = None
     loaded_from: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.model.to(memory_format=self.layout)
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Of weights and images in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @functools.cached_property
     def flops(self) -> float:
@@ -130,7 +137,7 @@ class Classifier:
     @torch.inference_mode()
     def probabilities(self, batch: torch.Tensor) -> torch.Tensor:
         """Transformed images (B, channels, height, width) -> softmax (B, C) in float32, on `device`."""
-        batch = batch.to(self.device, memory_format=_memory_format(self.channels_last))
+        batch = batch.to(self.device, memory_format=self.layout)
         precision = torch.autocast(self.device.type, self.amp) if self.amp else contextlib.nullcontext()
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
@@ -151,14 +158,22 @@ class Classifier:
     def describe(self) -> str:
         """One line for the user: what the model is, what it sees, what it costs, where and how it runs."""
         config, (height, width) = self.data_config, self.input_size[1:]
-        precision = str(self.amp).removeprefix("torch.") if self.amp else "float32"
-        known = {"TF32": self.tf32, "channels last": self.channels_last, "compiled": self.compile}
-        options = [name for name, on in known.items() if on]
         return (
             f"{self.name}: {self.num_classes} classes, {height}x{width} pixels ({config['interpolation']}, crop "
             f"{config['crop_pct']:g} {config['crop_mode']}), {format_flops(self.flops)} multiply-adds an image, on "
-            + ", ".join([str(self.device), precision, *options])
+            f"{self.device}, {self.describe_run()}"
         )
+
+    def describe_run(self) -> str:
+        """How it runs: precision and options."""
+        precision = str(self.amp).removeprefix("torch.") if self.amp else "float32"
+        known = {"TF32": self.tf32, "channels last": self.channels_last, "compiled": self.compile}
+        return ", ".join([precision, *(name for name, on in known.items() if on)])
+
+    @property
+    def device_name(self) -> str:
+        """The GPU's own name, which times go by; of other devices torch's."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
 
 
 def versions() -> dict[str, str]:
@@ -177,12 +192,14 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return simple
 
 
-def resolve_device(text: str | None = None) -> torch.device:
+def resolve_device(text: torch.device | str | None = None) -> torch.device:
     """The device named, or the best one here: cuda, then mps, then cpu. Processes of one torchrun take a GPU each.
 
     Raises:
         ValueError: there is no such device on this machine.
     """
+    if isinstance(text, torch.device):
+        return text
     if text is None:
         text = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -231,7 +248,7 @@ def load_classifier(
     Raises:
         ValueError, OSError: unknown name or device, or the weights cannot be had or do not fit.
     """
-    device = device if isinstance(device, torch.device) else resolve_device(device)
+    device = resolve_device(device)
     overrides: dict[str, Any] = {"img_size": img_size, "crop_pct": crop_pct, "crop_mode": crop_mode}
     overrides |= {"interpolation": interpolation, "mean": mean, "std": std}
     given = {"name": name, "weight": weight and str(weight), "num_classes": num_classes, **overrides}
@@ -248,7 +265,7 @@ def load_classifier(
     if inferred and (weight is not None or (":" in name and not name.startswith("hf-hub:timm/"))):
         label_names, inferred = None, False  # somebody's own thousand classes need not be ImageNet's
     return Classifier(
-        model=model.to(device).to(memory_format=_memory_format(channels_last)),
+        model=model.to(device),
         name=resolved,
         num_classes=timm_models.num_classes_of(model),
         label_names=label_names,
@@ -293,10 +310,6 @@ def _data_config(model: nn.Module, overrides: dict[str, Any]) -> dict[str, Any]:
     return resolve_model_data_config(model, overrides)
 
 
-def _memory_format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.preserve_format
-
-
 def _label_names(model: nn.Module) -> tuple[list[str] | None, bool]:
     """Names of the model's classes and whether they are only inferred from their number."""
     names = timm_models.configuration(model).get("label_names")
@@ -319,12 +332,8 @@ class HalvingForward:
     def __init__(self, classifier: Any, size: int) -> None:
         self.classifier, self.size = classifier, size
 
-    def __call__(self, batch: torch.Tensor) -> np.ndarray:
-        """Probabilities of a batch, (B, C)."""
-        return self.launch(batch).cpu().numpy()
-
-    def launch(self, batch: torch.Tensor) -> torch.Tensor:
-        """The same on the device, where they may be still to compute."""
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        """Probabilities of a batch, (B, C), on the device, where they may be still to compute."""
         while True:
             size = min(self.size, len(batch))
             try:

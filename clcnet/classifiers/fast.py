@@ -1,8 +1,9 @@
 """`--fast`: the quickest way to run a model on this machine whose answers are still the model's."""
 
-import dataclasses
 import itertools
 import time
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from clcnet.classifiers.schedule import Task, cut
 from clcnet.classifiers.stream import Stage
 from clcnet.data.images import ImageSet
 
+_TRIED: dict[str, Any] = {"channels_last": True, "amp": torch.bfloat16, "compile": True}
 _BATCHES = 4
 _AGREEMENT = 0.999
 _LEAST_GAIN = 1.02  # what gains less may be chance
@@ -24,7 +26,7 @@ def fastest(classifier: Classifier, images: ImageSet, batch_size: int | None = N
     A setting is taken if it is quicker and top-1 is that of the plain model on at least 99.9% of these images. Every
     process of a torchrun calls this; the main one tries and chooses.
     """
-    chosen: dict[str, object] = {}
+    chosen: dict[str, Any] = {}
     if distributed.is_main():
         size = batch_size or default_batch_size(classifier.device)
         places = np.unique(np.linspace(0, len(images) - 1, _BATCHES * size).astype(int))
@@ -32,26 +34,20 @@ def fastest(classifier: Classifier, images: ImageSet, batch_size: int | None = N
         batches = [torch.stack([dataset[place][0] for place in batch.tolist()]) for batch in cut(places, size)]
         plain, before = _run(classifier, images, size, batches)
         best, agreement = before, 1.0
-        for name, value in {"channels_last": True, "amp": torch.bfloat16, "compile": True}.items():
+        for name, value in _TRIED.items():
             try:
-                top1, seconds = _run(_with(classifier, **chosen, **{name: value}), images, size, batches)
+                top1, seconds = _run(replace(classifier, **chosen | {name: value}), images, size, batches)
             except ValueError:  # it cannot be compiled here
                 continue
             agrees = float((top1 == plain).mean())
             if seconds * _LEAST_GAIN < best and agrees >= _AGREEMENT:
                 chosen[name], best, agreement = value, seconds, agrees
-        words = ", ".join("bfloat16" if name == "amp" else name.replace("_", " ") for name in chosen) or "nothing gains"
+        words = replace(classifier, **chosen).describe_run() if chosen else "nothing gains"
         print(
             f"--fast: {words}; {before / best:.2f} times as fast on {len(places)} images, {agreement:.2%} of "
             "them with the same top-1"
         )
-    return _with(classifier, **distributed.broadcast(chosen))
-
-
-def _with(classifier: Classifier, **settings: object) -> Classifier:
-    changed = dataclasses.replace(classifier, **settings)  # type: ignore[arg-type]
-    changed.model.to(memory_format=torch.channels_last if changed.channels_last else torch.contiguous_format)
-    return changed
+    return replace(classifier, **distributed.broadcast(chosen))  # which lays out the model that they all share anew
 
 
 def _run(classifier: Classifier, images: ImageSet, size: int, batches: list[torch.Tensor]) -> tuple[np.ndarray, float]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -103,7 +102,7 @@ class Kept:
     @functools.cached_property
     def record(self) -> Record:
         """Where the outputs come from; the multiply-adds are counted once in the life of the store."""
-        classifier, device = self.classifier, self.classifier.device
+        classifier = self.classifier
         if is_number(self.store.about.get("flops"), 1e-9, 1e9):  # a stranger may have left the store
             classifier.flops = float(self.store.about["flops"])
         else:
@@ -114,7 +113,7 @@ class Kept:
             flops=classifier.flops,
             class_names=classifier.label_names,
             preprocessing=classifier.data_config,
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+            device=classifier.device_name,
             versions=versions(),
             loaded_from=classifier.loaded_from,
         )
@@ -173,7 +172,7 @@ def classify_missing(
         return 0.0, 0.0
     spent = np.zeros(2)
     with tqdm(total=num_missing, unit="img", desc=Path(classifier.name).name, smoothing=0.1, disable=not kept) as bar:
-        for found in stream([classifier], images, batches, batch_size=batch_size, workers=workers):
+        for found in stream([classifier], images, batches, batch_size, workers):
             assert kept is not None, "rounds are handed out in the main process"
             for batch in found.batches:
                 kept.add(batch)

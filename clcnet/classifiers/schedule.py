@@ -1,4 +1,6 @@
-"""The order of work of several models over many images: which batch of which model comes next. numpy alone.
+"""When which model runs on which images: the order of batches, and nothing of what is answered. numpy alone.
+
+Which images go on to the next model comes from outside, round by round (`cascade/answers.py` says it in step 5).
 
 The first model's batches are cut at fixed places. Images that go on to the next model wait, in order, until they fill a
 batch of it for every process; these batches then go before all earlier models'. So what stands together in a batch
@@ -70,7 +72,7 @@ class Schedule:
             if stage is None:
                 return
             self._under_way.append(stage)
-            yield Task(stage, self._take(stage)[self.rank])
+            yield Task(stage, self._next_batches(stage)[self.rank])
 
     def add(self, entering: Entering) -> None:
         """Take note of the next round's outcome: the images that go on."""
@@ -95,7 +97,7 @@ class Schedule:
                 return stage
         return None
 
-    def _take(self, stage: int) -> list[Indices]:
+    def _next_batches(self, stage: int) -> list[Indices]:
         """The next batches of a model, one for each process, empty where there are too few."""
         nothing = np.zeros(0, np.int64)
         if stage == NOTHING:

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from timm.data.loader import adapt_to_chs
 
 from clcnet import distributed
-from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size
+from clcnet.classifiers.classifier import Classifier, HalvingForward
 from clcnet.classifiers.decoded import DecodedImages
 from clcnet.classifiers.loading import ImageDataset, Loaded, collate, default_workers, loaded_batches
-from clcnet.classifiers.schedule import Entering, Indices, Schedule, Task, cut, later_batch_size
+from clcnet.classifiers.schedule import Entering, Indices, Schedule, Task, later_batch_size
 from clcnet.data.images import ImageSet
 
 _LEAST_SECONDS, _LEAST_WAITING = 10, 0.2
@@ -79,10 +79,10 @@ def stream(
     classifiers: Sequence[Classifier],
     images: ImageSet,
     first: Sequence[Indices],
+    batch_size: int,
+    workers: int | None = None,
     decide: Callable[[Batch], Entering] = lambda batch: (),
     waiting: Entering = (),
-    batch_size: int | None = None,
-    workers: int | None = None,
 ) -> Iterator[Round]:
     """Run images through models; every process of a torchrun calls this and runs through it.
 
@@ -90,10 +90,10 @@ def stream(
         classifiers: in the order in which an image sees them.
         images: those of which places are given.
         first: batches of the first model.
+        batch_size: images a batch of the first model.
+        workers: processes that decode; 0 decodes in this process; by default what suits the machine.
         decide: called in the main process for every batch, in order; says which images are to see which model next.
         waiting: images that are to see a later model from the start.
-        batch_size: images a batch of the first model; by default what suits the device.
-        workers: processes that decode; 0 decodes in this process; by default what suits the machine.
 
     Yields:
         In the main process what came of each round, in the schedule's order; elsewhere nothing.
@@ -103,7 +103,6 @@ def stream(
         MemoryError: a single image does not fit into memory.
         ChildProcessError: a decoding process died.
     """
-    batch_size = batch_size or default_batch_size(classifiers[0].device)
     sizes = [batch_size] + [later_batch_size(batch_size)] * (len(classifiers) - 1)
     decoded = DecodedImages() if len(classifiers) > 1 else None
     stages = [Stage(classifier, images, size, decoded) for classifier, size in zip(classifiers, sizes, strict=True)]
@@ -175,19 +174,6 @@ def _rounds(
         started, waited = now, 0.0
 
 
-def classify(
-    classifier: Classifier, images: ImageSet, batch_size: int | None = None, workers: int | None = None
-) -> Iterator[Batch]:
-    """Classify images, batch by batch and in order; nothing is kept.
-
-    A batch that does not fit into memory is halved, as are those after it, and the user is told.
-    """
-    batch_size = batch_size or default_batch_size(classifier.device)
-    batches = cut(np.arange(len(images)), batch_size)
-    for found in stream([classifier], images, batches, batch_size=batch_size, workers=workers):
-        yield from found.batches
-
-
 def _give(schedule: Schedule, given: deque[Task], num_images: int) -> Iterator[list[int]]:
     """The schedule as DataLoader takes it, called lazily from the loop that also adds the outcomes."""
     for task in schedule:
@@ -204,7 +190,6 @@ class Stage:
         self.classifier, self.batch_size = classifier, batch_size
         self.dataset = ImageDataset(images, classifier, decoded)
         self.forward = HalvingForward(classifier, batch_size)
-        self.layout = torch.channels_last if classifier.channels_last else torch.contiguous_format
         config = classifier.data_config
         self.mean, self.std = (  # in the units of the pixels, as timm's own loader has them
             torch.tensor([value * 255 for value in adapt_to_chs(config[name], config["input_size"][0])])
@@ -221,10 +206,10 @@ class Stage:
         if not len(readable):
             return lambda: Batch(task.stage, task.indices, readable, np.zeros((0, 0), np.float32), {})
         pixels = pixels.to(self.classifier.device, non_blocking=True).permute(0, 3, 1, 2)
-        batch = pixels.to(torch.float32, memory_format=self.layout).sub_(self.mean).div_(self.std)
+        batch = pixels.to(torch.float32, memory_format=self.classifier.layout).sub_(self.mean).div_(self.std)
         if self.classifier.compile and len(batch) < self.batch_size:  # another size would be compiled anew
             batch = torch.cat([batch, batch[:1].expand(self.batch_size - len(batch), -1, -1, -1)])
-        fetched = _fetch(self.forward.launch(batch)[: len(readable)])
+        fetched = _fetch(self.forward(batch)[: len(readable)])
 
         def wait() -> Batch:
             answers = fetched()[readable]

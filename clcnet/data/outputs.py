@@ -32,8 +32,9 @@ class Record:
         flops: billions of multiply-adds an image.
         class_names: by class index.
         preprocessing: timm's data configuration.
-        milliseconds: an image, where it was measured, on `device`.
-        device: where it ran.
+        milliseconds: an image, where it was measured.
+        timed: how that was: device, batch size, which images, and how the model ran.
+        device: where it ran when it said this.
         versions: of torch, timm and the like.
         loaded_from: the arguments of `load_classifier`.
     """
@@ -44,6 +45,7 @@ class Record:
     class_names: list[str] | None = None
     preprocessing: dict[str, Any] = field(default_factory=dict)
     milliseconds: float | None = None
+    timed: dict[str, Any] = field(default_factory=dict)
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     loaded_from: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +65,7 @@ class Record:
 
 
 def _is_sound(name: str, value: Any) -> bool:
-    if name in ("preprocessing", "versions", "loaded_from"):
+    if name in ("preprocessing", "timed", "versions", "loaded_from"):
         return isinstance(value, dict)
     if name == "class_names":
         return value is None or (isinstance(value, list) and all(map(is_line, value)))

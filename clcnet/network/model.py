@@ -144,8 +144,9 @@ class CLCNet(nn.Module, ModelHubMixin):
         calibration = self.calibration if calibrated else None
         scores = torch.empty(len(rows), dtype=torch.float32, device=device)
         for start in range(0, len(rows), batch_size):
-            block = _as_tensor(rows[start : start + batch_size]).to(device, torch.float32).contiguous()
-            check_sorted_probs(block.cpu().numpy(), first=start + 1)
+            given = _as_tensor(rows[start : start + batch_size])
+            check_sorted_probs(given.to("cpu", torch.float32).numpy(), first=start + 1)
+            block = given.to(device, torch.float32).contiguous()  # what was on the CPU is checked before it goes there
             filled = _fill(block)
             raw = scorer(filled)
             filled_scores = raw if calibration is None else calibration.apply(raw, filled)
