@@ -91,6 +91,10 @@ def test_coverage_at_risk_is_the_largest_that_a_threshold_can_give():
     assert metrics.coverage_at_risk(confidence, correct, 0.2) == 1.0
     assert metrics.coverage_at_risk(confidence, correct, 0.19) == 0.2
     assert metrics.coverage_at_risk([0.9, 0.8], [0, 1], 0.05) == 0.0
+    # of 100 images the 60th is wrong, the 80th, 90th and 95th, and all after it: 1/79, 4/95 and 5/96 are 1.3, 4.2, 5.2%
+    correct = ~np.isin(np.arange(1, 101), [60, 80, 90, *range(95, 101)])
+    found = metrics.summary(-np.arange(100), correct)
+    assert [found[f"coverage_at_{risk}%_risk"] for risk in (1, 2, 5)] == [0.59, 0.79, 0.95]
 
 
 def test_calibration_error_weighs_the_gap_of_each_bin_by_its_images():
