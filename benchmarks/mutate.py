@@ -12,6 +12,7 @@ stand with the reason in benchmarks/mutate.toml; exit code 1 if there are others
 import argparse
 import ast
 import difflib
+import functools
 import gc
 import inspect
 import json
@@ -161,8 +162,8 @@ class Net:
     code, or the constant its value. What is changed in a class is left to processes from the start.
     """
 
-    def __init__(self, tree: Path, mutants: list[Mutant], longest: float) -> None:
-        self.tree, self.mutants, self.longest = tree, mutants, longest
+    def __init__(self, tree: Path, mutants: list[Mutant], longest: float, warm: bool) -> None:
+        self.tree, self.mutants, self.longest, self.warm = tree, mutants, longest, warm
         self.path = mutants[0].path
         parsed = ast.walk(ast.parse((tree / self.path).read_text(encoding="utf-8")))
         bodies = [node for node in parsed if isinstance(node, ast.FunctionDef | ast.ClassDef)]
@@ -180,9 +181,11 @@ class Net:
                 self.functions.setdefault(function.__code__.co_qualname, []).append(function)
         gc.freeze()  # what was imported is not looked through again
         found = self.tree / "tests_by_line.json"
-        if self.forked(lambda: self.observe(file, found), None):
-            found.unlink(missing_ok=True)
-            sys.exit(2)
+        observe = functools.partial(self.observe, file, found)
+        if self.warm and (observe() or self.forked(lambda: self.run_items(list(self.items)), None)):
+            sys.exit("error: the tests do not pass in a process that is forked from one that ran them")
+        if not self.warm and self.forked(observe, None):
+            sys.exit("error: the tests fail before anything is changed")
         self.seconds, self.lines = json.loads(found.read_text(encoding="utf-8"))
         for place, mutant in enumerate(self.mutants):
             names = self.of_line(mutant.line)
@@ -227,7 +230,10 @@ class Net:
     def run_items(self, names: list[str], started: Callable[[str], object] = str) -> int:
         """Run these tests until one fails."""
         items = [self.items[name] for name in names]
-        for item, following in zip(items, [*items[1:], None], strict=True):
+        if self.warm and items:
+            self.session._setupstate.teardown_exact(items[0])  # what it does not share with the last one that ran
+        after = items[0] if self.warm and items else None  # keeps fixtures of the module and of the session
+        for item, following in zip(items, [*items[1:], after], strict=True):
             started(item.nodeid)
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.session.testsfailed:
@@ -285,7 +291,7 @@ class Net:
             if isinstance(value, FunctionType):
                 for function in self.functions.get(name, []):
                     function.__defaults__, function.__kwdefaults__ = value.__defaults__, value.__kwdefaults__
-            elif isinstance(value, int | float | str | tuple | list | dict | set | re.Pattern) and value != before:
+            elif type(value).__module__ in ("builtins", "numpy", "re") and repr(value) != repr(before):
                 for module in list(sys.modules.values()):
                     if name[:2] != "__" and vars(module).get(name) is before:
                         setattr(module, name, value)
@@ -299,7 +305,7 @@ class Net:
         return subprocess.run(command, cwd=self.tree, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
 
 
-def run_mutants(tree: Path, mutants: list[Mutant], files: list[str], longest: float) -> None:
+def run_mutants(tree: Path, mutants: list[Mutant], files: list[str], *how: Any) -> None:
     """In a process of its own: collect the tests in a copy of the tree, and run them for each mutant."""
     os.chdir(tree)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -307,21 +313,21 @@ def run_mutants(tree: Path, mutants: list[Mutant], files: list[str], longest: fl
     sys.path[:] = [str(tree), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT)]
     import pytest
 
-    pytest.main([*QUICK, f"--basetemp={tree.parent / 'made'}", *files], plugins=[Net(tree, mutants, longest)])
+    pytest.main([*QUICK, f"--basetemp={tree.parent / 'made'}", *files], plugins=[Net(tree, mutants, *how)])
 
 
-def survivors_of(mutants: list[Mutant], files: list[str], trees: list[Path], longest: float) -> list[Mutant]:
+def survivors_of(mutants: list[Mutant], files: list[str], trees: list[Path], *how: Any) -> list[Mutant]:
     """The mutants that no test notices; each copy of the tree serves one process."""
     processes = []
     for place, tree in enumerate(trees):
         (tree / "told.jsonl").write_text("")
-        processes.append(FORKED.Process(target=run_mutants, args=(tree, mutants[place :: len(trees)], files, longest)))
+        processes.append(FORKED.Process(target=run_mutants, args=(tree, mutants[place :: len(trees)], files, *how)))
         processes[-1].start()
     for process in processes:
         process.join()
     told = [json.loads(line) for tree in trees for line in (tree / "told.jsonl").read_text().splitlines()]
     if len(told) < len(mutants):
-        sys.exit(f"error: {' '.join(files)} fail before anything is changed")
+        sys.exit(2)
     for tree in trees:
         shutil.copy(ROOT / mutants[0].path, tree / mutants[0].path)
     alive = [(line, diff) for line, diff, failed in told if failed is False]
@@ -363,6 +369,7 @@ def main() -> None:
     parser.add_argument(
         "--longest", type=float, default=60, metavar="S", help="seconds of a test worth it (default: 60)"
     )
+    parser.add_argument("--warm", action="store_true", help="make the tests' fixtures once, by the module as it is")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="mutants at a time (default: 2)")
     args = parser.parse_args()
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -375,7 +382,7 @@ def main() -> None:
             mutants = [mutant for mutant in mutants_of(path) if first <= mutant.line <= last]
             mutants = random.Random(args.seed).sample(mutants, min(args.sample or len(mutants), len(mutants)))
             files, started = args.tests or tests_of(path), time.perf_counter()
-            alive = sorted(survivors_of(mutants, files, trees[: len(mutants)], args.longest))
+            alive = sorted(survivors_of(mutants, files, trees[: len(mutants)], args.longest, args.warm))
             print(
                 f"{path}: {len(mutants)} mutants, {len(alive)} alive, {time.perf_counter() - started:.0f} s", flush=True
             )

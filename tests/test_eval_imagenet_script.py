@@ -14,7 +14,6 @@ from forking import run_together
 
 import eval_imagenet_5fold_cv as script
 from clcnet.cascade import comparison, from_images, selection
-from clcnet.cascade.selection import Reference
 from clcnet.classifiers import timing
 from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import load_classifier
@@ -23,7 +22,6 @@ from clcnet.data.images import list_images
 from clcnet.data.outputs import Outputs
 from clcnet.network.model import CLCNet
 from clcnet.report import evaluation_report, plots
-from clcnet.report.paper_table import parse_references
 
 ROOT = script.cli.ROOT
 
@@ -364,12 +362,6 @@ def test_targets_are_chosen_for_and_printed(run, table_flags, tmp_path, capsys):
     assert not outcome["recommendation"].reached
     with pytest.raises(SystemExit):
         run(*table_flags, "--target-accuracy", 70, "--target-FLOPs", 3)
-
-
-def test_references_are_read():
-    assert len(parse_references("paper")) == 8
-    assert parse_references("net:70.5:1.5") == [Reference("net", 70.5, 1.5)]
-    assert parse_references("local-dir:net:70.5:1.5") == [Reference("local-dir:net", 70.5, 1.5)]
 
 
 def in_a_process(words):

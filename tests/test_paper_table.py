@@ -1,5 +1,9 @@
 """The paper's table from simulated outputs of eight models, and its rows by hand on a small cascade."""
 
+import argparse
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,12 +14,28 @@ from clcnet.report.paper_table import (
     accuracy_interval,
     cascade_name,
     display_name,
+    distinct_names,
     merge_frames,
+    parse_references,
     results_frame,
 )
 
 NUM_IMAGES = 10_000
 FOLDS = np.arange(NUM_IMAGES) % 5
+
+
+def test_the_papers_models_are_those_of_its_table():
+    text = (Path(__file__).parent.parent / "benchmarks" / "results" / "paper.md").read_text()
+    rows = re.findall(r"\| (EfficientNet-B\d) +\| ([\d.]+)% +\| -- +\| ([\d.]+)B", text)
+    assert parse_references("paper") == [Reference(name, float(percent), float(flops)) for name, percent, flops in rows]
+
+
+def test_references_are_a_name_a_percentage_and_billions():
+    assert parse_references("net:100:1.5") == [Reference("net", 100, 1.5)]
+    assert parse_references("local-dir:net:70.5:1.5") == [Reference("local-dir:net", 70.5, 1.5)]
+    for wrong in ("net", ":70:1", "net:0:1", "net:100.5:1", "net:70:0", "net:70:inf", "net:nan:1"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is neither `paper` nor NAME:PERCENT:BILLIONS"):
+            parse_references(wrong)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +163,9 @@ def test_names_are_shortened_as_in_the_paper():
     assert cascade_name(["tf_efficientnet_b0.aa_in1k", "tf_efficientnet_b4"]) == "CLCNet (S:B0+D:B4)"
     assert cascade_name(["local-dir:x/shallow/", "resnet56"]) == "CLCNet (S:shallow+D:resnet56)"
     assert cascade_name(["efficientnet_b0", "efficientnet_b2", "resnet56"]) == "CLCNet (B0+B2+resnet56)"
+    models = ["local-dir:a/x/deep", "local-dir:b/x/deep", "local-dir:b/x/deep", "resnet56"]
+    assert distinct_names(models) == ["a/x/deep", "b/x/deep", "b/x/deep (2)", "resnet56"]
+    assert distinct_names(["local-dir:a/deep", "local-dir:b/deep"]) == ["a/deep", "b/deep"]
 
 
 def test_accuracy_interval_is_exact():
