@@ -450,13 +450,3 @@ def test_a_folder_without_exactly_five_good_weights_is_refused_by_fold(
     for words in (workshop.command_on_tables(tmp_path), workshop.command(EVALUATE_FOLDS, tmp_path)):
         assert message in refusal(scripts.run(EVALUATE_FOLDS, *words, "--weight-save", weights))
         assert output.read_text() == "old"
-
-
-@pytest.mark.parametrize(("name", "message"), [("absent.zip", "No such file"), (".", "is not a file")])
-def test_a_custom_weight_that_is_no_file_is_refused(
-    workshop: Workshop, tmp_path: Path, name: str, message: str
-) -> None:
-    line = refusal(
-        scripts.run(EVALUATE_CUSTOM, *workshop.command(EVALUATE_CUSTOM, tmp_path), "--weight", tmp_path / name)
-    )
-    assert str(tmp_path / name) in line and message in line

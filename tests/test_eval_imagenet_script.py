@@ -101,14 +101,6 @@ def confidence_by_fold(weights, probs, folds):
     ]
 
 
-def test_threshold_searching_lists_the_released_grid(run, table_flags, tmp_path):
-    run(*table_flags, "--threshold-searching", "True")
-    result = pd.read_csv(tmp_path / "out" / "performance-result.csv")
-    assert len(result) == 49
-    assert result.threshold.tolist() == [round(0.05 + 0.02 * k, 2) for k in range(49)]
-    assert result.threshold.iloc[-1] == 1.01
-
-
 @pytest.mark.parametrize(
     "words, expected",
     [
@@ -207,21 +199,6 @@ def test_tables_of_different_images_name_the_first_missing(run, table_flags, tmp
         run(*table_flags)
 
 
-def test_tables_of_different_classes_are_refused(run, table_flags, images, tmp_path):
-    names = list_images(images).names
-    probs = np.full((len(names), 4), 0.25, dtype=np.float32)
-    correct = np.ones(len(names), dtype=bool)
-    Outputs(names, probs, correct=correct).save(tmp_path / "large.csv")
-    with pytest.raises(ValueError, match="large.csv has 4 classes but .*small.csv has 3"):
-        run(*table_flags)
-
-
-def test_missing_fold_weight_is_named(run, table_flags, weights):
-    (weights / "CLCNet_imagenet_split_3.zip").unlink()
-    with pytest.raises(FileNotFoundError, match="found 0 weights for fold 3"):
-        run(*table_flags)
-
-
 def test_weight_trained_on_the_images_it_should_judge_is_refused(run, table_flags, weights):
     shutil.copy(weights / "CLCNet_imagenet_split_2.zip", weights / "CLCNet_imagenet_split_4.zip")
     with pytest.raises(ValueError, match="split_4.zip was trained on fold 4, which it should judge"):
@@ -298,6 +275,9 @@ def test_what_step_3_asked_is_not_asked_again(run, models, images, weights, tmp_
     assert asked == {models[1]: 30, models[3]: 30}
     run(*models, "--threshold-searching")
     run(*models, "--threshold", "0.5")
+    CLCNet(3).save(tmp_path / "w.zip")
+    custom = ["--custom-data", images, "--weight", tmp_path / "w.zip", "--result", tmp_path / "r.csv", *table[2:4]]
+    assert "60 answers were in the store" in scripts.run(scripts.EVALUATE_CUSTOM, *custom, *models, "-j", 0).out
     assert asked == {models[1]: 30, models[3]: 30}
 
 

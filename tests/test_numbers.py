@@ -10,7 +10,6 @@ import torch
 from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, GENERATE, TRAIN_CUSTOM, TRAIN_FOLDS, Workshop, refusal
 
 from clcnet import CLCNet
-from clcnet.cascade.curve import decide, surest_steps, sweep
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.checks import check_sorted_probs
@@ -102,10 +101,3 @@ def test_thresholds_beyond_all_scores_ask_the_deep_model_never_or_always(
     right = [line.endswith("1") for line in workshop.table("shallow").read_text().splitlines()]
     if not deferred:
         assert float(figures["accuracy"]) == pytest.approx(100 * np.mean(right))
-
-
-@pytest.mark.parametrize("threshold", [-999.0, 0.0, 0.5, 1.0, np.inf, -np.inf])
-def test_with_all_scores_equal_all_images_go_on_or_none(threshold: float) -> None:
-    steps = surest_steps(np.full((2, 7), 0.5), [np.ones(7), np.zeros(7)], [1, 10])
-    assert decide(steps.confidence, threshold).tolist() == [int(0.5 < threshold)] * 7
-    assert sweep(steps, [threshold]).accuracy.tolist() == [100], "a tie is no reason to change the answer"

@@ -246,10 +246,6 @@ def test_a_damaged_record_is_refused_and_an_unknown_field_is_not(tmp_path: Path,
     assert Outputs.load(tmp_path / "later.parquet").record == Record()
 
 
-def test_ties_one_hot_and_uniform_rows_are_valid() -> None:
-    check_sorted_probs(np.array([[1.0, 0, 0, 0], [0.25] * 4, [0.4, 0.4, 0.1, 0.1]]))
-
-
 @pytest.mark.parametrize("probs", [np.ones(3), np.ones((2, 1))])
 def test_fewer_than_two_classes_are_refused(probs: np.ndarray) -> None:
     with pytest.raises(ValueError, match="shape|at least 2"):
