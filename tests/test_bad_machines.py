@@ -17,7 +17,6 @@ from scripts import (
     EVALUATE_FOLDS,
     GENERATE,
     SCRIPTS,
-    TRAIN_CUSTOM,
     TRAIN_FOLDS,
     Workshop,
     contents,
@@ -156,10 +155,6 @@ def test_a_name_that_leaves_no_room_for_its_companions_is_refused(tmp_path: Path
 def test_of_two_runs_with_one_output_the_second_is_refused(workshop: Workshop, tmp_path: Path, script: str) -> None:
     before = lay_old(workshop, script, tmp_path)
     lock_on = tmp_path / {TRAIN_FOLDS: "CLCNet_imagenet_split.csv"}.get(script, next(iter(before)))
-    if script == TRAIN_CUSTOM:
-        lock_on = tmp_path / "CLCNet_custom_data.zip"
-    if script == EVALUATE_FOLDS:
-        lock_on = tmp_path / "performance-result.csv"
     with output_lock(lock_on):
         line = refusal(scripts.run(script, *workshop.command(script, tmp_path)))
     assert f"another run is writing {lock_on}; wait for it or choose another output" in line

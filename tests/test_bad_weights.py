@@ -1,5 +1,6 @@
 """Weights files that are none, or hostile ones: one line, exit code 2, no code run, no memory taken, nothing lost."""
 
+import contextlib
 import io
 import json
 import os
@@ -345,18 +346,9 @@ def test_code_in_a_weights_file_never_runs(
 
 def test_the_attacks_would_work_on_a_careless_reader(tmp_path: Path) -> None:
     for kind, make in ATTACKS.items():
-        with (
-            pytest.raises((pickle.UnpicklingError, RuntimeError, TypeError, KeyError))
-            if "old" in kind
-            else open(os.devnull)
-        ):
-            content = make(Attack(tmp_path / kind))
-            if kind == "torch file":
-                torch.load(io.BytesIO(content), weights_only=False)
-            elif kind == "old torch file":
-                torch.load(io.BytesIO(content), weights_only=False)
-            else:
-                pickle.loads(content)
+        content = make(Attack(tmp_path / kind))
+        with contextlib.suppress(pickle.UnpicklingError, RuntimeError, TypeError, KeyError):  # once it has run
+            torch.load(io.BytesIO(content), weights_only=False) if "torch" in kind else pickle.loads(content)
         assert (tmp_path / kind).is_dir()
 
 

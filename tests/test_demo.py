@@ -11,7 +11,6 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from scipy import ndimage
 from sklearn.datasets import load_digits
 from timm.data import create_transform, resolve_data_config
 
@@ -101,49 +100,6 @@ def test_a_view_does_not_depend_on_the_views_beside_it() -> None:
     few = demo.distorted_views(digits, np.array([4]), 2, 42, "test")
     assert np.array_equal(many[1, :2], few)
     assert not np.array_equal(few[0], few[1])
-
-
-class Draws:
-    """Stands for a generator: gives these numbers one after the other, and zeros where an array is asked for."""
-
-    def __init__(self, *numbers: float) -> None:
-        self.numbers = iter(numbers)
-
-    def uniform(self, low: float = 0, high: float = 1, size: int | None = None) -> object:
-        return np.zeros(size) if size else next(self.numbers)
-
-    def standard_normal(self, shape: tuple[int, int]) -> np.ndarray:
-        return np.zeros(shape)
-
-
-def test_strength_zero_only_enlarges() -> None:
-    digit = load_digits().images[0] / 16
-    strength, angle, scale, stroke, blur, chance_of_cover, noise = 0.0, 1.0, 1.0, 1.0, 1.0, 0.1, 1.0
-    view = demo.distort(digit, Draws(strength, angle, scale, stroke, blur, chance_of_cover, noise))  # type: ignore[arg-type]
-    # ten pixels of the framed digit become 32: lengths grow 3.2-fold (the spline overshoots a little), the centre stays
-    assert abs(view.sum() / 255 / (digit.sum() * 3.2**2) - 1) < 0.05
-    centre, centre_before = np.array(ndimage.center_of_mass(view)), np.array(ndimage.center_of_mass(digit))
-    np.testing.assert_allclose((centre - 15.5) / 3.2, centre_before - 3.5, atol=0.1)
-
-
-def test_strokes_get_thicker_and_thinner() -> None:
-    image = np.zeros((9, 9))
-    image[4, 3:6] = 1  # a stroke of one pixel's width
-    thick, thin = demo._change_stroke(image, 1.0), demo._change_stroke(image, -1.0)
-    assert thick.sum() == 5 * 7 and thick.max() == 1
-    assert thin.sum() == 0
-    np.testing.assert_allclose(demo._change_stroke(image, 0.5), (image + thick) / 2)
-
-
-def test_turning_is_a_rotation_about_the_centre() -> None:
-    # the largest angle, the plain size and no shift
-    digit = load_digits().images[1] / 16
-    turned = demo._turn_and_shift(digit, 1.0, Draws(1.0, 0.0))  # type: ignore[arg-type]
-    plain = demo._turn_and_shift(digit, 0.0, np.random.default_rng())
-    again = ndimage.rotate(plain, 60, reshape=False, order=1)
-    other = ndimage.rotate(plain, -60, reshape=False, order=1)
-    differences = sorted(np.abs(turned - candidate).mean() for candidate in (again, other))
-    assert differences[0] < 0.01 < 0.1 < differences[1]
 
 
 def test_timm_loads_the_classifiers_with_their_preprocessing(made: tuple[Path, dict]) -> None:
