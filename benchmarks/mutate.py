@@ -174,18 +174,20 @@ class Net:
     def pytest_runtestloop(self, session: Any) -> bool:
         self.session, self.items = session, {item.nodeid: item for item in session.items}
         file = str(self.tree / self.path)
+        found = self.tree / "tests_by_line.json"
+        observe = functools.partial(self.observe, file, found)
+        if observe() if self.warm else self.forked(observe, None):
+            os.write(2, b"error: the tests fail before anything is changed\n")
+            return True
+        if self.warm and self.forked(lambda: self.run_items(list(self.items)), None):
+            os.write(2, b"error: the tests fail in a process that is forked from one that ran them\n")
+            return True
         loaded = (thing for thing in gc.get_objects() if isinstance(thing, FunctionType))
         self.functions: dict[str, list[FunctionType]] = {}
         for function in loaded:
             if function.__code__.co_filename == file:
                 self.functions.setdefault(function.__code__.co_qualname, []).append(function)
-        gc.freeze()  # what was imported is not looked through again
-        found = self.tree / "tests_by_line.json"
-        observe = functools.partial(self.observe, file, found)
-        if self.warm and (observe() or self.forked(lambda: self.run_items(list(self.items)), None)):
-            sys.exit("error: the tests do not pass in a process that is forked from one that ran them")
-        if not self.warm and self.forked(observe, None):
-            sys.exit("error: the tests fail before anything is changed")
+        gc.freeze()  # what is there is not looked through again
         self.seconds, self.lines = json.loads(found.read_text(encoding="utf-8"))
         for place, mutant in enumerate(self.mutants):
             names = self.of_line(mutant.line)
@@ -264,8 +266,8 @@ class Net:
         body = min((body for body in self.bodies if line in body), key=len, default=range(0))
         names = {name for number in body for name in self.lines.get(str(number), [])} & self.seconds.keys()
         files: dict[str, list[str]] = {}
-        for name in sorted(names or self.seconds, key=self.seconds.__getitem__):
-            if self.seconds[name] <= self.longest:
+        for place, name in enumerate(sorted(names or self.seconds, key=self.seconds.__getitem__)):
+            if place == 0 or self.seconds[name] <= self.longest:
                 files.setdefault(name.partition("::")[0], []).append(name)
         quickest = sorted(files.values(), key=lambda names: sum(self.seconds[name] for name in names))
         return [name for names in quickest for name in names]
@@ -377,7 +379,9 @@ def main() -> None:
     kept = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     first, last = args.lines or (0, sys.maxsize)
     with tempfile.TemporaryDirectory() as folder:
-        trees = [shutil.copytree(ROOT, Path(folder, str(n), "clcnet"), ignore=left_out) for n in range(args.processes)]
+        trees = [
+            shutil.copytree(ROOT, Path(folder, f"tree{n}", "clcnet"), ignore=left_out) for n in range(args.processes)
+        ]
         for path in args.modules:
             mutants = [mutant for mutant in mutants_of(path) if first <= mutant.line <= last]
             mutants = random.Random(args.seed).sample(mutants, min(args.sample or len(mutants), len(mutants)))

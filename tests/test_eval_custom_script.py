@@ -205,20 +205,6 @@ def test_class_names_come_from_the_folders_where_the_models_have_none(
     assert {row["class_name"] for row in read(output)} == {""}
 
 
-def test_a_class_map_names_and_numbers_the_classes(
-    image_folder: Factory, evaluate: Evaluate, output: Path, tmp_path: Path
-) -> None:
-    folder, names = image_folder(), ["cat", "ant", "bee"]
-    (tmp_path / "map.txt").write_text("cat\nant\nbee\n")
-    for flat in (False, True):
-        if flat:
-            flatten(folder)
-        evaluate(folder, "--class-map", str(tmp_path / "map.txt"))
-        for row in read(output):
-            assert row["class_name"] == names[int(row["predict"])]
-            assert row["GT"] == ("" if flat else str(names.index(row["file"].split("/")[0])))
-
-
 # ---------------------------------------------------------------- images that cannot be read
 
 

@@ -65,7 +65,7 @@ def test_a_classifier_whose_answer_is_no_number_is_one_line_with_the_image(
         lambda self, batch: torch.full((len(batch), 3), value).softmax(dim=-1),
     )
     line = refusal(scripts.run(script, *workshop.command(script, tmp_path)))
-    assert "not a number" in line and "ant_0000.png" in line
+    assert "ant_0000.png: the answer of local-dir:" in line and "not a number" in line
     assert not any(path.exists() for path in workshop.outputs(script, tmp_path))
 
 

@@ -275,15 +275,6 @@ def test_later_models_work_on_full_batches_between_those_of_the_first_one(scene:
     assert stages.index(1) < len(stages) - 1 - stages[::-1].index(0)
 
 
-def test_an_answer_that_is_not_a_number_names_the_image_and_the_model(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Classifier, "probabilities", lambda self, batch: torch.full((len(batch), 3), torch.nan))
-    message = f"{scene.images.paths[0].name}: the answer of {scene.models[0].name} is not a number"
-    with pytest.raises(ValueError, match=message):
-        list(stream(scene.models, scene.images, cut(np.arange(27), 4), batch_size=4, workers=0))
-
-
 def test_the_last_models_time_is_that_of_its_rounds_the_first_of_which_sets_up() -> None:
     def took(stage: int, num_images: int, seconds: float) -> Round:
         indices = np.arange(num_images)

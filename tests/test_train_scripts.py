@@ -90,11 +90,13 @@ def test_without_an_image_folder_the_folds_are_those_of_the_tables_images(fold_i
     assert folds == 2 * balanced_folds(table.names, targets).tolist()
 
 
-def test_the_same_command_gives_the_same_files_and_another_seed_others(fold_input, tmp_path):
+@pytest.mark.parametrize("script", [train_imagenet_5fold_cv, train_custom_data])
+def test_the_same_command_gives_the_same_files_and_another_seed_others(fold_input, tmp_path, script):
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        train_folds(fold_input, tmp_path / name, "--seed", seed)
-    names = sorted(path.name for path in (tmp_path / "a").iterdir() if not path.name.startswith("."))
-    assert len(names) == 6
+        folds = ["--imagenet-split", fold_input[0]] if script == train_imagenet_5fold_cv else []
+        call(script, "--cls-output", fold_input[1], "--weight-save", tmp_path / name, "--seed", seed, *QUICK, *folds)
+    names = sorted(path.name for path in (tmp_path / "a").glob("CLCNet_*"))
+    assert len(names) == (6 if script == train_imagenet_5fold_cv else 2)
     for name in names:
         same, other = ((tmp_path / folder / name).read_bytes() for folder in "bc")
         assert (tmp_path / "a" / name).read_bytes() == same != other
@@ -150,15 +152,6 @@ def test_custom_training_writes_one_weight_and_its_split(tmp_path):
         parts = [row["part"] for row in csv.DictReader(file)]
     assert {part: parts.count(part) for part in set(parts)} == {"train": 160, "validation": 20, "test": 20}
     assert result["threshold"] is None
-
-
-def test_custom_training_gives_the_same_files_for_the_same_seed_and_others_for_another(tmp_path):
-    table = custom_input(tmp_path / "table.csv", 200)
-    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        call(train_custom_data, "--cls-output", table, "--weight-save", tmp_path / name, "--seed", seed, *QUICK)
-    for name in ("CLCNet_custom_data.zip", "CLCNet_custom_data_split.csv"):
-        first, same, other = ((tmp_path / folder / name).read_bytes() for folder in "abc")
-        assert first == same != other
 
 
 def test_tables_without_a_common_image_suggest_nothing(tmp_path, capsys):
