@@ -278,14 +278,21 @@ def test_later_models_work_on_full_batches_between_those_of_the_first_one(scene:
 def test_the_last_models_time_is_that_of_its_rounds_the_first_of_which_sets_up() -> None:
     def took(stage: int, num_images: int, seconds: float) -> Round:
         indices = np.arange(num_images)
-        return Round([Batch(stage, indices, indices >= 0, np.ones((num_images, 1), np.float32), {})], seconds)
+        return Round([Batch(stage, indices, indices >= 0, np.ones((num_images, 1), np.float32), {})], seconds, 0.25)
 
     stopwatch = Stopwatch(2)
-    assert np.isnan(stopwatch.time_saving)
-    for found in [took(0, 8, 1), took(1, 4, 9), took(0, 8, 1), took(NOTHING, 0, 5), took(1, 4, 2), took(1, 1, 0.5)]:
+    assert np.isnan([stopwatch.time_saving, stopwatch.images_per_second]).all()
+    for found in [took(0, 8, 1), took(1, 4, 9), took(0, 8, 1), took(NOTHING, 0, 5), took(1, 4, 2)]:
         stopwatch.add(found)
+    stopwatch.wall = 11.0
+    assert stopwatch.time_saving == pytest.approx(2.0)  # 11 s for 8 images: both rounds count where there are but two
+    stopwatch.add(took(1, 1, 0.5))
+    assert stopwatch.waited == pytest.approx(6 * 0.25)
     stopwatch.wall = 4.0
     # 2.5 s for 5 images: 8 s for all 16, twice what the cascade took
     assert stopwatch.time_saving == pytest.approx(2.0)
     assert stopwatch.images_per_second == pytest.approx(4.0)
     assert [stopwatch.num_images(stage) for stage in (0, 1)] == [16, 9]
+    alone = Stopwatch(1)
+    alone.add(took(0, 8, 1))
+    assert np.isnan(alone.time_saving) and alone.images_per_second > 0  # a model alone says nothing of a later one
