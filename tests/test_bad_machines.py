@@ -260,6 +260,7 @@ def test_files_that_belong_together_are_replaced_together_or_not_at_all(tmp_path
         path.write_bytes(OLD)
     with pytest.raises(RuntimeError), atomic_paths(paths) as (first, _):
         first.write_bytes(b"new")
+        assert paths[0].read_bytes() == OLD
         raise RuntimeError
     assert contents(tmp_path) == {"1.zip": OLD, "2.zip": OLD}
     with atomic_paths(paths) as temporaries:

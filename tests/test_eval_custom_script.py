@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scripts import EVALUATE_CUSTOM, interrupt_after, refusal, run
+from scripts import EVALUATE_CUSTOM, refusal, run
 
 import eval_custom_data as script
 from clcnet import CLCNet
@@ -228,36 +228,6 @@ def test_unreadable_images_are_left_out_named_and_counted(
 # ---------------------------------------------------------------- going on, and again
 
 
-@pytest.fixture
-def interrupted(
-    image_folder: Factory, evaluate: Evaluate, output: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Path, bytes]:
-    """A folder, the bytes of an uninterrupted run over it, and a store with what a run kept in its five batches."""
-    folder = image_folder(images_per_class=9)
-    (folder / "bee" / "bad.png").touch()
-    evaluate(folder)
-    expected = output.read_bytes()
-    shutil.rmtree(output.parent)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 5)
-        with pytest.raises(KeyboardInterrupt, match="kept in .*store; the same command goes on from there"):
-            evaluate(folder)
-    assert not output.exists()
-    return folder, expected
-
-
-def test_the_same_command_goes_on_and_ends_with_the_bytes_of_an_uninterrupted_run(
-    interrupted: tuple[Path, bytes], evaluate: Evaluate, output: Path, capsys
-) -> None:
-    folder, expected = interrupted
-    outcome = evaluate(folder, "--resume")  # which changes nothing
-    assert output.read_bytes() == expected
-    assert outcome["num_images"] == 27 and outcome["num_unreadable"] == 1
-    assert 0 < outcome["num_from_store"] <= 20 and np.isnan([outcome["time_saving"], outcome["last_seconds"]]).all()
-    kept = outcome["num_from_store"]
-    assert f"time: not compared; {kept} answers were in the store" in capsys.readouterr().out.splitlines()
-
-
 def test_with_another_threshold_the_deep_model_sees_the_additional_images_alone(
     image_folder: Factory, evaluate: Evaluate, models: list[str], output: Path, asked: Counter[str], tmp_path: Path
 ) -> None:
@@ -265,7 +235,7 @@ def test_with_another_threshold_the_deep_model_sees_the_additional_images_alone(
     seen = evaluate(folder)["num_seen"]
     assert asked == {models[0]: 15, models[1]: seen["deep"]} and 0 < seen["deep"] < 15
     asked.clear()
-    evaluate(folder, "--threshold", "inf")
+    assert evaluate(folder, "--threshold", "inf", "--resume")["num_from_store"] == 15 + seen["deep"]
     assert asked == {models[1]: 15 - seen["deep"]}
     asked.clear()
     CLCNet(num_classes=3).save(tmp_path / "other.zip")
