@@ -1,5 +1,6 @@
 """What step 5 says at its end, in lines and on its page."""
 
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from scripts import EVALUATE_CUSTOM
 from clcnet.cascade.answers import Answers, run_cascade
 from clcnet.cascade.rule import Surest
 from clcnet.data.outputs import UNKNOWN, Outputs
-from clcnet.report.folder import print_summary, promise_lines, summarise
+from clcnet.report.folder import print_summary, promise_lines, summarise, write_page
 
 FIGURES: dict[str, Any] = {
     "num_images": 200,
@@ -80,6 +81,7 @@ def test_every_later_model_of_a_longer_cascade_has_its_line(capsys) -> None:
         "deferred to b4: 5.0% of the images (10); its answer stands for 5",
         "on the deferred ones b0 has 40.00%, b4 60.00%",
     ]
+    assert lines[5] == "FLOPs: 0.9B an image; b4 on every image: 2B, 2.22 times as many"
 
 
 def test_one_model_alone_is_held_against_no_other_and_an_equal_cost_saves_nothing_to_speak_of(capsys) -> None:
@@ -93,6 +95,11 @@ def test_one_model_alone_is_held_against_no_other_and_an_equal_cost_saves_nothin
     lines = printed(capsys, flops_saving=1.0, num_from_store=7)
     assert lines[2] == "FLOPs: 0.9B an image; the deep model on every image: 2B, 1.00 times as many"
     assert lines[3] == "time: not compared; 7 answers were in the store"
+    lines = printed(capsys, flops_saving=math.nan, time_saving=math.nan)
+    assert lines[2:4] == [
+        "FLOPs: 0.9B an image; those of the deep model are not known",
+        "time: 10.0 s, 20.0 images/s; that of the deep model is not known",
+    ]
 
 
 def test_five_classes_are_named_at_most(capsys) -> None:
@@ -101,21 +108,22 @@ def test_five_classes_are_named_at_most(capsys) -> None:
 
 
 # Three models, thresholds 0.625 twice: image 2 is as sure as is asked, 1 and 3 go on; the second model is surer of
-# both and lets 3 go on; the third one's answer does not stand. Image 5 cannot be read.
+# both and lets 3 go on; the third one's answer does not stand. Image 5 goes on too, but
+# the second model cannot read it, nor the first one image 6.
 PROBS = [
-    [[0.875, 0.125], [0.5625, 0.4375], [0.375, 0.625], [0.5, 0.5], [0.0625, 0.9375]],
+    [[0.875, 0.125], [0.5625, 0.4375], [0.375, 0.625], [0.5, 0.5], [0.0625, 0.9375], [0.5, 0.5]],
     [[0.25, 0.75], [0.4375, 0.5625]],
     [[0.5, 0.5]],
 ]
-TARGETS = [0, 1, 0, 1, 0, 1]
+TARGETS = [0, 1, 0, 1, 0, 1, 0]
 
 
 def ran() -> Answers:
     def ask(stage: int, images: np.ndarray) -> tuple[Outputs, np.ndarray]:
-        read = images != 5
+        read = images < (6, 5, 5)[stage]
         return Outputs.from_probs(PROBS[stage], targets=np.array(TARGETS)[images[read]]), read
 
-    answers = run_cascade(Surest("max softmax"), [0.625, 0.625], 6, ask)
+    answers = run_cascade(Surest("max softmax"), [0.625, 0.625], 7, ask)
     answers.targets = np.array(TARGETS)
     return answers.read()
 
@@ -219,6 +227,7 @@ def test_the_page_holds_the_lines_the_classes_and_what_was_deferred(workshop: sc
         assert f">{line}</p>" in page
     assert "time: " not in page, "which differs from run to run"
     (shallow, deep), classes = cells(page, "Model by model"), cells(page, "Class by class")
+    assert f"the deep model on every image: {deep[1]}, " in finished.out and shallow[1] == deep[1]
     assert shallow[2] == deep[2] == "12" and int(shallow[3]) + int(deep[3]) == 12
     assert {tuple(row[:3]) for row in classes} == {(name, "4", "100%") for name in ("ant", "bee", "cat")}
     shown = re.findall(r'<img src="data:image/jpeg;base64,[^"]+" alt="">\s*<figcaption>(.*?)<', page)
@@ -227,3 +236,22 @@ def test_the_page_holds_the_lines_the_classes_and_what_was_deferred(workshop: sc
     before = path.read_bytes()
     assert scripts.run(EVALUATE_CUSTOM, *words).code == 0  # from the store
     assert path.read_bytes() == before
+
+
+def test_the_page_names_models_that_were_loaded_forty_classes_and_images_whose_answer_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clcnet.report.html.thumbnails", lambda _, places: [(f"places {places.tolist()}", "data:x")])
+    answers = ran()
+    answers.labels[3] = answers.own_labels[0, 3]
+    rows = [{"name": f"c{k:02}", "images": 1, "deferred": 50.0, "right": 12.345} for k in range(42)]
+    outcome = {"num_seen": {"shallow": 5}, "num_answered_by": {"shallow": 4}, "classes": rows}
+    models = ("small", "large"), ["accuracy 60.00%"]
+    write_page(tmp_path / "r.csv", answers, None, outcome, (0.5,), ("shallow",), *models)  # type: ignore[arg-type]
+    page = (tmp_path / "r.csv.report.html").read_text(encoding="utf-8")
+    assert cells(page, "Model by model") == [["small", "0.5B", "5", "4"]]
+    classes = cells(page, "Class by class")
+    assert [row[0] for row in classes] == [f"c{k:02}" for k in range(40)] and classes[0] == ["c00", "1", "50%", "12.3%"]
+    assert "2 more" in page
+    otherwise, same = (page.index(words) for words in ("answered otherwise than at first", "answered as at first"))
+    assert otherwise < page.index("places [1]") < same < page.index("places [3]")
