@@ -92,6 +92,8 @@ def test_one_model_alone_is_held_against_no_other_and_an_equal_cost_saves_nothin
         "FLOPs: 0.5B an image",
         "time: 10.0 s, 20.0 images/s",
     ]
+    seen = {"num_seen": {"b0": 200, "b2": 50}, "num_answered_by": {"b0": 160, "b2": 40}}
+    assert printed(capsys, "b0", "b2", **seen)[2].endswith("; b2 on every image: 2B, 2.22 times as many")
     lines = printed(capsys, flops_saving=1.0, num_from_store=7)
     assert lines[2] == "FLOPs: 0.9B an image; the deep model on every image: 2B, 1.00 times as many"
     assert lines[3] == "time: not compared; 7 answers were in the store"
@@ -108,12 +110,12 @@ def test_five_classes_are_named_at_most(capsys) -> None:
 
 
 # Three models, thresholds 0.625 twice: image 2 is as sure as is asked, 1 and 3 go on; the second model is surer of
-# both and lets 3 go on; the third one's answer does not stand. Image 5 goes on too, but
+# both and lets 3 go on; the third one is as sure, which is not enough to stand. Image 5 goes on too, but
 # the second model cannot read it, nor the first one image 6.
 PROBS = [
     [[0.875, 0.125], [0.5625, 0.4375], [0.375, 0.625], [0.5, 0.5], [0.0625, 0.9375], [0.5, 0.5]],
     [[0.25, 0.75], [0.4375, 0.5625]],
-    [[0.5, 0.5]],
+    [[0.4375, 0.5625]],
 ]
 TARGETS = [0, 1, 0, 1, 0, 1, 0]
 
@@ -141,7 +143,7 @@ def test_figures_of_a_run_worked_out_by_hand() -> None:
     assert [each.tolist() for each in answers.confidences] == [
         [0.875, 0.5625, 0.625, 0.5, 0.9375],
         [0.75, 0.5625],
-        [0.5],
+        [0.5625],
     ]
     found = figures_of(answers)
     assert found.pop("classes") == [
@@ -166,7 +168,7 @@ def test_figures_of_a_run_worked_out_by_hand() -> None:
         "waiting": ", 45% of the time waiting for images to be decoded",
         "accuracy": pytest.approx(60.0),
         "first_accuracy": pytest.approx(20.0),
-        "accuracies_on_last_seen": [0.0, 100.0, 0.0],  # of image 3 alone
+        "accuracies_on_last_seen": [0.0, 100.0, 100.0],  # of image 3 alone
     }
 
 
@@ -175,6 +177,9 @@ def test_what_a_run_does_not_know_is_not_stated() -> None:
     found = figures_of(answers, (1.0, 10.0, None), kept=2)
     assert found["flops"] == pytest.approx(5.0) and np.isnan([found["last_flops"], found["flops_saving"]]).all()
     assert found["num_from_store"] == 4 and np.isnan([found["time_saving"], found["last_seconds"]]).all()
+    alone = Answers(Surest("max softmax"), [], 5)
+    alone.take(alone.places, [Outputs.from_probs(PROBS[0][:5])])
+    assert figures_of(alone, (1.0, None))["flops"] == 1.0
     answers.targets[2] = UNKNOWN
     found = figures_of(answers)
     assert "accuracy" not in found

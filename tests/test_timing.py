@@ -50,20 +50,28 @@ def test_a_turn_ends_after_four_seconds_or_six_batches_of_which_the_first_does_n
     assert clock[0] == pytest.approx(sum(seconds[:num_batches]))
 
 
+@pytest.mark.parametrize(
+    ("rounds", "mean"),
+    [
+        ([(2, 5.0), (2, 0.25), (4, 0.65), (4, 9.0)], 0.15),  # the last one comes too late to count
+        ([(2, 0.5), (2, 0.1), (2, 0.2), (2, 0.3), (2, 0.4), (2, 0.5)], 0.15),
+    ],
+)
 def test_a_turn_over_images_ends_after_four_seconds_once_two_batches_are_timed(
-    clock: list[float], monkeypatch: pytest.MonkeyPatch
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, rounds: list[tuple[int, float]], mean: float
 ) -> None:
+    clock[0] = 100.0
     asked: list[list[int]] = []
 
     def stream(_: Any, images: Any, batches: list[np.ndarray], **__: Any) -> Iterator[Any]:
         asked[:] = [batch.tolist() for batch in batches]
-        for size, seconds in ((2, 5.0), (2, 0.25), (4, 0.5), (4, 9.0)):
+        for size, seconds in rounds:
             clock[0] += seconds
             yield SimpleNamespace(num_images=size, seconds=seconds)
 
     monkeypatch.setattr(timing, "stream", stream)
     found = timing.milliseconds_together([model("m", [], clock)] * 2, range(5), batch_size=2)  # type: ignore[arg-type]
-    np.testing.assert_allclose(found, np.full((5, 2), 1000 * 0.75 / 6))
+    np.testing.assert_allclose(found, np.full((5, 2), 1000 * mean))
     assert asked == [[0, 1], [2, 3], [4, 0], [1, 2], [3, 4], [0, 1]], "six batches, whose images come again"
 
 
