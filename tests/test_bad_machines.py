@@ -3,9 +3,8 @@
 import contextlib
 import os
 import signal
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -86,38 +85,6 @@ def test_after_a_full_disk_the_run_goes_on_where_it_was(
 
 def without_store(folder: Path) -> dict[str, bytes]:
     return {name: content for name, content in contents(folder).items() if not name.startswith("store/")}
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mount a file system of its own, with the options given."""
-    folder = tmp_path / "disk"
-    mounted = []
-
-    def mount(options: str) -> Path:
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
-        try:
-            if subprocess.run(command, capture_output=True).returncode:
-                pytest.skip("no file system can be mounted here")
-        except FileNotFoundError:
-            pytest.skip("there is no mount command")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for path in mounted:
-        subprocess.run(["umount", str(path)], check=True)
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_disk_that_is_read_only_is_refused_before_any_work(
-    workshop: Workshop, small_disk: Callable[[str], Path], script: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    disk = small_disk("ro,size=40k")
-    monkeypatch.setattr(ImageDataset, "read", lambda *_: pytest.fail("an image was read"))
-    line = refusal(scripts.run(script, *workshop.command(script, disk)))
-    assert f"{disk} is not writable; choose another output" in line
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -144,3 +144,7 @@ def test_aurc_of_real_outputs_with_a_thousand_ties_lies_between_their_best_and_w
     assert by_order["file"] == pytest.approx(0.04958, abs=5e-6)
     assert by_order["best"] < metrics.aurc(top, correct) < by_order["worst"]
     assert metrics.aurc(top, correct) == pytest.approx(0.04939, abs=5e-6)
+
+
+def test_flops_are_printed_in_billions_from_a_tenth_on():
+    assert [metrics.format_flops(flops) for flops in (0.1, 0.0999)] == ["0.1B", "99.9M"]

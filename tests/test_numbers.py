@@ -83,21 +83,3 @@ def test_tables_of_a_model_always_right_or_always_wrong(workshop: Workshop, tmp_
         for flags in (["--shallow-output", table], ["--deep-output", table]):
             finished = scripts.run(EVALUATE_FOLDS, *words, *flags)
             assert finished.code == 0 and "use the" in finished.out
-
-
-@pytest.mark.parametrize(
-    ("threshold", "deferred"), [(-999, 0), ("-inf", 0), (-1e300, 0), ("inf", 60), (1e300, 60), (999, 60)]
-)
-def test_thresholds_beyond_all_scores_ask_the_deep_model_never_or_always(
-    workshop: Workshop, tmp_path: Path, threshold: object, deferred: int
-) -> None:
-    words = [*workshop.command_on_tables(tmp_path), f"--threshold={threshold}"]
-    finished = scripts.run(EVALUATE_FOLDS, *words)
-    assert finished.code == 0, finished
-    header, row = ((tmp_path / "performance-result.csv").read_text().splitlines())[:2]
-    figures = dict(zip(header.split(","), row.split(","), strict=True))
-    assert int(figures["num_deferred"]) == deferred
-    assert float(figures["FLOPs"]) == pytest.approx(1 + 10 * deferred / 60)
-    right = [line.endswith("1") for line in workshop.table("shallow").read_text().splitlines()]
-    if not deferred:
-        assert float(figures["accuracy"]) == pytest.approx(100 * np.mean(right))

@@ -205,15 +205,6 @@ def test_with_higher_thresholds_the_additional_images_alone_are_asked_about(
     assert [asked[model.name] for model in scene.models] == [0, 27 - 18, num_last - 9]
 
 
-def test_unreadable_images_are_left_out_with_their_reason_and_hold_up_no_other(scene: Scene, tmp_path: Path) -> None:
-    scene.images.paths[3].write_bytes(b"")
-    scene.images.paths[11].write_text("no image at all")
-    scene.images.paths[12].unlink()
-    found = scene.run(tmp_path)
-    assert list(found.unreadable) == [3, 11, 12] and "No such file" in found.unreadable[12]
-    assert found.answers.places.tolist() == [place for place in range(27) if place not in (3, 11, 12)]
-
-
 def test_an_image_that_only_a_later_model_cannot_read_is_left_out_too(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,16 +46,6 @@ def test_custom_split_is_80_10_10_without_overlap():
     np.testing.assert_array_equal(split.test, split_rows(np.arange(1000), seed=1).test)
 
 
-def test_each_fold_is_the_test_part_of_its_own_network_alone():
-    folds = np.arange(100) % 5
-    splits = fold_splits(folds, np.arange(100), seed=0)
-    for fold, split in enumerate(splits):
-        np.testing.assert_array_equal(split.test, np.flatnonzero(folds == fold))
-        seen = np.concatenate([split.train, split.validation])
-        assert sorted(seen) == list(np.flatnonzero(folds != fold))
-        assert len(split.validation) == 8  # a tenth of 80
-
-
 def test_fewer_rows_than_folds_and_an_empty_fold_are_refused():
     with pytest.raises(ValueError, match="3 rows cannot be cut into 5 folds"):
         fold_splits(np.arange(3), np.arange(3), seed=0)
