@@ -214,14 +214,6 @@ def test_any_name_that_a_file_can_have_survives_writing_and_reading(tmp_path: Pa
     assert Outputs.load(tmp_path / name).names == NAMES_OF_FILES
 
 
-def test_a_row_given_twice_is_refused_by_both_its_places(workshop: Workshop, tmp_path: Path) -> None:
-    lines = workshop.table("shallow").read_bytes().splitlines(keepends=True)
-    table = tmp_path / "given.csv"
-    table.write_bytes(b"".join([*lines, lines[3]]))
-    line = refusal(scripts.run(TRAIN_FOLDS, *command(TRAIN_FOLDS, workshop, tmp_path, table)))
-    assert f"{table}: rows 4 and 61 both name 'ant_0003.png'; keep one of them" in line
-
-
 @pytest.mark.parametrize("script", [TRAIN_FOLDS, TRAIN_CUSTOM])
 def test_a_table_given_twice_is_refused(workshop: Workshop, tmp_path: Path, script: str) -> None:
     table = workshop.table("shallow")

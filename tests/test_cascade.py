@@ -77,22 +77,6 @@ def test_deciding_each_image_gives_the_sweeps_accuracy_and_cost(parts, threshold
     assert spent.mean() == pytest.approx(curve.flops[0])
 
 
-@given(models(least=3))
-def test_cost_never_falls_as_the_threshold_rises(parts):
-    curve = sweep(surest_steps(*parts))
-    assert (np.diff(curve.calls, axis=0) >= 0).all()
-    assert (np.diff(curve.thresholds) > 0).all()
-
-
-@given(models())
-def test_lowest_threshold_is_the_shallow_model_alone(parts):
-    steps = surest_steps(*parts)
-    curve = sweep(steps)
-    assert curve.deferral[0] == 0
-    assert curve.accuracy[0] == pytest.approx(steps.own_accuracy[0])
-    assert curve.flops[0] == pytest.approx(steps.flops[0])
-
-
 @given(models())
 def test_thresholds_may_be_given_in_any_order(parts):
     steps = surest_steps(*parts)

@@ -5,6 +5,7 @@ python -m pytest tests/test_drift.py
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def expected(random: np.random.Generator, num_images: int) -> Expected:
 
 
 def test_shares_of_two_runs_are_compared_as_by_fisher() -> None:
-    for count, total in ((89, 100), (45, 100), (0, 3)):
+    for count, total in ((89, 100), (45, 100), (41, 100), (0, 3)):
         table = [[count, total - count], [410, 590]]
         twice_the_tail = min(1, 2 * min(fisher_exact(table, side).pvalue for side in ("less", "greater")))
         assert share_chance(count, total, 410, 1000) == pytest.approx(twice_the_tail)
@@ -47,13 +48,46 @@ def test_quantiles_show_no_more_of_a_distance_than_all_numbers_would() -> None:
         assert found <= 1e-9 or shift < 1
 
 
+def test_distances_from_quantiles_worked_out_by_hand() -> None:
+    hundredths = [k / 100 for k in range(1, 100)]
+    assert quantiles([np.arange(1, 101), np.empty(0)]) == [pytest.approx(range(1, 100), abs=1), []]
+    assert confidence_chance(np.full(50, 0.5), [0.5] * 99, 100) == 1.0  # as far apart as one number from itself
+    below_all = math.e * math.exp(-2 * (2 * 2 / (2 + 2)) * 0.99**2)
+    assert confidence_chance(np.zeros(2), hundredths, 2) == pytest.approx(below_all)
+
+
 def test_a_share_of_89_percent_where_41_were_expected_is_an_alarm_by_50_images() -> None:
-    sure = [np.full(50, 0.5), np.full(45, 0.5)]
     measured = Expected(2000, 80.0, (78.0, 82.0), [1.0, 0.41], 1.0)
-    (line,) = find_drift(sure, measured)
+    (line,) = find_drift([np.full(50, 0.9), np.full(45, 0.5)], measured)
     assert line == "90.0% of 50 images go on past model 1, 41.0% were expected"
-    assert find_drift([np.full(50, 0.5), np.full(24, 0.5)], measured) == []
+    assert find_drift([np.full(50, 0.5), np.full(26, 0.5)], measured) == []
     assert find_drift([np.empty(0), np.empty(0)], measured) == []
+    first = quantiles([np.arange(1, 101) / 100])[0]
+    (line,) = find_drift([np.full(50, 0.9), np.full(20, 0.5)], replace(measured, quantiles=[first, []]))
+    assert line == "model 1's confidences differ: their median is 0.900, 0.500 was expected"
+
+
+def test_the_tests_of_a_look_share_its_level_and_looks_that_of_the_watch() -> None:
+    """Two models make three tests; the first look has half of the watch's level, the second a sixth."""
+    measured = Expected(2000, 80.0, (78.0, 82.0), [1.0, 0.41], 1.0)
+    chance = share_chance(30, 50, 820, 2000)
+    table = np.full((50, 2), 0.5)
+    table[30:, 1] = np.nan
+    for part, alarmed in ((0.99, False), (1.01, True)):
+        assert bool(find_drift([np.full(50, 0.5), np.full(30, 0.5)], measured, 3 * chance * part)) == alarmed
+        for looks, share in ((1, 2), (2, 6)):
+            watch = Watch(measured, window=50, level=3 * share * chance * part)
+            for _ in range(looks):
+                watch.add(table)
+            assert watch.num_looks == looks and bool(watch.found) == alarmed
+
+
+def test_a_watch_looks_when_its_window_is_full_and_then_after_every_half_of_one() -> None:
+    watch, looks = Watch(Expected(2000, 80.0, (78.0, 82.0), [1.0, 0.41], 1.0), window=4), []
+    for _ in range(9):
+        watch.add(np.full((1, 2), 0.5))
+        looks.append(watch.num_looks)
+    assert looks == [0, 0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_runs_over_images_like_before_raise_no_more_alarms_than_promised() -> None:

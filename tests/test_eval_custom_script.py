@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import classify
-from scripts import interrupt_after
+from scripts import EVALUATE_CUSTOM, refusal, run
 
 import eval_custom_data as script
 from clcnet import Cascade, CLCNet
@@ -74,49 +73,6 @@ def read(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def literal_rows(folder: Path, models: list[str], weight: Path, threshold: float) -> list[dict[str, Any]]:
-    """The cascade's definition, image by image, from both models' answers to everything."""
-    images, clcnet = list_images(folder), CLCNet.load(weight)
-    answers = []
-    for name in models:
-        batches = classify(load_classifier(name, device="cpu"), images, batch_size=4)
-        probs = np.concatenate([batch.probs for batch in batches])
-        answers.append((probs.argmax(axis=1), clcnet.predict(-np.sort(-probs, axis=1))))
-    rows = []
-    for index, file in enumerate(images.files):
-        (shallow, shallow_sure), (deep, deep_sure) = ((top1[index], sure[index]) for top1, sure in answers)
-        deferred = float(shallow_sure) < threshold
-        stage = int(deferred and deep_sure > shallow_sure)
-        rows.append(
-            {
-                "file": file,
-                "predict": (shallow, deep)[stage],
-                "GT": images.targets[index],
-                "class_name": images.class_names[(shallow, deep)[stage]],
-                "confidence": (shallow_sure, deep_sure)[stage],
-                "answered_by": ("shallow", "deep")[stage],
-                "shallow_predict": shallow,
-                "shallow_confidence": shallow_sure,
-                "deep_predict": deep if deferred else "",
-                "deep_confidence": deep_sure if deferred else "",
-            }
-        )
-    return rows
-
-
-def percent_right(rows: list[dict[str, Any]], column: str) -> float:
-    return 100 * float(np.mean([row[column] == row["GT"] for row in rows]))
-
-
-def assert_same(row: Row, expected: dict[str, Any]) -> None:
-    assert list(row) == list(expected)
-    for column, value in expected.items():
-        if isinstance(value, np.floating):
-            assert float(row[column]) == pytest.approx(float(value), abs=1e-6), column
-        else:
-            assert row[column] == str(value), column
-
-
 # ---------------------------------------------------------------- content
 
 
@@ -131,55 +87,27 @@ def test_clcnet_runs_where_the_models_run(models: list[str], weight: Path, tmp_p
         assert rule.network.final_weight.device == device
 
 
-def test_every_row_is_what_the_definition_says(
-    image_folder: Factory, evaluate: Evaluate, models: list[str], weight: Path, output: Path
-) -> None:
-    folder = image_folder(images_per_class=9)
-    outcome = evaluate(folder)
-    rows, expected = read(output), literal_rows(folder, models, weight, THRESHOLD)
-    assert len(rows) == len(expected) == 27
-    for row, wanted in zip(rows, expected, strict=True):
-        assert_same(row, wanted)
-    deferred = [row["deep_predict"] != "" for row in expected]
-    by_deep = sum(row["answered_by"] == "deep" for row in expected)
-    assert 3 < sum(deferred) < 24 and 0 < by_deep < sum(deferred)
-    assert outcome["accuracy"] == pytest.approx(percent_right(expected, "predict"))
-    assert outcome["first_accuracy"] == pytest.approx(percent_right(expected, "shallow_predict"))
-    on_deferred = [row for row in expected if row["deep_predict"] != ""]
-    accuracies = [percent_right(on_deferred, f"{stage}_predict") for stage in ("shallow", "deep")]
-    assert outcome["accuracies_on_last_seen"] == pytest.approx(accuracies)
-    assert outcome["num_seen"] == {"shallow": 27, "deep": sum(deferred)}
-    assert outcome["num_answered_by"] == {"shallow": 27 - by_deep, "deep": by_deep}
-    assert outcome["num_deferred"] == sum(deferred) and outcome["deferral"] == pytest.approx(np.mean(deferred))
-    per_class = {
-        name: [row["deep_predict"] != "" for row in expected if row["GT"] == k]
-        for k, name in enumerate(["ant", "bee", "cat"])
-    }
-    counts = {row["name"]: (row["num_deferred"], row["images"]) for row in outcome["classes"]}
-    assert counts == {name: (sum(asked), 9) for name, asked in per_class.items()}
-
-
 def test_flops_an_image_are_the_shallow_ones_plus_the_deferred_share_of_the_deep_ones(
     image_folder: Factory, evaluate: Evaluate, models: list[str]
 ) -> None:
-    outcome = evaluate(image_folder(), "--shallow-model-FLOPs", "4.2", "---deep-model-FLOPs", "37")
-    assert outcome["flops"] == pytest.approx(4.2 + outcome["num_deferred"] / 15 * 37)
-    assert outcome["flops_saving"] == pytest.approx(37 / outcome["flops"])
     counted = evaluate(image_folder())
     shallow, deep = (load_classifier(name, device="cpu").flops for name in models)
-    assert counted["flops"] == pytest.approx(shallow + outcome["num_deferred"] / 15 * deep)
+    assert counted["flops"] == pytest.approx(shallow + counted["num_deferred"] / 15 * deep)
 
 
 def test_at_minus_999_the_shallow_model_answers_alone_and_the_deep_one_is_not_even_loaded(
-    image_folder: Factory, evaluate: Evaluate, output: Path
+    image_folder: Factory, evaluate: Evaluate, output: Path, capsys
 ) -> None:
     folder = image_folder()
-    alone = evaluate(folder, "--threshold", "inf")["first_accuracy"]
     outcome = evaluate(folder, "--threshold", "-999", "--deep-model", "no_such_model")
     assert outcome["num_deferred"] == 0 and outcome["num_seen"] == {"shallow": 15}
-    assert outcome["accuracy"] == outcome["first_accuracy"] == alone
     assert {row["answered_by"] for row in read(output)} == {"shallow"}
     assert all(row["predict"] == row["shallow_predict"] for row in read(output))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-4].startswith("FLOPs: ") and lines[-4].endswith("; those of the deep model are not known")
+    assert lines[-3].startswith("time: ") and lines[-3].endswith("; that of the deep model is not known")
+    alone = evaluate(folder, "--threshold", "inf")["first_accuracy"]
+    assert outcome["accuracy"] == outcome["first_accuracy"] == alone
 
 
 def test_each_model_is_built_from_its_own_name_and_its_own_weights(
@@ -260,14 +188,6 @@ def spread(folder: Path, into: Path, places: list[str]) -> Path:
     return into
 
 
-def test_where_some_folders_are_classes_one_that_is_none_is_a_mistake(
-    image_folder: Factory, evaluate: Evaluate, tmp_path: Path
-) -> None:
-    nested = spread(image_folder(), tmp_path / "nested", ["ant", "zebra", "bee", "owl"])
-    with pytest.raises(ValueError, match="class 'owl' of the images is not among the classes of .* though others are"):
-        evaluate(nested)
-
-
 def test_a_class_without_a_folder_shifts_no_other(image_folder: Factory, evaluate: Evaluate, output: Path) -> None:
     folder = image_folder()
     evaluate(folder)
@@ -299,20 +219,6 @@ def test_class_names_come_from_the_folders_where_the_models_have_none(
     assert {row["class_name"] for row in read(output)} == {""}
 
 
-def test_a_class_map_names_and_numbers_the_classes(
-    image_folder: Factory, evaluate: Evaluate, output: Path, tmp_path: Path
-) -> None:
-    folder, names = image_folder(), ["cat", "ant", "bee"]
-    (tmp_path / "map.txt").write_text("cat\nant\nbee\n")
-    for flat in (False, True):
-        if flat:
-            flatten(folder)
-        evaluate(folder, "--class-map", str(tmp_path / "map.txt"))
-        for row in read(output):
-            assert row["class_name"] == names[int(row["predict"])]
-            assert row["GT"] == ("" if flat else str(names.index(row["file"].split("/")[0])))
-
-
 # ---------------------------------------------------------------- images that cannot be read
 
 
@@ -333,50 +239,7 @@ def test_unreadable_images_are_left_out_named_and_counted(
     assert not Path(f"{output}.errors.csv").exists()  # it spoke of an earlier run
 
 
-def test_when_no_image_can_be_read_the_old_result_stays(
-    image_folder: Factory, evaluate: Evaluate, output: Path
-) -> None:
-    folder = image_folder(images_per_class=1)
-    evaluate(folder)
-    before = output.read_bytes()
-    for path in list_images(folder).paths:
-        path.write_bytes(b"no image")
-    with pytest.raises(ValueError, match="none of the 3 images"):
-        evaluate(folder)
-    assert output.read_bytes() == before
-
-
 # ---------------------------------------------------------------- going on, and again
-
-
-@pytest.fixture
-def interrupted(
-    image_folder: Factory, evaluate: Evaluate, output: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Path, bytes]:
-    """A folder, the bytes of an uninterrupted run over it, and a store with what a run kept in its five batches."""
-    folder = image_folder(images_per_class=9)
-    (folder / "bee" / "bad.png").touch()
-    evaluate(folder)
-    expected = output.read_bytes()
-    shutil.rmtree(output.parent)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 5)
-        with pytest.raises(KeyboardInterrupt, match="kept in .*store; the same command goes on from there"):
-            evaluate(folder)
-    assert not output.exists()
-    return folder, expected
-
-
-def test_the_same_command_goes_on_and_ends_with_the_bytes_of_an_uninterrupted_run(
-    interrupted: tuple[Path, bytes], evaluate: Evaluate, output: Path, capsys
-) -> None:
-    folder, expected = interrupted
-    outcome = evaluate(folder, "--resume")  # which changes nothing
-    assert output.read_bytes() == expected
-    assert outcome["num_images"] == 27 and outcome["num_unreadable"] == 1
-    assert 0 < outcome["num_from_store"] <= 20 and np.isnan([outcome["time_saving"], outcome["last_seconds"]]).all()
-    kept = outcome["num_from_store"]
-    assert f"time: not compared; {kept} answers were in the store" in capsys.readouterr().out.splitlines()
 
 
 def test_with_another_threshold_the_deep_model_sees_the_additional_images_alone(
@@ -386,7 +249,7 @@ def test_with_another_threshold_the_deep_model_sees_the_additional_images_alone(
     seen = evaluate(folder)["num_seen"]
     assert asked == {models[0]: 15, models[1]: seen["deep"]} and 0 < seen["deep"] < 15
     asked.clear()
-    evaluate(folder, "--threshold", "inf")
+    assert evaluate(folder, "--threshold", "inf", "--resume")["num_from_store"] == 15 + seen["deep"]
     assert asked == {models[1]: 15 - seen["deep"]}
     asked.clear()
     CLCNet(num_classes=3).save(tmp_path / "other.zip")
@@ -432,15 +295,6 @@ def test_mixed_precision_is_close_to_float32_and_is_kept_apart_from_it(
     assert np.mean(same) > 0.8
 
 
-def test_what_a_run_cannot_know_of_the_deep_model_it_does_not_state(
-    image_folder: Factory, evaluate: Evaluate, capsys
-) -> None:
-    evaluate(image_folder(), "--threshold", "-999", "--deep-model", "no_such_model")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-4].startswith("FLOPs: ") and lines[-4].endswith("; those of the deep model are not known")
-    assert lines[-3].startswith("time: ") and lines[-3].endswith("; that of the deep model is not known")
-
-
 # ---------------------------------------------------------------- the command itself
 
 
@@ -458,28 +312,6 @@ def test_the_command_as_the_specification_writes_it_is_understood() -> None:
     assert args.result == ROOT / "custom-data-result.csv"
 
 
-def run_script(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "eval_custom_data.py"), *words], capture_output=True, text=True, timeout=300
-    )
-
-
-def test_the_script_prints_its_figures_and_exits_with_3_when_an_image_was_left_out(
-    image_folder: Factory, models: list[str], weight: Path, output: Path
-) -> None:
-    folder = image_folder()
-    (folder / "bee" / "bad.png").touch()
-    done = run_script(*command_line(folder, models, weight, output, "-j", "1"))
-    assert done.returncode == 3, done.stderr
-    assert "cascade: 100%" in done.stderr and "Traceback" not in done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith(f"shallow model: {models[0]}: 3 classes, 32x32 pixels")
-    assert lines[1].startswith(f"deep model: {models[1]}: 3 classes, 32x32 pixels")
-    assert "accuracy " in lines[3] and "the shallow model alone" in lines[3]
-    assert all(any(line.startswith(start) for line in lines) for start in ("deferred ", "FLOPs: ", "time: "))
-    assert lines[-1].startswith("15 images, 1 unreadable left out") and lines[-1].endswith(f"result in {output}")
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -494,25 +326,11 @@ def test_the_script_prints_its_figures_and_exits_with_3_when_an_image_was_left_o
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(
-    image_folder: Factory,
-    models: list[str],
-    weight: Path,
-    output: Path,
-    flags: list[str],
-    message: str,
-    capsys,
-    monkeypatch,
+    image_folder: Factory, models: list[str], weight: Path, output: Path, flags: list[str], message: str
 ) -> None:
-    from clcnet import cli
-
     output.parent.mkdir()
     output.write_text("before")
     words = command_line(image_folder(), models, weight, output, *flags)
-    monkeypatch.setattr(sys, "argv", ["eval_custom_data.py", *words])
-    with pytest.raises(SystemExit) as exit:
-        cli.run(script.main, script.get_args_parser())
-    assert exit.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.startswith("error: ") and message in error
+    assert message in refusal(run(EVALUATE_CUSTOM, *words))
     assert output.read_text() == "before"
     assert [path.name for path in output.parent.iterdir() if not path.name.startswith(".")] == [output.name]

@@ -2,8 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,41 +9,11 @@ import pytest
 from clcnet.files import atomic_path, check_output, output_lock
 
 
-def test_a_finished_block_replaces_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "result.csv"
-    path.write_text("old")
-    with atomic_path(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["result.csv"]
-
-
-def test_an_error_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
-    path = tmp_path / "result.csv"
-    path.write_text("old")
-    with pytest.raises(RuntimeError, match="halfway"), atomic_path(path) as temporary:
-        temporary.write_text("half of the n")
-        raise RuntimeError("halfway")
-    assert path.read_text() == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["result.csv"]
-
-
 def test_the_temporary_name_keeps_the_suffix_by_which_formats_are_chosen(tmp_path: Path) -> None:
     with atomic_path(tmp_path / "made" / "table.parquet") as temporary:
         assert temporary.suffix == ".parquet"
         temporary.write_bytes(b"x")
     assert (tmp_path / "made" / "table.parquet").read_bytes() == b"x"
-
-
-def test_a_second_run_is_refused_the_same_output(tmp_path: Path) -> None:
-    path = tmp_path / "result.csv"
-    second = f"from clcnet.files import output_lock\nwith output_lock({str(path)!r}): print('wrote')"
-    with output_lock(path):
-        refused = subprocess.run([sys.executable, "-c", second], capture_output=True, text=True)
-    assert "another run is writing" in refused.stderr and refused.stdout == ""
-    accepted = subprocess.run([sys.executable, "-c", second], capture_output=True, text=True)
-    assert accepted.stdout == "wrote\n"
 
 
 def test_a_link_laid_where_a_temporary_file_could_be_is_not_written_through(tmp_path: Path) -> None:

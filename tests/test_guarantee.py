@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
@@ -37,6 +37,7 @@ def plain_capital(differences: list[float], eps: float, delta: float) -> float:
 
 
 @settings(max_examples=100, deadline=None)
+@example([-1, -1, 1] * 20, 0.0)  # so varied that stakes stay below their bound
 @given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=60), st.sampled_from([0.0, 0.005, 0.1, 0.5]))
 def test_the_capital_is_that_of_one_bet_after_the_other(differences: list[int], eps: float) -> None:
     assert math.exp(log_capital(differences, eps, 0.05)) == pytest.approx(plain_capital(differences, eps, 0.05))
@@ -55,6 +56,10 @@ def test_equal_models_need_enough_images_for_the_smallest_promise() -> None:
     assert certified == [False, True]
     assert could_promise(np.ones(1200, bool), np.ones(1200, bool), 0.05) == pytest.approx(0.5)
     assert math.isnan(could_promise(np.ones(20, bool), np.zeros(20, bool), 0.05))
+    # 1.125^20 = 10.55 is what 20 images could show of a loss of 20 points; of 19.9, the most that is promised, 10.41
+    found = [could_promise(np.ones(20, bool), np.ones(20, bool), 1 / capital) for capital in (10.3, 10.5)]
+    assert found == pytest.approx([19.8, math.nan], abs=0.11, nan_ok=True)
+    assert could_promise(np.ones(20_000, bool), np.ones(20_000, bool), 0.05) == pytest.approx(0.1)
 
 
 def test_a_walk_ends_at_the_first_failure_whatever_comes_after_it() -> None:
@@ -93,6 +98,7 @@ def test_the_cost_of_three_models_is_bounded_share_by_share() -> None:
     last = np.repeat([0, 1, 2], [70, 20, 10])
     second, third = most_share([30, 10], 100, 0.025)
     assert most_cost(last, [1.0, 2.0, 5.0], 0.05) == pytest.approx(1 + 2 * second + 5 * third)
+    assert most_cost(np.minimum(last, 1), [1.0, 2.0], 0.05) == pytest.approx(1 + 2 * most_share(30, 100, 0.05))
     assert most_cost(np.zeros(100, int), [1.5], 0.05) == 1.5
 
 
@@ -102,3 +108,4 @@ def test_what_is_answered_errs_no_more_than_promised() -> None:
     right = (confidence >= 0.6) | (np.arange(1000) % 2 == 0)
     assert certify_risk(confidence, right, [0.9, 0.8, 0.6, 0.4, 0.0], 0.015, 0.05) == 0
     assert certify_risk(confidence, right, [0.8, 0.6, 0.4, 0.0], 0.015, 0.05) == 2
+    assert certify_risk(np.full(400, 0.5), np.ones(400, bool), [0.5], 0.015, 0.05) == 1  # as sure as asked is enough

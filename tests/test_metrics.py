@@ -4,10 +4,10 @@ import csv
 from itertools import permutations
 
 import numpy as np
+import plain
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn import metrics as sklearn_metrics
 
 from clcnet import metrics
 
@@ -66,23 +66,10 @@ def test_augrc_follows_from_auroc_and_accuracy(rows):
     assert metrics.augrc(confidence, correct) == pytest.approx(unordered + (1 - accuracy) ** 2 / 2)
 
 
-def test_auroc_brier_and_log_loss_equal_scikit_learns():
-    confidence = np.round(CONFIDENCE, 1)  # with ties, 0 and 1 among them
-    for ours, theirs in [
-        (metrics.auroc, sklearn_metrics.roc_auc_score),
-        (metrics.brier, sklearn_metrics.brier_score_loss),
-        (metrics.log_loss, sklearn_metrics.log_loss),
-    ]:
-        assert ours(confidence, CORRECT) == pytest.approx(theirs(CORRECT, confidence), rel=1e-6)
-
-
-def test_aurc_equals_a_loop_over_the_images():
-    order = np.argsort(-CONFIDENCE)
-    num_wrong, total = 0, 0.0
-    for answered, image in enumerate(order, start=1):
-        num_wrong += not CORRECT[image]
-        total += num_wrong / answered
-    assert metrics.aurc(CONFIDENCE, CORRECT) == pytest.approx(total / len(order))
+@pytest.mark.parametrize("confidence", [CONFIDENCE, np.round(CONFIDENCE, 1)])  # with ties, 0 and 1 among them
+def test_all_figures_equal_a_plain_second_implementation(confidence):
+    expected = plain.metrics(confidence.astype(float), CORRECT)
+    assert metrics.summary(confidence, CORRECT) == pytest.approx(expected, rel=1e-6)
 
 
 def test_coverage_at_risk_is_the_largest_that_a_threshold_can_give():
@@ -91,6 +78,10 @@ def test_coverage_at_risk_is_the_largest_that_a_threshold_can_give():
     assert metrics.coverage_at_risk(confidence, correct, 0.2) == 1.0
     assert metrics.coverage_at_risk(confidence, correct, 0.19) == 0.2
     assert metrics.coverage_at_risk([0.9, 0.8], [0, 1], 0.05) == 0.0
+    # of 100 images the 60th is wrong, the 80th, 90th and 95th, and all after it: 1/79, 4/95 and 5/96 are 1.3, 4.2, 5.2%
+    correct = ~np.isin(np.arange(1, 101), [60, 80, 90, *range(95, 101)])
+    found = metrics.summary(-np.arange(100), correct)
+    assert [found[f"coverage_at_{risk}%_risk"] for risk in (1, 2, 5)] == [0.59, 0.79, 0.95]
 
 
 def test_calibration_error_weighs_the_gap_of_each_bin_by_its_images():
@@ -103,14 +94,6 @@ def test_calibration_error_weighs_the_gap_of_each_bin_by_its_images():
     assert counts.tolist() == [1, 0, 1]
     np.testing.assert_allclose(mean_confidence, [0, np.nan, 0.9])
     np.testing.assert_allclose(accuracy, [0, np.nan, 1])
-
-
-def test_calibration_error_equals_a_loop_over_the_bins():
-    total = 0.0
-    for low in np.arange(15) / 15:
-        inside = (CONFIDENCE > low) & (CONFIDENCE <= low + 1 / 15)
-        total += abs(CORRECT[inside].sum() - CONFIDENCE[inside].astype(float).sum())
-    assert metrics.calibration_error(CONFIDENCE, CORRECT) == pytest.approx(total / 400)
 
 
 @pytest.mark.parametrize(("confidence", "brier"), [([-0.5, 1.0], 0.25 / 2), ([0.0, 2.0], 1 / 2)])
@@ -161,3 +144,7 @@ def test_aurc_of_real_outputs_with_a_thousand_ties_lies_between_their_best_and_w
     assert by_order["file"] == pytest.approx(0.04958, abs=5e-6)
     assert by_order["best"] < metrics.aurc(top, correct) < by_order["worst"]
     assert metrics.aurc(top, correct) == pytest.approx(0.04939, abs=5e-6)
+
+
+def test_flops_are_printed_in_billions_from_a_tenth_on():
+    assert [metrics.format_flops(flops) for flops in (0.1, 0.0999)] == ["0.1B", "99.9M"]

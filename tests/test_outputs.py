@@ -1,6 +1,5 @@
 """Outputs on disk: what is written is read back, and what holds no outputs is refused by row."""
 
-import csv
 import dataclasses
 import os
 from pathlib import Path
@@ -11,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from clcnet.data.checks import check_sorted_probs
@@ -84,17 +83,6 @@ def test_every_float32_survives_the_csv(value: np.float32) -> None:
     assert np.float32(line.split(b",")[1]).tobytes() == np.float32(value).tobytes()
 
 
-@settings(deadline=None)
-@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), min_size=1, max_size=5))
-def test_any_file_name_survives_the_csv(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
-    path = tmp_path_factory.mktemp("names") / "t.csv"
-    table = make_table(names, [[0.5, 0.5]] * len(names), [1] * len(names))
-    table.save(path)
-    assert_same(Outputs.load(path), table)
-    with open(path, encoding="utf-8", newline="") as file:
-        assert [row[0] for row in csv.reader(file)] == names
-
-
 @pytest.mark.parametrize("extension", ["csv", "parquet"])
 def test_rows_written_piece_by_piece_are_the_same_rows(tmp_path: Path, extension: str) -> None:
     table = random_table(100, 5)
@@ -149,18 +137,14 @@ def test_a_defect_in_a_large_table_is_named_by_its_row(
         Outputs.load(tmp_path / "t.csv")
 
 
-def test_a_missing_table_and_a_folder_are_named(tmp_path: Path) -> None:
+def test_a_missing_table_a_folder_and_a_pipe_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"t.csv does not exist; make it with"):
         Outputs.load(tmp_path / "t.csv")
     with pytest.raises(OSError, match="is a folder"):
         Outputs.load(tmp_path)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "t.csv")
-    with pytest.raises(OSError, match="t.csv is a pipe or device"):
-        Outputs.load(tmp_path / "t.csv")
+    os.mkfifo(tmp_path / "pipe.csv")  # which is not waited for
+    with pytest.raises(OSError, match="pipe.csv is a pipe or device"):
+        Outputs.load(tmp_path / "pipe.csv")
 
 
 def known_outputs() -> Outputs:
@@ -245,10 +229,6 @@ def test_a_damaged_record_is_refused_and_an_unknown_field_is_not(tmp_path: Path,
     assert Outputs.load(tmp_path / "later.parquet").record == Record()
 
 
-def test_ties_one_hot_and_uniform_rows_are_valid() -> None:
-    check_sorted_probs(np.array([[1.0, 0, 0, 0], [0.25] * 4, [0.4, 0.4, 0.1, 0.1]]))
-
-
 @pytest.mark.parametrize("probs", [np.ones(3), np.ones((2, 1))])
 def test_fewer_than_two_classes_are_refused(probs: np.ndarray) -> None:
     with pytest.raises(ValueError, match="shape|at least 2"):
@@ -311,14 +291,6 @@ def test_rows_that_name_no_image_or_several_are_refused(colliding_images: Path, 
     table = make_table(names, [[0.5, 0.5]] * len(names), [1] * len(names))
     with pytest.raises(ValueError, match=message):
         match_rows(table, list_images(colliding_images))
-
-
-def test_the_real_tables_are_read_as_pandas_reads_them(shared: Path) -> None:
-    table = Outputs.load(shared / "cifar10/resnet20.csv")
-    frame = pd.read_csv(shared / "cifar10/resnet20.csv", header=None, encoding="utf-8-sig")
-    assert table.names == frame[0].tolist()
-    assert np.array_equal(table.sorted_probs, frame.iloc[:, 1:-1].to_numpy(np.float32))
-    assert table.accuracy == 81.03
 
 
 def test_the_real_tables_rows_have_the_folds_of_their_folders(shared: Path) -> None:

@@ -98,6 +98,7 @@ def test_no_network_trains_or_stops_on_the_fold_that_it_will_judge(groups: list[
     for fold, split in enumerate(splits):
         assert set(folds[split.test]) == {fold}
         assert fold not in folds[split.train] and fold not in folds[split.validation]
+        assert len(split.train) + len(split.validation) == (folds != fold).sum()
         assert not set(groups_array[split.train]) & set(groups_array[split.validation])
 
 

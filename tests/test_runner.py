@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import forking
 import numpy as np
@@ -58,29 +59,37 @@ def load(name: str) -> Classifier:
     return classifier
 
 
-@pytest.fixture
-def images(image_folder: Factory) -> ImageSet:
-    return list_images(image_folder(images_per_class=9))
+class Scene(NamedTuple):
+    """Models and images, with thresholds such that 18 of these see the second model and 9 the third."""
+
+    models: list[Classifier]
+    images: ImageSet
+    probs: np.ndarray  # (3, 27, 3): what each model says of every image alone, classes in the first one's order
+    thresholds: list[float]
+
+    def run(self, folder: Path, workers: int = 0) -> FolderRun:
+        """The cascade from images to the files `folder`/result.csv and `folder`/store."""
+        found = run(self.models, self.thresholds, self.images, folder, workers)
+        assert found is not None
+        return found
+
+    def expected(self) -> list[tuple[int, float, int, int]]:
+        """What the definition says, image by image: class, confidence, whose answer stands, which model came last."""
+        return [literal(self.probs[:, image], self.thresholds) for image in range(27)]
 
 
 @pytest.fixture
-def probs(models: list[Classifier], images: ImageSet) -> np.ndarray:
-    """(3, 27, 3): what each model says of every image when it is asked alone, classes in the first one's order."""
-    found = []
+def scene(models: list[Classifier], image_folder: Factory) -> Scene:
+    """No confidence lies near a threshold."""
+    images, found = list_images(image_folder(images_per_class=9)), []
     for model in models:
         alone = np.concatenate([batch.probs for batch in classify(model, images, batch_size=4)])
         assert model.label_names is not None
         found.append(alone[:, [model.label_names.index(name) for name in CLASSES]])
-    return np.stack(found)
-
-
-@pytest.fixture
-def thresholds(probs: np.ndarray) -> list[float]:
-    """Such that 18 images see the second model and 9 of them the third; no confidence lies near one of them."""
-    first = probs[0].max(axis=1)
+    first = found[0].max(axis=1)
     after_first = float(np.sort(first)[17:19].mean())
-    after_second = np.maximum(first, probs[1].max(axis=1))[first < after_first]
-    return [after_first, float(np.sort(after_second)[8:10].mean())]
+    after_second = np.maximum(first, found[1].max(axis=1))[first < after_first]
+    return Scene(models, images, np.stack(found), [after_first, float(np.sort(after_second)[8:10].mean())])
 
 
 def literal(probs: np.ndarray, thresholds: list[float]) -> tuple[int, float, int, int]:
@@ -97,7 +106,6 @@ def literal(probs: np.ndarray, thresholds: list[float]) -> tuple[int, float, int
 def run(
     models: list[Classifier], thresholds: list[float], images: ImageSet, folder: Path, workers: int = 0
 ) -> FolderRun | None:
-    """A cascade from images to the files `folder`/result.csv and `folder`/store."""
     with distributed.processes():
         readings = class_readings(images, models[0])
         found = run_folder(models, RULE, thresholds, images, readings, folder / "store", 4, workers)
@@ -112,19 +120,13 @@ def run_in_a_process(names: list[str], thresholds: list[float], root: Path, fold
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_three_models_give_the_file_that_the_definition_gives_image_by_image(
-    models: list[Classifier],
-    images: ImageSet,
-    probs: np.ndarray,
-    thresholds: list[float],
-    tmp_path: Path,
-    workers: int,
-    asked: Counter[str],
+    scene: Scene, tmp_path: Path, workers: int, asked: Counter[str]
 ) -> None:
     asked.clear()
-    found = run(models, thresholds, images, tmp_path / "out", workers)
+    found = scene.run(tmp_path / "out", workers)
     with open(tmp_path / "out" / "result.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    expected = [literal(probs[:, index], thresholds) for index in range(27)]
+    expected = scene.expected()
     assert Counter(last for *_, last in expected) == {0: 9, 1: 9, 2: 9}
     assert len({answered_by for _, _, answered_by, _ in expected}) == 3, "each model has the last word somewhere"
     for index, (row, (label, confidence, answered_by, last)) in enumerate(zip(rows, expected, strict=True)):
@@ -133,150 +135,98 @@ def test_three_models_give_the_file_that_the_definition_gives_image_by_image(
         assert float(row["confidence"]) == pytest.approx(confidence, abs=1e-6)
         assert row["answered_by"] == STAGES[answered_by]
         for stage, name in enumerate(STAGES):
-            own = probs[stage, index]
+            own = scene.probs[stage, index]
             assert row[f"{name}_predict"] == (str(own.argmax()) if stage <= last else "")
             if stage <= last:
                 assert float(row[f"{name}_confidence"]) == pytest.approx(own.max(), abs=1e-6)
-    assert found is not None
     assert found.answers.calls.tolist() == pytest.approx([1, 18 / 27, 9 / 27])
-    assert [asked[model.name] for model in models] == [27, 18, 9], "a model sees what goes on to it and no more"
+    assert [asked[model.name] for model in scene.models] == [27, 18, 9], "a model sees what goes on to it and no more"
 
 
-def test_the_cascade_called_on_the_same_images_says_the_same(
-    models: list[Classifier], images: ImageSet, thresholds: list[float], tmp_path: Path
-) -> None:
-    found = run(models, thresholds, images, tmp_path)
-    assert found is not None
-    labels, confidences, answered_by = Cascade.of(models, RULE, thresholds)(images.paths)
+def test_the_cascade_called_on_the_same_images_says_the_same(scene: Scene, tmp_path: Path) -> None:
+    found = scene.run(tmp_path)
+    labels, confidences, answered_by = Cascade.of(scene.models, RULE, scene.thresholds)(scene.images.paths)
     np.testing.assert_array_equal(found.answers.labels, labels)
     np.testing.assert_array_equal(found.answers.answered_by, answered_by)
     np.testing.assert_allclose(found.answers.confidence, confidences, atol=1e-5)
 
 
 @pytest.fixture
-def whole(models: list[Classifier], images: ImageSet, thresholds: list[float], tmp_path: Path) -> bytes:
+def whole(scene: Scene, tmp_path: Path) -> bytes:
     """The result of one process that nobody interrupted."""
-    run(models, thresholds, images, tmp_path / "whole")
+    scene.run(tmp_path / "whole")
     return (tmp_path / "whole" / "result.csv").read_bytes()
 
 
 def test_two_processes_write_the_bytes_of_one_and_go_on_with_what_one_began(
-    names: list[str],
-    models: list[Classifier],
-    images: ImageSet,
-    thresholds: list[float],
-    whole: bytes,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    scene: Scene, names: list[str], whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         interrupt_after(patch, 7)
         with pytest.raises(KeyboardInterrupt, match="kept in .*store; the same command goes on from there"):
-            run(models, thresholds, images, tmp_path / "begun")
+            scene.run(tmp_path / "begun")
     for folder in (tmp_path / "two", tmp_path / "begun"):
-        assert forking.run_together(2, run_in_a_process, names, thresholds, images.root, folder) == [0, 0]
+        assert forking.run_together(2, run_in_a_process, names, scene.thresholds, scene.images.root, folder) == [0, 0]
         assert (folder / "result.csv").read_bytes() == whole
 
 
 @pytest.mark.parametrize("num_batches", [0, 1, 6, 13])
 def test_wherever_a_run_is_interrupted_the_next_one_ends_with_the_same_bytes_and_asks_for_the_rest_alone(
-    models: list[Classifier],
-    images: ImageSet,
-    thresholds: list[float],
-    whole: bytes,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    asked: Counter[str],
-    num_batches: int,
+    scene: Scene, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Counter[str], num_batches: int
 ) -> None:
     with monkeypatch.context() as patch:
         interrupt_after(patch, num_batches)
         with pytest.raises(KeyboardInterrupt):
-            run(models, thresholds, images, tmp_path)
+            scene.run(tmp_path)
     assert not (tmp_path / "result.csv").exists()
-    run(models, thresholds, images, tmp_path)
+    scene.run(tmp_path)
     assert (tmp_path / "result.csv").read_bytes() == whole
     lost_batch = sum(asked.values()) - (27 + 18 + 9)  # it was answered but not kept
     assert 1 <= lost_batch <= 4
 
 
 def test_a_run_over_what_is_all_known_asks_no_model_and_says_the_same(
-    models: list[Classifier],
-    images: ImageSet,
-    thresholds: list[float],
-    whole: bytes,
-    tmp_path: Path,
-    asked: Counter[str],
+    scene: Scene, whole: bytes, tmp_path: Path, asked: Counter[str]
 ) -> None:
-    found = run(models, thresholds, images, tmp_path / "whole")
+    found = scene.run(tmp_path / "whole")
     assert (tmp_path / "whole" / "result.csv").read_bytes() == whole
     assert not asked
-    assert found is not None and found.num_before == [27, 18, 9]
+    assert found.num_before == [27, 18, 9]
     assert np.isnan([found.stopwatch.images_per_second, found.stopwatch.time_saving]).all()
 
 
 def test_with_higher_thresholds_the_additional_images_alone_are_asked_about(
-    models: list[Classifier],
-    images: ImageSet,
-    probs: np.ndarray,
-    thresholds: list[float],
-    whole: bytes,
-    tmp_path: Path,
-    asked: Counter[str],
+    scene: Scene, whole: bytes, tmp_path: Path, asked: Counter[str]
 ) -> None:
     asked.clear()
-    found = run(models, [np.inf, thresholds[1]], images, tmp_path / "whole")
-    expected = [literal(probs[:, index], [np.inf, thresholds[1]]) for index in range(27)]
+    scene = scene._replace(thresholds=[np.inf, scene.thresholds[1]])
+    found, expected = scene.run(tmp_path / "whole"), scene.expected()
     num_last = sum(last == 2 for *_, last in expected)
-    assert found is not None and found.answers.labels.tolist() == [label for label, *_ in expected]
-    assert [asked[model.name] for model in models] == [0, 27 - 18, num_last - 9]
-
-
-def test_unreadable_images_are_left_out_with_their_reason_and_hold_up_no_other(
-    models: list[Classifier], images: ImageSet, thresholds: list[float], tmp_path: Path
-) -> None:
-    images.paths[3].write_bytes(b"")
-    images.paths[11].write_text("no image at all")
-    images.paths[12].unlink()
-    found = run(models, thresholds, images, tmp_path)
-    assert found is not None
-    assert list(found.unreadable) == [3, 11, 12] and "No such file" in found.unreadable[12]
-    assert found.answers.places.tolist() == [place for place in range(27) if place not in (3, 11, 12)]
+    assert found.answers.labels.tolist() == [label for label, *_ in expected]
+    assert [asked[model.name] for model in scene.models] == [0, 27 - 18, num_last - 9]
 
 
 def test_an_image_that_only_a_later_model_cannot_read_is_left_out_too(
-    models: list[Classifier],
-    images: ImageSet,
-    probs: np.ndarray,
-    thresholds: list[float],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = next(index for index in range(27) if literal(probs[:, index], thresholds)[3] == 1)
+    gone = next(index for index, (*_, last) in enumerate(scene.expected()) if last == 1)
     read = ImageDataset.read
 
     def read_and_remove(self: ImageDataset, index: int) -> Image.Image:
         image = read(self, index)
         if index == gone:
-            images.paths[gone].unlink()
+            scene.images.paths[gone].unlink()
         return image
 
     monkeypatch.setattr(ImageDataset, "read", read_and_remove)
     monkeypatch.setattr(DecodedImages, "put", lambda *_: None)  # as where there is no room to keep decoded images
-    found = run(models, thresholds, images, tmp_path)
-    assert found is not None
+    found = scene.run(tmp_path)
     assert list(found.unreadable) == [gone] and found.answers.places.tolist() == [k for k in range(27) if k != gone]
 
 
 @pytest.mark.parametrize("room", [True, False])
 def test_an_image_is_decoded_once_for_all_models_where_there_is_room(
-    models: list[Classifier],
-    images: ImageSet,
-    probs: np.ndarray,
-    thresholds: list[float],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    room: bool,
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool
 ) -> None:
     reads: Counter[int] = Counter()
     read = ImageDataset.read
@@ -290,12 +240,11 @@ def test_an_image_is_decoded_once_for_all_models_where_there_is_room(
     monkeypatch.setattr(decoded, "free_bytes", lambda: None if room else 0)
     monkeypatch.setattr(decoded.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**30, 0, 2**30))
     (tmp_path / "memory" / f"clcnet-{2**22 + 1}-of-a-killed-run").mkdir(parents=True)  # no process has this number
-    found = run(models, thresholds, images, tmp_path)
-    assert found is not None
-    seen = [1] * 27 if room else [literal(probs[:, place], thresholds)[3] + 1 for place in range(27)]
+    found = scene.run(tmp_path)
+    seen = [1 if room else last + 1 for *_, last in scene.expected()]
     assert [reads[place] for place in range(27)] == seen
     assert not list((tmp_path / "memory").iterdir())
-    assert found.answers.labels.tolist() == [literal(probs[:, place], thresholds)[0] for place in range(27)]
+    assert found.answers.labels.tolist() == [label for label, *_ in scene.expected()]
 
 
 # ---------------------------------------------------------------- the stream below
@@ -306,37 +255,34 @@ def sizes(rounds: list[Round], stage: int) -> list[int]:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_later_models_work_on_full_batches_between_those_of_the_first_one(
-    models: list[Classifier], images: ImageSet, workers: int
-) -> None:
+def test_later_models_work_on_full_batches_between_those_of_the_first_one(scene: Scene, workers: int) -> None:
     def every_other(batch: Batch) -> list[tuple[int, Indices]]:
         return [(1, batch.indices[::2])] if batch.stage == 0 else []
 
-    rounds = list(stream(models[:2], images, cut(np.arange(27), 4), 4, workers, every_other))
+    rounds = list(stream(scene.models[:2], scene.images, cut(np.arange(27), 4), 4, workers, every_other))
     assert sizes(rounds, 0) == [4, 4, 4, 4, 4, 4, 3] and sizes(rounds, 1) == [4, 4, 4, 2]
     stages = [found.stage for found in rounds if found.stage != NOTHING]
     assert stages.index(1) < len(stages) - 1 - stages[::-1].index(0)
 
 
-def test_an_answer_that_is_not_a_number_names_the_image_and_the_model(
-    models: list[Classifier], images: ImageSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Classifier, "probabilities", lambda self, batch: torch.full((len(batch), 3), torch.nan))
-    with pytest.raises(ValueError, match=f"{images.paths[0].name}: the answer of {models[0].name} is not a number"):
-        list(stream(models, images, cut(np.arange(27), 4), 4, workers=0))
-
-
 def test_the_last_models_time_is_that_of_its_rounds_the_first_of_which_sets_up() -> None:
     def took(stage: int, num_images: int, seconds: float) -> Round:
         indices = np.arange(num_images)
-        return Round([Batch(stage, indices, indices >= 0, np.ones((num_images, 1), np.float32), {})], seconds)
+        return Round([Batch(stage, indices, indices >= 0, np.ones((num_images, 1), np.float32), {})], seconds, 0.25)
 
     stopwatch = Stopwatch(2)
-    assert np.isnan(stopwatch.time_saving)
-    for found in [took(0, 8, 1), took(1, 4, 9), took(0, 8, 1), took(NOTHING, 0, 5), took(1, 4, 2), took(1, 1, 0.5)]:
+    assert np.isnan([stopwatch.time_saving, stopwatch.images_per_second]).all()
+    for found in [took(0, 8, 1), took(1, 4, 9), took(0, 8, 1), took(NOTHING, 0, 5), took(1, 4, 2)]:
         stopwatch.add(found)
+    stopwatch.wall = 11.0
+    assert stopwatch.time_saving == pytest.approx(2.0)  # 11 s for 8 images: both rounds count where there are but two
+    stopwatch.add(took(1, 1, 0.5))
+    assert stopwatch.waited == pytest.approx(6 * 0.25)
     stopwatch.wall = 4.0
     # 2.5 s for 5 images: 8 s for all 16, twice what the cascade took
     assert stopwatch.time_saving == pytest.approx(2.0)
     assert stopwatch.images_per_second == pytest.approx(4.0)
     assert [stopwatch.num_images(stage) for stage in (0, 1)] == [16, 9]
+    alone = Stopwatch(1)
+    alone.add(took(0, 8, 1))
+    assert np.isnan(alone.time_saving) and alone.images_per_second > 0  # a model alone says nothing of a later one

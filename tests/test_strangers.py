@@ -129,9 +129,12 @@ def policy_file(folder: Path, rule: Rule, change: Callable[[dict[str, Any]], obj
 def test_a_policy_is_read_back_as_it_was_saved(tmp_path: Path, rule: Rule) -> None:
     policy = Policy.load(policy_file(tmp_path, rule))
     assert policy.rule.to_json() == rule.to_json() and policy.thresholds == [0.7]
-    more = {"expected": EXPECTED | {"quantiles": [[0.1, 0.2], []]}, "certificate": CERTIFICATE, "unsure_below": 0.5}
-    policy = Policy.load(policy_file(tmp_path, rule, lambda content: content.update(more)))
-    assert policy.expected and policy.certificate and policy.unsure_below == 0.5
+    for quantiles in (None, [[0.1, 0.2], []]):
+        expected = EXPECTED | {"quantiles": quantiles}
+        more = {"expected": expected, "certificate": CERTIFICATE, "unsure_below": 0.5}
+        policy = Policy.load(policy_file(tmp_path, rule, lambda content, more=more: content.update(more)))
+        assert policy.expected and policy.expected.quantiles == quantiles
+        assert policy.certificate and policy.unsure_below == 0.5
 
 
 def put(*way: Any) -> Callable[[dict[str, Any]], None]:
@@ -194,6 +197,7 @@ SPOILT = {
     "a share above 1": ("fused", put("expected", EXPECTED | {"shares": [1.0, 1.5]})),
     "quantiles of other models": ("fused", put("expected", EXPECTED | {"quantiles": [[0.1]]})),
     "quantiles that fall": ("fused", put("expected", EXPECTED | {"quantiles": [[0.2, 0.1], []]})),
+    "a quantile beyond all bounds": ("fused", put("expected", EXPECTED | {"quantiles": [[0.1, 1e308], []]})),
     "quantiles that are text": ("fused", put("expected", EXPECTED | {"quantiles": ["ab", []]})),
     "a certificate in words": ("fused", put("certificate", CERTIFICATE | {"drop": "none"})),
     "a forged certificate": ("fused", put("certificate", CERTIFICATE | {"against": "large\nCertificate: none"})),
