@@ -241,34 +241,32 @@ def _walk(root: Path) -> tuple[list[str], dict[str, str], list[str]]:
     """All image files below `root`, relative to it; what was passed over, and why; what to say about links."""
     found: list[str] = []
     passed_over: dict[str, str] = {}
-    real = os.path.realpath(root)
-    ways = {os.fspath(root): ("", frozenset([real]))}  # to folders not walked yet: path, and where one came through
-    seen = {real: "."}
     notes: list[str] = []
+    real = os.path.realpath(root)
+    seen, folders = {real: "."}, [("", frozenset([real]))]  # folders to come, and the real ones around each
 
     def fail(error: OSError) -> None:
         raise error
 
-    for directory, subfolders, files in os.walk(os.fspath(root), followlinks=True, onerror=fail):
-        inside, above = ways.pop(directory)
+    while folders:
+        inside, around = folders.pop()
+        _, subfolders, files = next(os.walk(os.path.join(root, inside), onerror=fail))
         reasons = {inside + name: _why_no_image(name) for name in files}
         images = [path for path, why in reasons.items() if not why]
         found += images
         passed_over |= {path: why for path, why in reasons.items() if why}
-        candidates = sorted(subfolders)
-        subfolders.clear()
-        for name in candidates:
-            path = os.path.join(directory, name)
-            real = os.path.realpath(path)
-            why = _why_no_folder(name, bool(images)) or ("a link in a circle" if real in above else "")
+        below = []
+        for name in sorted(subfolders):
+            real = os.path.realpath(os.path.join(root, inside, name))
+            why = _why_no_folder(name, bool(images)) or ("a link in a circle" if real in around else "")
             if why:
                 passed_over[f"{inside}{name}/"] = why
                 continue
             if real in seen and not notes:
                 notes.append(f"{seen[real]} and {inside}{name} are one folder: what links lead to is listed each time")
             seen.setdefault(real, inside + name)
-            subfolders.append(name)
-            ways[path] = f"{inside}{name}/", above | {real}
+            below.append((f"{inside}{name}/", around | {real}))
+        folders += reversed(below)
     return found, passed_over, notes
 
 

@@ -362,14 +362,17 @@ def _read_parquet(path: Path) -> Rows:
     arrays = {name: array for name, array in arrays.items() if name in types}
     try:
         for batch in file.iter_batches(max(_VALUES_A_READ // num_classes, 1), columns=["file", *arrays]):
+            for name in ("file", *arrays):
+                if batch[name].null_count or (name == "classes" and batch[name].flatten().null_count):
+                    raise ValueError(f"table {path} has empty cells in column {name}")
             rows = slice(len(names), len(names) + len(batch))
             # as a dictionary, a name that is repeated at no cost takes its memory once
-            known = _decode(_cells(batch, "file", path).dictionary)
+            known = _decode(batch["file"].dictionary)
             names += [known[index] for index in batch["file"].indices.to_pylist()]
             if len(names) > num_rows:
                 break
             for name, array in arrays.items():
-                array[rows] = _numbers(batch, name, path).reshape(array[rows].shape)
+                array[rows] = _numbers(batch[name]).reshape(array[rows].shape)
     except MemoryError:  # pyarrow's own is one of its ArrowExceptions too
         raise
     except (pa.ArrowException, OSError) as error:
@@ -384,15 +387,7 @@ def _read_parquet(path: Path) -> Rows:
     return Rows(names, arrays["sorted_probs"], arrays["correct"], arrays.get("classes"), arrays.get("targets"), record)
 
 
-def _cells(batch: pa.RecordBatch, name: str, path: Path) -> Any:
-    column = batch[name]
-    if column.null_count or (name == "classes" and column.flatten().null_count):
-        raise ValueError(f"table {path} has empty cells in column {name}")
-    return column
-
-
-def _numbers(batch: pa.RecordBatch, name: str, path: Path) -> NDArray[Any]:
-    column = _cells(batch, name, path)
+def _numbers(column: Any) -> NDArray[Any]:
     column.validate(full=True)
     values = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
     numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False)
