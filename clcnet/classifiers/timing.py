@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,8 +19,9 @@ from clcnet.data.images import ImageSet
 from clcnet.data.outputs import Outputs
 
 TURNS = 5
-_BATCHES = 6  # a turn of one model, of which the first, in which processes start, does not count
-_SECONDS = 4.0  # after which a turn ends, once two batches were timed
+_BATCHES = 6  # a turn of one model, of which the first does not count
+_SECONDS = 4.0  # after which a turn ends, once one batch was timed
+Batches = Iterator[tuple[int, float]]  # images and seconds of each
 
 
 def milliseconds_together(
@@ -32,9 +33,12 @@ def milliseconds_together(
     few batches some are classified again.
     """
     size = batch_size or default_batch_size(classifiers[0].device)
-    places = np.resize(np.arange(len(images)), _BATCHES * size)
+    batches = cut(np.resize(np.arange(len(images)), _BATCHES * size), size)
     with distributed.alone():
-        return _in_turns(classifiers, lambda classifier: _one_turn(classifier, images, places, size, workers))
+        return _in_turns(
+            classifiers,
+            lambda model: ((each.num_images, each.seconds) for each in stream([model], images, batches, size, workers)),
+        )
 
 
 def timed_on_noise(outputs: Sequence[Outputs], device: torch.device) -> list[Outputs]:
@@ -54,7 +58,7 @@ def timed_on_noise(outputs: Sequence[Outputs], device: torch.device) -> list[Out
                 f"{record.model} cannot be timed ({error}), so neither --cost time nor money can be told: make its "
                 "table again, or let step 4 run the models"
             ) from error
-    found = _in_turns(models, _one_turn_of_noise)
+    found = _in_turns(models, _of_noise)
     return with_times(outputs, models, found, default_batch_size(device), "random pixels without reading")
 
 
@@ -80,29 +84,22 @@ def with_times(
     return timed
 
 
-def _in_turns(classifiers: Sequence[Classifier], one_turn: Callable[[Classifier], float]) -> NDArray[np.float64]:
+def _in_turns(classifiers: Sequence[Classifier], batches_of: Callable[[Classifier], Batches]) -> NDArray[np.float64]:
     found = np.empty((TURNS, len(classifiers)))
     for turn, k in tqdm([*np.ndindex(found.shape)], desc="timing", unit="turn", leave=False):
-        found[turn, k] = one_turn(classifiers[k])
+        timed, started = list[tuple[int, float]](), time.perf_counter()
+        for batch in batches_of(classifiers[k]):
+            timed.append(batch)
+            if len(timed) > 1 and time.perf_counter() - started > _SECONDS:
+                break
+        counts, seconds = zip(*timed[1:], strict=True)  # in the first one processes start
+        found[turn, k] = 1000 * sum(seconds) / sum(counts)
     return found
 
 
-def _one_turn_of_noise(classifier: Classifier) -> float:
-    batch, seconds = torch.rand(default_batch_size(classifier.device), *classifier.input_size), list[float]()
-    while len(seconds) < _BATCHES and (len(seconds) < 2 or sum(seconds) < _SECONDS):
+def _of_noise(classifier: Classifier) -> Batches:
+    batch = torch.rand(default_batch_size(classifier.device), *classifier.input_size)
+    for _ in range(_BATCHES):
         started = time.perf_counter()
         classifier.probabilities(batch).cpu()  # which waits for the device
-        seconds.append(time.perf_counter() - started)
-    return float(1000 * np.mean(seconds[1:]) / len(batch))
-
-
-def _one_turn(
-    classifier: Classifier, images: ImageSet, places: NDArray[np.int64], size: int, workers: int | None
-) -> float:
-    count, seconds, started = 0, 0.0, time.perf_counter()
-    for number, found in enumerate(stream([classifier], images, cut(places, size), size, workers)):
-        if number:
-            count, seconds = count + found.num_images, seconds + found.seconds
-        if number > 1 and time.perf_counter() - started > _SECONDS:
-            break
-    return 1000 * seconds / count
+        yield len(batch), time.perf_counter() - started
