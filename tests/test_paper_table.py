@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import plain
 import pytest
 
 from clcnet.cascade.curve import surest_steps
@@ -118,6 +119,19 @@ def test_one_row_serves_for_both_where_accuracy_is_equal_at_equal_flops():
     expected = [("s", "", 50), ("r", "", 74.95), (name, both, 75), ("d", "", 50), (name, both, 50)]
     assert list(zip(frame.model, frame.same, frame.accuracy, strict=True)) == expected
     assert frame.loc[2, ["threshold", "accuracy", "FLOPs", "deferral"]].tolist() == [0.5, 75, 3.5, 0.25]
+
+
+def test_every_figure_of_the_table_is_what_a_plain_implementation_gives():
+    random = np.random.default_rng(1)
+    sure = np.round(random.random((2, 60)), 2)
+    right, deep_right = (random.random(60) < 0.2 + 0.7 * each for each in (sure[0], 0.3 + sure[1]))
+    two, folds = plain.Two(*sure, right, deep_right, (1.0, 4.0)), np.arange(60) % 5
+    published = {"p": (100 * right.mean() + 3, 2.0), "q": (100.0, 3.0), "r": (1.0, 0.5)}
+    references = [Reference(name, *figures) for name, figures in published.items()]
+    frame = results_frame(surest_steps(sure, [right, deep_right], [1, 4]), ["s", "d"], folds, references)
+    rows = frame.replace({np.nan: None}).to_dict("records")
+    printed = plain.check_results(rows, two, folds, ("s", "d"), published)
+    assert {row["same"] for row in rows} >= {"", "flops", "accuracy"} and len(printed) == len(rows)
 
 
 def test_gain_is_paired_with_a_reference_measured_on_the_same_images():
