@@ -81,6 +81,8 @@ def changes(node: Any) -> Iterator[tuple[str, object]]:
         case ast.Compare():
             for place, op in enumerate(node.ops):
                 yield "ops", [*node.ops[:place], OPERATORS[type(op)](), *node.ops[place + 1 :]]
+        case ast.BinOp(op=ast.BitOr(), right=ast.Constant(value=None)):
+            pass  # a type
         case ast.BinOp() | ast.AugAssign() | ast.BoolOp() if type(node.op) in OPERATORS:
             yield "op", OPERATORS[type(node.op)]()
         case ast.UnaryOp():  # twice, which is not at all
