@@ -129,7 +129,8 @@ def test_every_figure_of_the_table_is_what_a_plain_implementation_gives():
     sure = np.round(random.random((2, 60)), 2)
     right, deep_right = (random.random(60) < 0.2 + 0.7 * each for each in (sure[0], 0.3 + sure[1]))
     two, folds = plain.Two(*sure, right, deep_right, (1.0, 4.0)), np.arange(60) % 5
-    published = {"p": (100 * right.mean() + 3, 2.0), "q": (100.0, 3.0), "r": (1.0, 0.5)}
+    published = {"p": (100 * right.mean() + 3, 2.0), "q": (100.0, 3.0), "r": (1.0, 0.5), "as all": (99.0, 5.0)}
+    published["as the best"] = two.curve()[2].max(), 4.5  # which some folds do not reach
     references = [Reference(name, *figures) for name, figures in published.items()]
     frame = results_frame(surest_steps(sure, [right, deep_right], [1, 4]), ["s", "d"], folds, references)
     rows = frame.replace({np.nan: None}).to_dict("records")
@@ -160,7 +161,8 @@ def test_names_are_shortened_as_in_the_paper():
     assert cascade_name(["efficientnet_b0", "efficientnet_b2", "resnet56"]) == "CLCNet (B0+B2+resnet56)"
     models = ["local-dir:a/x/deep", "local-dir:b/x/deep", "local-dir:b/x/deep", "local-dir:c/other"]
     assert distinct_names(models) == ["a/x/deep", "b/x/deep", "b/x/deep (2)", "other"]
-    assert distinct_names(["local-dir:a/deep", "local-dir:b/deep"]) == ["a/deep", "b/deep"]
+    assert distinct_names(["local-dir:a:b/deep", "local-dir:b/deep"]) == ["a:b/deep", "b/deep"]
+    assert distinct_names(["resnet56", "resnet56"]) == ["resnet56", "resnet56 (2)"]
 
 
 def test_accuracy_interval_is_exact():
