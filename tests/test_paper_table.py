@@ -161,7 +161,7 @@ def test_names_are_shortened_as_in_the_paper():
     assert cascade_name(["efficientnet_b0", "efficientnet_b2", "resnet56"]) == "CLCNet (B0+B2+resnet56)"
     models = ["local-dir:a/x/deep", "local-dir:b/x/deep", "local-dir:b/x/deep", "local-dir:c/other"]
     assert distinct_names(models) == ["a/x/deep", "b/x/deep", "b/x/deep (2)", "other"]
-    assert distinct_names(["local-dir:a:b/deep", "local-dir:b/deep"]) == ["a:b/deep", "b/deep"]
+    assert distinct_names(["local-dir:y/a:b/deep", "local-dir:y/b/deep"]) == ["a:b/deep", "b/deep"]
     assert distinct_names(["resnet56", "resnet56"]) == ["resnet56", "resnet56 (2)"]
 
 
