@@ -34,7 +34,7 @@ def test_the_papers_models_are_those_of_its_table():
 
 def test_references_are_a_name_a_percentage_and_billions():
     assert parse_references("net:100:0.5") == [Reference("net", 100, 0.5)]
-    assert parse_references("local-dir:net:70.5:1.5") == [Reference("local-dir:net", 70.5, 1.5)]
+    assert parse_references("local-dir:net:0.5:1.5") == [Reference("local-dir:net", 0.5, 1.5)]
     for wrong in ("net", ":70:1", "net:0:1", "net:100.5:1", "net:70:0", "net:70:inf", "net:nan:1"):
         with pytest.raises(argparse.ArgumentTypeError, match="is neither `paper` nor NAME:PERCENT:BILLIONS"):
             parse_references(wrong)
