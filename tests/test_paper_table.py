@@ -154,7 +154,7 @@ def test_gain_is_paired_with_a_reference_measured_on_the_same_images():
 def test_names_are_shortened_as_in_the_paper():
     assert display_name("tf_efficientnet_b4.aa_in1k") == "EfficientNet-B4"
     assert display_name("efficientnet_b0") == "EfficientNet-B0"
-    assert display_name("local-dir:some/folder/deep") == "deep"
+    assert display_name("local-dir:some/folder/a:deep") == "a:deep"
     assert display_name("vit_base_patch16_224.augreg_in1k") == "vit_base_patch16_224.augreg_in1k"
     assert cascade_name(["tf_efficientnet_b0.aa_in1k", "tf_efficientnet_b4"]) == "CLCNet (S:B0+D:B4)"
     assert cascade_name(["local-dir:x/shallow/", "resnet56"]) == "CLCNet (S:shallow+D:resnet56)"
