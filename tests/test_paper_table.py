@@ -21,6 +21,7 @@ from clcnet.report.paper_table import (
     parse_references,
     results_frame,
 )
+from clcnet.report.tables import performance_frame
 
 NUM_IMAGES = 10_000
 FOLDS = np.arange(NUM_IMAGES) % 5
@@ -132,10 +133,14 @@ def test_every_figure_of_the_table_is_what_a_plain_implementation_gives():
     published = {"p": (100 * right.mean() + 3, 2.0), "q": (100.0, 3.0), "r": (1.0, 0.5), "as all": (99.0, 5.0)}
     published["as the best"] = two.curve()[2].max(), 1.5  # which some folds do not reach
     references = [Reference(name, *figures) for name, figures in published.items()]
-    frame = results_frame(surest_steps(sure, [right, deep_right], [1, 4]), ["s", "d"], folds, references)
+    steps = surest_steps(sure, [right, deep_right], [1, 4])
+    frame = results_frame(steps, ["s", "d"], folds, references)
     rows = frame.replace({np.nan: None}).to_dict("records")
     printed = plain.check_results(rows, two, folds, ("s", "d"), published)
     assert {row["same"] for row in rows} >= {"", "flops", "accuracy"} and len(printed) == len(rows)
+    performance = performance_frame(sweep(steps), [3.0, 5.0])
+    plain.check_performance(performance.to_dict("records"), two, two.curve()[0])
+    assert performance.milliseconds.tolist() == pytest.approx(3 + 5 * two.curve()[1])
 
 
 def test_gain_is_paired_with_a_reference_measured_on_the_same_images():
