@@ -81,6 +81,8 @@ def changes(node: Any) -> Iterator[tuple[str, object]]:
         case ast.Compare():
             for place, op in enumerate(node.ops):
                 yield "ops", [*node.ops[:place], OPERATORS[type(op)](), *node.ops[place + 1 :]]
+        case ast.BinOp(op=ast.BitOr(), right=ast.Constant(value=None)):
+            pass  # a type
         case ast.BinOp() | ast.AugAssign() | ast.BoolOp() if type(node.op) in OPERATORS:
             yield "op", OPERATORS[type(node.op)]()
         case ast.UnaryOp():  # twice, which is not at all
@@ -366,6 +368,7 @@ def main() -> None:
     parser.add_argument(
         "--lines", nargs=2, type=int, metavar="N", help="mutants from one line to another alone, not kept"
     )
+    parser.add_argument("--again", action="store_true", help="only those that survived the last time")
     parser.add_argument("--sample", type=int, metavar="N", help="mutants of each module (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
     parser.add_argument(
@@ -376,7 +379,8 @@ def main() -> None:
     args = parser.parse_args()
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     FORKED.set_forkserver_preload(LIBRARIES)
-    kept = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    kept: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    counted: dict[str, Any] = {}
     first, last = args.lines or (0, sys.maxsize)
     with tempfile.TemporaryDirectory() as folder:
         trees = [
@@ -384,16 +388,24 @@ def main() -> None:
         ]
         for path in args.modules:
             mutants = [mutant for mutant in mutants_of(path) if first <= mutant.line <= last]
+            total = len(mutants)
+            if args.again:
+                before = kept[str(path)]
+                total, survived = before["mutants"], [diff for _, diff in before["survivors"]]
+                mutants = [mutant for mutant in mutants if mutant.diff in survived]
             mutants = random.Random(args.seed).sample(mutants, min(args.sample or len(mutants), len(mutants)))
             files, started = args.tests or tests_of(path), time.perf_counter()
-            alive = sorted(survivors_of(mutants, files, trees[: len(mutants)], args.longest, args.warm))
+            how = files, trees[: len(mutants)], args.longest, args.warm
+            alive = sorted(survivors_of(mutants, *how)) if mutants else []
             print(
                 f"{path}: {len(mutants)} mutants, {len(alive)} alive, {time.perf_counter() - started:.0f} s", flush=True
             )
             chosen = ["--tests", *args.tests] if args.tests else []
             command = shlex.join(["python", "-m", "benchmarks.mutate", str(path), *chosen])
             survivors = [[mutant.line, mutant.diff] for mutant in alive]
-            kept[str(path)] = {"command": command, "mutants": len(mutants), "survivors": survivors}
+            total = min(args.sample or total, total)
+            counted[str(path)] = {"command": command, "mutants": total, "survivors": survivors}
+    kept = (json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}) | counted
     text, missing = page(kept, tomllib.loads(REASONS.read_text(encoding="utf-8")))
     if args.lines is None:
         RESULT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

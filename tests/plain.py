@@ -201,6 +201,77 @@ def check_performance(rows: list[dict[str, float]], two: Two, thresholds: Any = 
         assert [row["accuracy_low"], row["accuracy_high"]] == pytest.approx(exact(right.sum(), total))
 
 
+def check_results(
+    rows: Any, two: Two, folds: Any, names: tuple[str, str], published: dict[str, tuple[float, float]]
+) -> list[list[float]]:
+    """Compare the paper's table with its definition; the figures of each row in the order in which they are printed.
+
+    Args:
+        rows: of the table, as `read` gives them.
+        two: the cascade.
+        folds: (N,) for cross-fitting.
+        names: of its models.
+        published: accuracy in percent and FLOPs of further models, by name.
+    """
+    thresholds, deferral, accuracy = two.curve()
+    flops, total = two.cost(deferral), len(folds)
+    own = dict(zip(names, ((two.right, two.flops[0]), (two.deep_right, two.flops[1])), strict=True))
+    singles = [(name, 100 * right.mean(), cost, right) for name, (right, cost) in own.items()]
+    singles += [(name, *figures, None) for name, figures in published.items()]
+    found, printed = iter(rows), []
+    for name, target, cost, right in sorted(singles, key=lambda single: single[2]):
+        row = next(found)
+        assert (row["model"], row["accuracy"], row["FLOPs"]) == (name, pytest.approx(target), cost)
+        interval = [] if right is None else exact(right.sum(), total)
+        assert [row[f"accuracy_{end}"] for end in ("low", "high") if interval] == pytest.approx(interval)
+        printed.append([target, *interval, cost])
+
+        def same_accuracy(some: Two, target: float = target, name: str = name) -> int:
+            right = {names[0]: some.right, names[1]: some.deep_right}.get(name)
+            point = some.cheapest(target if right is None else 100 * right.mean())
+            return int(some.curve()[2].argmax()) if point is None else point
+
+        def same_flops(some: Two, cost: float = cost) -> int:
+            return max(np.flatnonzero(some.cost(some.curve()[1]) <= cost + 1e-9), default=0)
+
+        point, wanted = same_flops(two), []
+        if point and cost <= flops[-1]:
+            close = abs(accuracy[point] - target) <= 0.1
+            wanted = [("accuracy+flops" if close else "flops", point, same_flops)]
+        if two.cheapest(target) and not (wanted and wanted[0][0] != "flops"):
+            wanted.append(("accuracy", same_accuracy(two), same_accuracy))
+        for same, point, choose in wanted:
+            row = next(found)
+            right_then = two.at(thresholds[point])[1]
+            fitted, spent = cross_fitted(two, folds, choose)
+            expected = [accuracy[point], *exact(right_then.sum(), total), flops[point], deferral[point]]
+            expected += [accuracy[point] - target, cost / flops[point]]
+            expected += [100 * fitted.mean(), *exact(fitted.sum(), total), spent.mean()]
+            columns = ["accuracy", "accuracy_low", "accuracy_high", "FLOPs", "deferral", "gain", "saving"]
+            columns += [f"cross_fitted_{column}" for column in columns[:4]]
+            cascade = f"CLCNet (S:{names[0]}+D:{names[1]})"
+            assert (row["model"], row["reference"], row["same"]) == (cascade, name, same)
+            assert [row[column] for column in columns] == pytest.approx(expected), (name, same)
+            assert two.at(row["threshold"])[0].mean() == pytest.approx(deferral[point])
+            gain = [end - target for end in expected[1:3]]
+            if right is not None:
+                difference = 100 * (right_then.astype(float) - right)
+                gain = bootstrap(lambda rows, d=difference: d[rows].mean(), total)
+            assert near([row["gain_low"], row["gain_high"]], gain), (name, same)
+            saves = "accuracy" in same
+            if saves:
+
+                def saving(rows: Any, right: Any = right, target: float = target, cost: float = cost) -> float:
+                    return two.take(rows).saving(target if right is None else 100 * right[rows].mean(), cost)
+
+                assert near([row["saving_low"], row["saving_high"]], bootstrap(saving, total)), (name, same)
+            worth = [row[f"saving{end}"] for end in ("", "_low", "_high") if row[f"saving{end}"]]
+            worth = worth if saves else [row[f"gain{end}"] for end in ("", "_low", "_high")]
+            printed.append([*expected[:3], row["threshold"], expected[3], *worth, *expected[7:]])
+    assert next(found, None) is None
+    return printed
+
+
 def numbers(text: str) -> list[float]:
     """All figures of a text in order, units and signs apart; FLOPs printed in millions come as billions."""
     found = re.findall(r"(?<![\w.-])([+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?)(M\b)?", text)

@@ -191,64 +191,11 @@ def test_every_figure_of_every_confidence(searched: tuple[Finished, Path], rules
 
 
 def test_results_table(bench: Bench, searched: tuple[Finished, Path]) -> None:
-    two, folds = bench.two, bench.folds
     rows = plain.read(searched[1] / "results" / "results-table.csv")
-    thresholds, deferral, accuracy = two.curve()
-    flops = two.cost(deferral)
-    singles = [("shallow", 100 * two.right.mean(), FLOPS[0], two.right), ("other", *REFERENCE, None)]
-    singles.append(("deep", 100 * two.deep_right.mean(), FLOPS[1], two.deep_right))
-    found = iter(zip(rows, printed_table("Results, with", searched[0]), strict=True))
-    for name, target, cost, right in singles:
-        row, printed = next(found)
-        assert (row["model"], row["accuracy"], row["FLOPs"]) == (name, pytest.approx(target), cost)
-        interval = [] if right is None else plain.exact(right.sum(), NUM_IMAGES)
-        assert [row[f"accuracy_{end}"] for end in ("low", "high") if interval] == pytest.approx(interval)
-        assert numbers(" ".join(printed[1:])) == pytest.approx([target, *interval, cost], abs=NEARER)
-
-        def same_accuracy(some: plain.Two, target: float = target, name: str = name) -> int:
-            own = {"shallow": some.right, "deep": some.deep_right}.get(name)
-            point = some.cheapest(target if own is None else 100 * own.mean())
-            return int(some.curve()[2].argmax()) if point is None else point
-
-        def same_flops(some: plain.Two, cost: float = cost) -> int:
-            return int(np.flatnonzero(some.cost(some.curve()[1]) <= cost + 1e-9)[-1])
-
-        point, wanted = same_flops(two), []
-        if point and cost <= flops[-1]:
-            close = abs(accuracy[point] - target) <= 0.1
-            wanted = [("accuracy+flops" if close else "flops", point, same_flops)]
-        if two.cheapest(target) and not (wanted and wanted[0][0] != "flops"):
-            wanted.append(("accuracy", same_accuracy(two), same_accuracy))
-        for same, point, choose in wanted:
-            row, printed = next(found)
-            right_then = two.at(thresholds[point])[1]
-            fitted, spent = plain.cross_fitted(two, folds, choose)
-            expected = [accuracy[point], *plain.exact(right_then.sum(), NUM_IMAGES), flops[point], deferral[point]]
-            expected += [accuracy[point] - target, cost / flops[point]]
-            expected += [100 * fitted.mean(), *plain.exact(fitted.sum(), NUM_IMAGES), spent.mean()]
-            columns = ["accuracy", "accuracy_low", "accuracy_high", "FLOPs", "deferral", "gain", "saving"]
-            columns += [f"cross_fitted_{column}" for column in columns[:4]]
-            assert (row["model"], row["reference"], row["same"]) == ("CLCNet (S:shallow+D:deep)", name, same)
-            assert [row[column] for column in columns] == pytest.approx(expected), (name, same)
-            assert two.at(row["threshold"])[0].mean() == pytest.approx(deferral[point])
-            gain = [end - target for end in expected[1:3]]
-            if right is not None:
-                difference = 100 * (right_then.astype(float) - right)
-                gain = plain.bootstrap(lambda rows, d=difference: d[rows].mean(), NUM_IMAGES)
-            assert plain.near([row["gain_low"], row["gain_high"]], gain), (name, same)
-            saves = "accuracy" in same
-            if saves:
-
-                def saving(rows: Any, right: Any = right, target: float = target, cost: float = cost) -> float:
-                    return two.take(rows).saving(target if right is None else 100 * right[rows].mean(), cost)
-
-                interval = plain.bootstrap(saving, NUM_IMAGES)
-                assert plain.near([row["saving_low"], row["saving_high"]], interval), (name, same)
-            worth = [row[f"saving{end}"] for end in ("", "_low", "_high") if row[f"saving{end}"]]
-            worth = worth if saves else [row[f"gain{end}"] for end in ("", "_low", "_high")]
-            said = [*expected[:3], row["threshold"], expected[3], *worth, *expected[7:]]
-            assert numbers(" ".join(printed[1:])) == pytest.approx(said, abs=NEARER + 1e-9), (name, same)
-    assert next(found, None) is None and len(rows) >= 6
+    expected = plain.check_results(rows, bench.two, bench.folds, ("shallow", "deep"), {"other": REFERENCE})
+    for row, said in zip(printed_table("Results, with", searched[0]), expected, strict=True):
+        assert numbers(" ".join(row[1:])) == pytest.approx(said, abs=NEARER + 1e-9), row
+    assert len(rows) >= 6
 
 
 @pytest.mark.parametrize("goal", ["match", "accuracy", "flops"])

@@ -5,12 +5,14 @@ import re
 from pathlib import Path
 
 import numpy as np
+import plain
 import pytest
 
 from clcnet.cascade.curve import surest_steps
 from clcnet.cascade.selection import Reference
 from clcnet.report.paper_table import (
     PAPER_REFERENCES,
+    _gain_interval,
     accuracy_interval,
     cascade_name,
     display_name,
@@ -19,6 +21,7 @@ from clcnet.report.paper_table import (
     parse_references,
     results_frame,
 )
+from clcnet.report.tables import performance_frame
 
 NUM_IMAGES = 10_000
 FOLDS = np.arange(NUM_IMAGES) % 5
@@ -31,8 +34,8 @@ def test_the_papers_models_are_those_of_its_table():
 
 
 def test_references_are_a_name_a_percentage_and_billions():
-    assert parse_references("net:100:1.5") == [Reference("net", 100, 1.5)]
-    assert parse_references("local-dir:net:70.5:1.5") == [Reference("local-dir:net", 70.5, 1.5)]
+    assert parse_references("net:100:0.5") == [Reference("net", 100, 0.5)]
+    assert parse_references("local-dir:net:0.5:1.5") == [Reference("local-dir:net", 0.5, 1.5)]
     for wrong in ("net", ":70:1", "net:0:1", "net:100.5:1", "net:70:0", "net:70:inf", "net:nan:1"):
         with pytest.raises(argparse.ArgumentTypeError, match="is neither `paper` nor NAME:PERCENT:BILLIONS"):
             parse_references(wrong)
@@ -118,6 +121,26 @@ def test_one_row_serves_for_both_where_accuracy_is_equal_at_equal_flops():
     expected = [("s", "", 50), ("r", "", 74.95), (name, both, 75), ("d", "", 50), (name, both, 50)]
     assert list(zip(frame.model, frame.same, frame.accuracy, strict=True)) == expected
     assert frame.loc[2, ["threshold", "accuracy", "FLOPs", "deferral"]].tolist() == [0.5, 75, 3.5, 0.25]
+    frame = results_frame(steps, ["s", "d"], np.array([0, 1, 2, 3]), [Reference("r", 74.85, 3.6)])
+    assert frame[frame.reference == "r"].same.tolist() == ["", "flops", "accuracy"]  # 0.15 points are two rows
+
+
+def test_every_figure_of_the_table_is_what_a_plain_implementation_gives():
+    random = np.random.default_rng(1)
+    sure = np.round(random.random((2, 60)), 2)
+    right, deep_right = (random.random(60) < 0.2 + 0.7 * each for each in (sure[0], 0.3 + sure[1]))
+    two, folds = plain.Two(*sure, right, deep_right, (1.0, 4.0)), np.arange(60) % 5
+    published = {"p": (100 * right.mean() + 3, 2.0), "q": (100.0, 3.0), "r": (1.0, 0.5), "as all": (99.0, 5.0)}
+    published["as the best"] = two.curve()[2].max(), 1.5  # which some folds do not reach
+    references = [Reference(name, *figures) for name, figures in published.items()]
+    steps = surest_steps(sure, [right, deep_right], [1, 4])
+    frame = results_frame(steps, ["s", "d"], folds, references)
+    rows = frame.replace({np.nan: None}).to_dict("records")
+    printed = plain.check_results(rows, two, folds, ("s", "d"), published)
+    assert {row["same"] for row in rows} >= {"", "flops", "accuracy"} and len(printed) == len(rows)
+    performance = performance_frame(sweep(steps), [3.0, 5.0])
+    plain.check_performance(performance.to_dict("records"), two, two.curve()[0])
+    assert performance.milliseconds.tolist() == pytest.approx(3 + 5 * two.curve()[1])
 
 
 def test_gain_is_paired_with_a_reference_measured_on_the_same_images():
@@ -125,6 +148,8 @@ def test_gain_is_paired_with_a_reference_measured_on_the_same_images():
     right = random.random(1000) < 0.8
     steps = surest_steps([random.random(1000), np.full(1000, 2.0)], [right, right], [1, 2])
     frame = results_frame(steps, ["s", "d"], FOLDS[:1000], [Reference("published", steps.own_accuracy[0] - 2, 1.5)])
+    every = surest_steps([[0.1] * 9, [0.2] * 9], [[False] * 9, [True] * 9], [1, 2])
+    assert _gain_interval(every, 0.5, Reference("s", 0.0, 1.0, 0), seed=0) == (100, 100)
     by_reference = {row.reference: row for row in cascades_of(frame)}
     assert (by_reference["d"].gain_low, by_reference["d"].gain_high) == (0, 0)
     low, high = by_reference["published"].gain_low, by_reference["published"].gain_high
@@ -134,15 +159,17 @@ def test_gain_is_paired_with_a_reference_measured_on_the_same_images():
 def test_names_are_shortened_as_in_the_paper():
     assert display_name("tf_efficientnet_b4.aa_in1k") == "EfficientNet-B4"
     assert display_name("efficientnet_b0") == "EfficientNet-B0"
-    assert display_name("local-dir:some/folder/deep") == "deep"
+    assert display_name("local-dir:some/folder/a:deep") == "a:deep"
     assert display_name("vit_base_patch16_224.augreg_in1k") == "vit_base_patch16_224.augreg_in1k"
     assert cascade_name(["tf_efficientnet_b0.aa_in1k", "tf_efficientnet_b4"]) == "CLCNet (S:B0+D:B4)"
     assert cascade_name(["local-dir:x/shallow/", "resnet56"]) == "CLCNet (S:shallow+D:resnet56)"
     assert cascade_name(["efficientnet_b0", "efficientnet_b2", "resnet56"]) == "CLCNet (B0+B2+resnet56)"
-    models = ["local-dir:a/x/deep", "local-dir:b/x/deep", "local-dir:b/x/deep", "resnet56"]
-    assert distinct_names(models) == ["a/x/deep", "b/x/deep", "b/x/deep (2)", "resnet56"]
-    assert distinct_names(["local-dir:a/deep", "local-dir:b/deep"]) == ["a/deep", "b/deep"]
+    models = ["local-dir:a/x/deep", "local-dir:b/x/deep", "local-dir:b/x/deep", "local-dir:c/other"]
+    assert distinct_names(models) == ["a/x/deep", "b/x/deep", "b/x/deep (2)", "other"]
+    assert distinct_names(["local-dir:y/a:b/deep", "local-dir:y/b/deep"]) == ["a:b/deep", "b/deep"]
+    assert distinct_names(["resnet56", "resnet56"]) == ["resnet56", "resnet56 (2)"]
 
 
 def test_accuracy_interval_is_exact():
     assert accuracy_interval(80.0, 10) == pytest.approx((44.39, 97.48), abs=0.01)
+    assert accuracy_interval(99.9, 1000) == pytest.approx(tuple(plain.exact(999, 1000)))
