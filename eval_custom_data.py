@@ -53,15 +53,14 @@ def get_args_parser() -> cli.ArgumentParser:
     sources.add_image_arguments(parser, "--custom-data", "folder, .tar, hfds/NAME", labels=True, required=True)
     cli.add_pair_arguments(parser)
     add = parser.add_argument_group("cascade").add_argument
-    weight, kind = cli.WEIGHTS_DIR / "CLCNet_custom_data.zip", "CLCNet weights, of train_custom_data.py"
-    add("--weight", type=Path, default=weight, metavar="FILE", help=kind)
+    add("--weight", type=Path, metavar="FILE", help="of train_custom_data.py (default: weights/CLCNet_custom_data.zip)")
     any_n = "take CLCNet weights that were trained at another number of classes than the models have"
     add("--any-n", action="store_true", help=any_n)
     less_sure = "less sure images go to the deep model (default: 0.5)"
     add("--threshold", type=cli.threshold, metavar="T", help=less_sure)
     policy = "cascade.json of train_custom_data.py or of step 4, in place of models, weights and threshold"
     add("--policy", type=Path, metavar="FILE", help=policy)
-    where = "where the policy's models lie here, in its order (default: where they lay when they were measured)"
+    where = "the policy's models here, in its order: names or weight files (default: where they lay when measured)"
     add("--models", nargs="+", metavar="NAME", help=where)
     drift = "what to do where the images are not like those that the policy was measured on"
     add("--on-drift", choices=("warn", "stop"), default="warn", help=drift)
@@ -81,13 +80,14 @@ def load_cascade(args: argparse.Namespace, device: torch.device) -> tuple[list[C
     if args.policy:
         policy = Policy.load(args.policy, device)
         cli.refuse_beside_policy(args)
-        speed = {name: getattr(args, name) for name in cli.SPEED}
-        models = policy.load_classifiers(args.models, device, **speed)
+        models = policy.load_classifiers(args.models, device, **{name: getattr(args, name) for name in cli.SPEED})
         return models, policy, [model.flops for model in policy.models]
+    if args.models:
+        raise ValueError("--models names the models of a --policy; give one")
     threshold = 0.5 if args.threshold is None else args.threshold
     stages = STAGES if threshold > SHALLOW_ALONE else STAGES[:1]  # a deep model never asked need not be had
     models = [load_classifier(**cli.pair_options(args, stage), device=device) for stage in stages]
-    path = weights_or_shipped(args.weight, lambda: models[0].num_classes)
+    path = weights_or_shipped(args.weight or cli.WEIGHTS_DIR / "CLCNet_custom_data.zip", lambda: models[0].num_classes)
     network = CLCNet.load(path, device=device)
     if network.num_classes != models[0].num_classes and not args.any_n:
         raise ValueError(

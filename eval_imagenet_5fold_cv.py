@@ -28,9 +28,9 @@ if __name__ == "__main__":
 from clcnet import distributed
 from clcnet.cascade import evaluation
 from clcnet.cascade.curve import SHALLOW_ALONE, sweep
+from clcnet.cascade.evaluation import images_of_outputs
 from clcnet.cascade.rule import CLCNET, Surest, know_classes
 from clcnet.cascade.rules import cross_fitted
-from clcnet.cascade.selection import Goal
 from clcnet.cascade.verdict import recommend
 from clcnet.data import sources
 from clcnet.data.checks import doubts
@@ -88,21 +88,22 @@ def one_threshold(args: argparse.Namespace) -> float | None:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, write all files, print the report; returns its figures."""
-    goal = wanted.Wanted.of(args).goal  # refused before any work
-    if goal.kind == "flops" and args.cost != "FLOPs":
-        goal = Goal("match")  # the paper's rule counts multiply-adds alone
+    goal = wanted.Wanted.of(args).goal_of_flops  # refused before any work
     grid = cli.threshold_grid(args.thresholds or [RELEASED_GRID])
     folder = args.results_folder or args.performance_result.parent / "results"
     inputs = [args.shallow_output, args.deep_output, args.class_map]
     check_output(args.performance_result, inputs=[*inputs, *args.outputs, *args.join])
     check_output(folder / "results-table.md")
     joined = [tables.read_results(path) for path in args.join]
-    from_tables, threshold = bool(args.shallow_output or args.deep_output or args.outputs), one_threshold(args)
+    load = load_outputs if args.outputs else load_pair if args.shallow_output or args.deep_output else run_models
+    if load is not run_models and args.cost == "time":
+        raise ValueError("tables do not say what models take in time; name the models, to have them run")
+    threshold = one_threshold(args)
     with (
         distributed.processes(),
         output_lock(args.performance_result) if distributed.is_main() else contextlib.nullcontext(),
     ):
-        found = load_outputs(args) if args.outputs else load_pair(args) if from_tables else run_models(args, threshold)
+        found = load(args)
         if found is None:  # not the main process
             return {}
         if found.images:
@@ -123,7 +124,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             recommendation = recommend(steps, found.folds, goal, names, args.least_saving, args.seed)
             tables.write_csv(tables.performance_frame(curve, found.milliseconds), args.performance_result)
             if know_classes(found.outputs):
-                asked = wanted.Wanted.of(args, None if from_tables else found.milliseconds)
+                asked = wanted.Wanted.of(args, found.milliseconds if load is run_models else None)
                 outcome |= cascades.search_and_report(
                     found.outputs, found.folds, asked, folder, folder / "cascade.json", found.images
                 )
@@ -148,15 +149,12 @@ def images_of(args: argparse.Namespace) -> ImageSet:
 
 def load_outputs(args: argparse.Namespace) -> evaluation.Evaluation:
     """Take any number of models' outputs from their tables; CLCNet judges where its weights know the folds."""
-    if args.imagenet_split:
-        images, known_folds = images_of(args), True
+    folder, networks = args.weight_save, []
+    images, known_folds = (images_of(args), True) if args.imagenet_split else images_of_outputs(args.outputs[0], folder)
+    if known_folds and any(folder.glob("CLCNet_imagenet_split_*")):
+        networks = evaluation.load_fold_networks(folder, images)
     else:
-        images, known_folds = evaluation.images_of_outputs(args.outputs[0], args.weight_save)
-    if known_folds and any(args.weight_save.glob("CLCNet_imagenet_split_*")):
-        networks = evaluation.load_fold_networks(args.weight_save, images)
-    else:
-        networks = []
-        print(f"no CLCNet weights in {args.weight_save} for these folds: the rules that need them are left out")
+        print(f"no CLCNet weights in {folder} for these folds: the rules that need them are left out")
     return evaluation.evaluation_of_tables(args.outputs, images, networks)
 
 
@@ -171,14 +169,14 @@ def load_pair(args: argparse.Namespace) -> evaluation.Evaluation:
     return evaluation.evaluation_of_tables(paths, images, evaluation.load_fold_networks(folder, images), models, flops)
 
 
-def run_models(args: argparse.Namespace, threshold: float | None) -> evaluation.Evaluation | None:
+def run_models(args: argparse.Namespace) -> evaluation.Evaluation | None:
     """Classify with both models, each image at most once; None in processes other than the main one."""
     # timm takes seconds to import, and tables need none of it
     from clcnet.cascade.from_images import evaluation_of_images
     from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
     from clcnet.classifiers.fast import fastest
 
-    images = images_of(args)
+    images, threshold = images_of(args), one_threshold(args)
     if not images.has_labels:
         raise ValueError(f"{images.root} does not say of which classes its images are; accuracy needs class folders")
     device = resolve_device(args.device)

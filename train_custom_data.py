@@ -90,7 +90,7 @@ def search(args: argparse.Namespace, folder: Path, device: torch.device) -> dict
     """Find the best cascade of the tables' models, where they know classes and are over the same images."""
     photos = list_images(args.images, any_folder=True) if args.images else None
     try:
-        images, _ = images_of_outputs(args.cls_output[0], args.weight_save)
+        images, _ = images_of_outputs(args.cls_output[0])
         evaluation = evaluation_of_tables(args.cls_output, images, [])
     except ValueError as error:
         print(f"no cascade was searched for: {error}")

@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if folder:
         images = list_images(folder, args.class_map, options=sources.data_set_options(args))
     else:
-        images, _ = images_of_outputs(args.cls_output[0], args.weight_save)
+        images, _ = images_of_outputs(args.cls_output[0])
         print(f"no image folder: the images of {args.cls_output[0]} are cut into {NUM_FOLDS} folds")
     image_of_row = match_rows(table, images, ", ".join(map(str, args.cls_output)), source)
     folds = images.folds[image_of_row]

@@ -236,8 +236,8 @@ def pair_options(args: argparse.Namespace, place: str) -> dict[str, Any]:
 def refuse_beside_policy(args: argparse.Namespace) -> None:
     """Raise ValueError where a flag says which models are used or how, beside a policy, which says it itself."""
     models = [f"{place}_model{end}" for place in PAIR for end in ("", "_weight", "_FLOPs")]
-    for name in (*models, "num_classes", *_PREPROCESSING, "threshold"):
-        if getattr(args, name) is not None:
+    for name in (*models, "num_classes", *_PREPROCESSING, "weight", "any_n", "threshold"):
+        if getattr(args, name) not in (None, False):
             raise ValueError(f"--policy says what --{name.replace('_', '-')} would; leave one of the two out")
 
 

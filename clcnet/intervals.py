@@ -13,13 +13,13 @@ NUM_RESAMPLES = 10_000  # of a fixed decision: one multinomial draw each
 NUM_SWEEP_RESAMPLES = 1_000  # of a choice of threshold: one sweep each
 
 
-def exact_interval(num_right: ArrayLike, num_images: int, level: float = LEVEL) -> tuple[Floats, Floats]:
+def exact_interval(num_right: ArrayLike, num_images: ArrayLike, level: float = LEVEL) -> tuple[Floats, Floats]:
     """Clopper and Pearson's interval of a share, in percent: lower and upper ends, as `num_right` shaped."""
-    count = np.asarray(num_right, dtype=np.float64)
+    count, total = np.asarray(num_right, dtype=np.float64), np.asarray(num_images, dtype=np.float64)
     tail = (1 - level) / 2
     with np.errstate(invalid="ignore"):
-        low = np.where(count > 0, betaincinv(count, num_images - count + 1, tail), 0.0)
-        high = np.where(count < num_images, betaincinv(count + 1, num_images - count, 1 - tail), 1.0)
+        low = np.where(count > 0, betaincinv(count, total - count + 1, tail), 0.0)
+        high = np.where(count < total, betaincinv(count + 1, total - count, 1 - tail), 1.0)
     return 100 * low, 100 * high
 
 

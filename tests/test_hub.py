@@ -124,8 +124,8 @@ def test_a_policy_comes_back_from_the_hub_and_takes_models_that_the_user_names(p
     np.testing.assert_array_equal(found.labels, expected.labels)
     np.testing.assert_array_equal(found.confidences, expected.confidences)
     card = (repository / "README.md").read_text(encoding="utf-8")
-    assert "On 5,000 images that nothing in it was chosen on: top-1 91.50% [90.70, 92.25] at 0.009B" in card
-    assert "| hf-hub:user/shallow | 0.004B | 100.0% |" in card and "| resnet18 | 0.02B | 25.0% |" in card
+    assert "On 5,000 images that nothing in it was chosen on: top-1 91.50% [90.70, 92.25] at 9M multiply-adds" in card
+    assert "| hf-hub:user/shallow | 4M | 100.0% |" in card and "| resnet18 | 20M | 25.0% |" in card
 
 
 def test_a_fused_policy_needs_no_tensors(policy, tmp_path: Path) -> None:

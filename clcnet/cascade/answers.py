@@ -30,6 +30,7 @@ class Answers:
         last_seen: (N,) number of the last model that saw the image.
         own_labels: (K, N) each model's own answer, UNKNOWN where it was not asked.
         own_confidence: (K, N) float32, how sure the cascade was of it; NaN where it was not asked.
+        sureness: (K, N) float32, likewise of what stood then.
         failed: (N,) whether a model could not read the image.
         targets: (N,) classes, UNKNOWN where not known.
     """
@@ -42,7 +43,7 @@ class Answers:
         self.labels, self.targets, self.answered_by, self.last_seen = np.full((4, num_images), UNKNOWN)
         self.confidence = np.full(num_images, np.nan, np.float32)
         self.own_labels = np.full((steps, num_images), UNKNOWN)
-        self.own_confidence = np.full((steps, num_images), np.nan, np.float32)
+        self.own_confidence, self.sureness = np.full((2, steps, num_images), np.nan, np.float32)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -54,7 +55,7 @@ class Answers:
             self.labels[images], self.own_labels[stage, images] = step.labels, outputs[-1].labels
         if step.correct is not None:
             self.correct[images] = step.correct
-        self.confidence[images] = step.confidence
+        self.confidence[images] = self.sureness[stage, images] = step.confidence
         self.own_confidence[stage, images] = step.confidence if step.own is None else step.own
         self.answered_by[images], self.last_seen[images] = step.answered_by, stage
         goes_on: Bools = step.confidence < self.thresholds[stage]
@@ -86,7 +87,7 @@ class Answers:
     @property
     def confidences(self) -> list[NDArray[np.float32]]:
         """How sure the cascade was after each model of the images that it saw."""
-        return [sure[self.last_seen >= stage] for stage, sure in enumerate(self.own_confidence)]
+        return [sure[self.last_seen >= stage] for stage, sure in enumerate(self.sureness)]
 
 
 def run_cascade(rule: Rule, thresholds: Sequence[float], num_images: int, ask: Ask) -> Answers:

@@ -36,7 +36,6 @@ from clcnet.classifiers.classes import match_classes
 from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size, resolve_device
 from clcnet.classifiers.loading import read_image
 from clcnet.confidence import CLCNET, Network
-from clcnet.data.images import IMAGE_FORMATS
 from clcnet.data.outputs import UNKNOWN, Outputs
 from clcnet.metrics import Bools, Ints
 
@@ -176,7 +175,7 @@ class Cascade:
         ask = functools.partial(self._ask, named, errors)
         answers = run_cascade(self.rule, self.thresholds, len(named), ask)
         if self.watch is not None:
-            self.watch.add(answers.read().own_confidence.T)
+            self.watch.add(answers.read().sureness.T)
         # what an earlier model said of an image that failed does not stand: it was not sure
         none = answers.failed
         labels, answered_by = (np.where(none, UNKNOWN, said) for said in (answers.labels, answers.answered_by))
@@ -254,10 +253,8 @@ def _name(image: Picture, place: int) -> str:
 def _read(image: Picture, name: str, model: Classifier | _PlainModel) -> Image.Image | str:
     """The image as the model's transform takes it, or why it cannot be read."""
     try:
-        if isinstance(image, bytes):
-            with Image.open(io.BytesIO(image), formats=[*IMAGE_FORMATS]) as opened:
-                return read_image(opened, model.image_mode, model.input_size)
-        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        picture = io.BytesIO(image) if isinstance(image, bytes) else image
+        picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
         return read_image(picture, model.image_mode, model.input_size)
     except Exception as error:  # PIL's decoders raise nearly everything: OSError, SyntaxError, struct.error, ...
         return f"image {name} cannot be read ({error})"

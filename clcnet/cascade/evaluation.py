@@ -157,17 +157,17 @@ def at_threshold(rule: Rule, outputs: Sequence[Outputs], threshold: float) -> Cu
     return Curve(np.array([threshold]), np.array([accuracy]), answers.calls[None], flops, len(answers))
 
 
-def images_of_outputs(path: Path, weights: Path) -> tuple[ImageSet, bool]:
+def images_of_outputs(path: Path, weights: Path | None = None) -> tuple[ImageSet, bool]:
     """Stand in for an image folder by what a table says of its images, where no folder is named.
 
     Returns:
         The image set, and whether its folds are those of the training of the weights in a folder, by the list of all
-        images that it left there.
+        images that it left there; else they are class-balanced.
     """
     (table,) = load_labelled(path)
     classes = known(table.correct, table).astype(np.int64) if table.targets is None else table.targets
-    splits = weights / SPLIT_FILE
-    fold_of = _read_splits(splits, table.names)[0] if splits.exists() else {}  # the released weights come without
+    splits = weights / SPLIT_FILE if weights else None
+    fold_of = _read_splits(splits, table.names)[0] if splits and splits.exists() else {}  # the released ones have none
     folds = np.array([fold_of.get(name, -1) for name in table.names], dtype=np.int64)
     trained = bool((folds >= 0).all())
     if not trained:
@@ -241,14 +241,11 @@ def _read_splits(path: Path, names: Sequence[str]) -> tuple[dict[str, int], str 
 
 def flops_of(model: str) -> float:
     """Count a model's multiply-adds, in billions, from its name alone; no weights are needed."""
-    import timm
-    from timm.data.config import resolve_model_data_config
+    from timm.data.config import resolve_model_data_config  # timm takes seconds to import
 
     from clcnet.classifiers.flops import count_flops
+    from clcnet.classifiers.models import create_untrained
 
-    try:
-        architecture = timm.create_model(model, pretrained=False)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ValueError(f"model {model}: timm cannot make it ({error})") from error
+    architecture = create_untrained(model)
     config = resolve_model_data_config(architecture)  # type: ignore[no-untyped-call]
-    return count_flops(architecture.eval(), config["input_size"])
+    return count_flops(architecture, config["input_size"])

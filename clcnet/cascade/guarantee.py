@@ -10,10 +10,9 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from clcnet.intervals import exact_interval
+from clcnet.metrics import Bools, Floats
 
 PRIOR_VARIANCE = 0.04  # that of 2% won and 2% lost; counts as one image's
 PROMISES = np.arange(1, 200) / 1000  # what could be promised is looked for in steps of 0.1 points
@@ -84,9 +83,8 @@ def could_promise(deep_right: Bools, cascade_right: Bools, delta: float) -> floa
 
 def most_share(count: ArrayLike, num_images: ArrayLike, delta: float) -> Floats:
     """Clopper and Pearson's upper bound of a share, which holds with probability 1 - delta; 1 of no images."""
-    count, total = np.asarray(count, dtype=np.float64), np.asarray(num_images, dtype=np.float64)
-    inner = count < total
-    return np.where(inner, betaincinv(count + 1, np.where(inner, total - count, 1.0), 1 - delta), 1.0)
+    _, high = exact_interval(count, num_images, 1 - 2 * delta)
+    return high / 100
 
 
 def most_cost(last: NDArray[np.int64], costs: ArrayLike, delta: float) -> float:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "clcnet cascade", 1
 _LONGEST = 300  # characters of a message's reason
 _CLCNET = "clcnet"  # folder of its network in a repository
-_HUB = re.compile(r"\s*hf[-_]hub\s*:", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -152,15 +150,14 @@ class Policy(ModelHubMixin):
             temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
 
     def naming(self, *names: str) -> Policy:
-        """The same, whose models are had under these names, of timm or hf-hub:."""
+        """The same, whose models are had under these names, as timm takes them, or from these files of weights."""
         if len(names) != len(self.models):
             raise ValueError(f"the policy has {len(self.models)} models, and {len(names)} names were given for them")
-        sources = [{**model.loaded_from, "name": name} for model, name in zip(self.models, names, strict=True)]
-        for source in sources:
-            source.pop("weight", None)
-        models = [
-            dataclasses.replace(model, loaded_from=source) for model, source in zip(self.models, sources, strict=True)
-        ]
+        models = []
+        for model, name in zip(self.models, names, strict=True):
+            source = {key: value for key, value in model.loaded_from.items() if key != "weight"}
+            source |= {"weight" if os.path.isfile(name) else "name": name}
+            models.append(dataclasses.replace(model, loaded_from=source))
         return dataclasses.replace(self, models=models)
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -189,7 +186,7 @@ class Policy(ModelHubMixin):
             (
                 model.model,
                 model.loaded_from.get("name", ""),
-                "" if model.flops is None else f"{model.flops:.4g}B",
+                "" if model.flops is None else format_flops(model.flops),
                 "" if share is None else f"{share:.1%}",
             )
             for model, share in zip(self.models, shares, strict=True)
@@ -199,7 +196,7 @@ class Policy(ModelHubMixin):
             low, high = expected.accuracy_interval
             measured = [
                 f"On {expected.num_images:,} images that nothing in it was chosen on: top-1 {expected.accuracy:.2f}% "
-                f"[{low:.2f}, {high:.2f}] at {expected.flops:.4g}B multiply-adds an image."
+                f"[{low:.2f}, {high:.2f}] at {format_flops(expected.flops)} multiply-adds an image."
             ]
         if self.certificate:
             measured += ["", self.certificate.describe()]
@@ -234,12 +231,14 @@ class Policy(ModelHubMixin):
             )
             if len(policy.thresholds) != len(policy.models) - 1:
                 raise ValueError(f"{len(policy.models)} models and {len(policy.thresholds)} thresholds")
-            sound = _are_sound([content["rule"], expected, content.get("certificate")])
+            for part in ("rule", "expected", "certificate"):
+                if not _are_sound(content.get(part)):
+                    raise ValueError(f"a number in its {part} is beyond what a fit gives")
             if policy.certificate and not (policy.certificate.describe() and is_line(policy.certificate.against)):
                 raise ValueError("its certificate is against no model")
             if policy.expected and not policy.expected.is_sound_for(len(policy.models)):
                 raise ValueError(f"its shares and quantiles do not fit {len(policy.models)} models")
-            if not policy.rule.is_fitted_for(len(policy.models)) or not sound:
+            if not policy.rule.is_fitted_for(len(policy.models)):
                 raise ValueError(f"the numbers of rule {policy.rule.name!r} do not fit {len(policy.models)} models")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path} is not a cascade's policy ({str(error)[:_LONGEST]}); write it again") from None
@@ -263,23 +262,15 @@ class Policy(ModelHubMixin):
         from clcnet.classifiers import model_config
         from clcnet.classifiers.classifier import load_classifier
 
-        if names is not None and len(names) != len(self.models):
-            raise ValueError(f"the policy has {len(self.models)} models, and {len(names)} names were given for them")
         classifiers = []
-        for place, model in enumerate(self.models):
-            source = dict(model.loaded_from)
-            if names:
-                source["weight" if os.path.isfile(names[place]) else "name"] = names[place]
+        for model in self.models if names is None else self.naming(*names).models:
+            source = model.loaded_from
             if "name" not in source:
                 raise ValueError(
                     f"the policy does not say where its model {model.model} lies; name all its models, in its order: "
                     f"{' '.join(record.model for record in self.models)}"
                 )
-            model_config.check_loading(f"model {model.model} of the policy", source)
-            if names is None and _HUB.match(source["name"]):
-                raise ValueError(
-                    f"the policy would download {source['name']}; if you trust it, name all its models, in its order"
-                )
+            model_config.check_loading(f"model {model.model} of the policy", source, may_download=names is not None)
             classifier = load_classifier(**source, device=device, **options)
             if model.weights and classifier.key != model.weights:
                 raise ValueError(

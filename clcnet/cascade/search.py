@@ -363,6 +363,8 @@ def find_cascades(
     Raises:
         ValueError: the outputs do not say classes or targets or are not of the same images, or a cost is not known.
     """
+    if max_stages not in NUM_BINS:
+        raise ValueError(f"a cascade of at most {max_stages} models; give 1 to {max(NUM_BINS)}")
     names = [out.record.model or f"model {place + 1}" for place, out in enumerate(outputs)]
     known = [out.record.flops for out in outputs]
     if costs is None and None in known:

@@ -18,6 +18,7 @@ from torch import nn
 from clcnet.strangers import LARGEST_JSON, is_line, is_number, parse_json, read_bytes
 
 _LARGEST_NUMBER, _DEEPEST, _LONGEST = 10**9, 4, 64
+_HUB = re.compile(r"\s*hf[-_]hub\s*:", re.IGNORECASE)
 _WORD = re.compile(rf"[\w.+-]{{0,{_LONGEST}}}")  # no path and no address
 _EVERY_ARCHITECTURES = {"num_classes", "in_chans", "img_size", "global_pool", "bn_eps", "bn_momentum", "use_naflex"}
 _NEVER = {"device", "dtype"} | {
@@ -90,7 +91,7 @@ _FACTS: dict[str, _Check] = {  # of timm's `pretrained_cfg`, all that a classifi
     "classifier": _either(_TEXT, _list(_TEXT)),
 }
 _ARGUMENTS = {"num_classes": _CLASSES, "in_chans": _CHANNELS, "img_size": _either(_SIDE, _list(_SIDE, 2))}
-_LOADING = {key: _FACTS[key] for key in ("num_classes", "crop_pct", "crop_mode", "interpolation")}
+_LOADING = {key: _FACTS[key] for key in ("num_classes", "crop_pct", "crop_mode", "interpolation", "mean", "std")}
 _LOADING |= {"img_size": _SIDE, "name": _LINE, "weight": _LINE}
 
 
@@ -133,13 +134,20 @@ def of_training(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None and checks[name][0](value)}
 
 
-def check_loading(place: str, arguments: dict[str, Any]) -> None:
+def check_loading(place: str, arguments: dict[str, Any], may_download: bool) -> None:
     """Refuse what are no arguments of `load_classifier`, as a policy or a table may name them.
+
+    Args:
+        place: what names them, for the message.
+        arguments: to be checked.
+        may_download: whether the user, not a stranger, said that the model is on the Hub.
 
     Raises:
         ValueError: what is wrong, and `place`.
     """
     _check(f"{place}:", arguments, _LOADING, "with which a model is loaded")
+    if not may_download and _HUB.match(arguments.get("name", "")):
+        raise ValueError(f"{place} would download {arguments['name']}; if you trust it, name it yourself")
 
 
 def _check(place: str, values: dict[str, Any], checks: dict[str, _Check], what_for: str) -> None:

@@ -53,6 +53,14 @@ def create(
     return model.eval()
 
 
+def create_untrained(name: str) -> nn.Module:
+    """The same model without its weights, to be looked at; ValueError or OSError where there is none."""
+    source, model_id = parse_model_name(name)
+    if source is None:
+        _registered(model_id, pretrained=False)
+    return _create(name, False, None, {"img_size": None, "in_chans": None}).eval()
+
+
 def resolved_name(name: str, model: nn.Module) -> str:
     """The name with the weights' tag that timm chose for a bare one, `tf_efficientnet_b4.ns_jft_in1k`; logs it then.
 

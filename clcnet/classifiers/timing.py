@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from clcnet import distributed
 from clcnet.classifiers.classifier import Classifier, default_batch_size, load_classifier
+from clcnet.classifiers.model_config import check_loading
 from clcnet.classifiers.schedule import cut
 from clcnet.classifiers.stream import stream
 from clcnet.data.images import ImageSet
@@ -50,6 +51,7 @@ def timed_on_noise(outputs: Sequence[Outputs], device: torch.device) -> list[Out
     models = list[Classifier]()
     for record in (each.record for each in outputs):
         try:
+            check_loading("its table", record.loaded_from, may_download=False)
             models.append(load_classifier(**record.loaded_from, device=device))
             if models[-1].key != record.weights:
                 raise ValueError("another one lies there now")

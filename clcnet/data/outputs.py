@@ -112,9 +112,7 @@ class Outputs:
 
         `record` takes further fields of `Record`; for the rest see `from_probs`.
         """
-        rows = np.asarray(logits, dtype=np.float64)
-        if rows.ndim != 2 or rows.shape[1] < 2:
-            raise ValueError(f"logits have shape {rows.shape}; expected (images, classes) of at least 2 classes")
+        rows = _table(np.asarray(logits, dtype=np.float64), "logits")
         top = rows.max(axis=1, keepdims=True)
         refuse_rows(~np.isfinite(top[:, 0]), "logits", lambda row: "has no finite largest number")
         powers = np.exp(rows - top)
@@ -137,7 +135,7 @@ class Outputs:
             targets: (N,) true classes, UNKNOWN where one is not known.
             record: where they come from.
         """
-        rows = np.asarray(probs, dtype=np.float32)
+        rows = _table(np.asarray(probs, dtype=np.float32), "probs")
         refuse_rows(~are_probs(rows), "probs", lambda row: "is no row of probabilities; give softmax outputs")
         names = [str(index) for index in range(len(rows))] if names is None else list(names)
         known = None if targets is None else np.asarray(targets, dtype=np.int64)
@@ -217,6 +215,12 @@ class Outputs:
         }
         parts["scores"] = {name: score[places] for name, score in self.scores.items()}
         return dataclasses.replace(self, names=[self.names[place] for place in places.tolist()], **parts)
+
+
+def _table(rows: NDArray[Any], source: str) -> NDArray[Any]:
+    if rows.ndim != 2 or rows.shape[1] < 2:
+        raise ValueError(f"{source} have shape {rows.shape}; expected (images, classes) of at least 2 classes")
+    return rows
 
 
 def sort_probs(probs: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.unsignedinteger[Any]]]:

@@ -380,9 +380,10 @@ def weights_or_shipped(path: Path, num_classes: Callable[[], int]) -> Path:
     Raises:
         FileNotFoundError: it is empty, and the models have other classes.
     """
-    is_folder = path == cli.WEIGHTS_DIR
+    place = Path(path).absolute()
+    is_folder = place == cli.WEIGHTS_DIR
     is_there = any(path.glob("CLCNet_imagenet_split_*")) if is_folder else path.exists()
-    if is_there or path not in (cli.WEIGHTS_DIR, cli.WEIGHTS_DIR / "CLCNet_custom_data.zip"):
+    if is_there or place not in (cli.WEIGHTS_DIR, cli.WEIGHTS_DIR / "CLCNet_custom_data.zip"):
         return path
     shipped = cli.WEIGHTS_DIR / "imagenet"
     if (count := num_classes()) != SHIPPED_CLASSES or not shipped.is_dir():

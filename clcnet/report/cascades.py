@@ -160,8 +160,10 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def give_up_markdown(searched: Searched, price_per_hour: float | None, images_per_month: float | None) -> str:
-    """What giving up 0, 0.5, 1 and 2 points of the best single model's accuracy saves, cross-fitted."""
+def give_up_cells(
+    searched: Searched, price_per_hour: float | None, images_per_month: float | None
+) -> tuple[list[str], list[list[str]]]:
+    """What giving up 0, 0.5, 1 and 2 points of the best single model's accuracy saves, cross-fitted: header, rows."""
     units, best = searched.units, searched.best
     priced = price_per_hour and images_per_month and "milliseconds" in units.names
     header = ["Give up", "Accuracy", "Cost", *(f"Of {best.name}'s {noun}" for noun in units.nouns)]
@@ -180,7 +182,7 @@ def give_up_markdown(searched: Searched, price_per_hour: float | None, images_pe
             hours, whole = (milliseconds * images_per_month / _HOURS for milliseconds in times)
             cells += [f"{hours:.1f} of {whole:.1f}", f"{hours * price_per_hour:.2f} of {whole * price_per_hour:.2f}"]
         rows.append(cells)
-    return markdown(header, rows)
+    return header, rows
 
 
 def search_and_report(
@@ -209,10 +211,10 @@ def search_and_report(
     write_text(json.dumps(recommendation, indent=1), folder / "recommendation.json")
     ready.save(policy)
     verdict, money = describe(searched), (wanted.price_per_hour, wanted.images_per_month)
-    give_up = give_up_markdown(searched, *money)
+    give_up = give_up_cells(searched, *money)
     if ready.certificate:
         verdict += f"\n{ready.certificate.describe()}"
-    print(f"{verdict}\n\n{give_up}", flush=True)
+    print(f"{verdict}\n\n{markdown(*give_up)}", flush=True)
     page = folder / "report.html"
     plots.save(write_page(page, searched, verdict, give_up, *money, images), folder, "accuracy-cost")
     for reason in searched.cascades.dropped.values():

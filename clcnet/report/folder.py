@@ -13,7 +13,7 @@ from clcnet.cascade.answers import Answers
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.runner import FolderRun
 from clcnet.classifiers.stream import describe_waiting
-from clcnet.cli import one_line
+from clcnet.cli import PAIR, one_line
 from clcnet.data.images import ImageSet, errors_file
 from clcnet.metrics import Bools, format_flops
 from clcnet.report import html
@@ -95,7 +95,7 @@ def promise_lines(policy: Policy, drift: Sequence[str], answers: Answers, unsure
 
 def summary_lines(outcome: dict[str, Any], stage_names: Sequence[str]) -> list[str]:
     """Accuracy where known, deferral, and cost against the last model's."""
-    first, *later = (f"the {name} model" if name in ("shallow", "deep") else name for name in stage_names)
+    first, *later = (f"the {name} model" if _is_pair(stage_names) else name for name in stage_names)
     lines = []
     if "accuracy" in outcome:
         lines.append(f"accuracy {outcome['accuracy']:.2f}% ({first} alone {outcome['first_accuracy']:.2f}%)")
@@ -131,7 +131,12 @@ def print_summary(outcome: dict[str, Any], stage_names: Sequence[str], output: P
 
 def _last(stage_names: Sequence[str]) -> str:
     """What to call the last model; a policy may hold one alone."""
-    return "the deep model" if "shallow" in stage_names else stage_names[-1] if len(stage_names) > 1 else ""
+    return "the deep model" if _is_pair(stage_names) else stage_names[-1] if len(stage_names) > 1 else ""
+
+
+def _is_pair(stage_names: Sequence[str]) -> bool:
+    """Whether these are the specification's two models, of which a threshold may leave the deep one unasked."""
+    return tuple(stage_names) in (tuple(PAIR), tuple(PAIR)[:1])
 
 
 def _describe_time(outcome: dict[str, Any], last: str) -> str:

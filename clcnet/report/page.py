@@ -39,7 +39,7 @@ def write_page(
     path: Path,
     searched: Searched,
     verdict: str,
-    give_up: str,
+    give_up: tuple[list[str], list[list[str]]],
     price_per_hour: float | None = None,
     images_per_month: float | None = None,
     images: ImageSet | None = None,
@@ -50,7 +50,7 @@ def write_page(
         path: of the page.
         searched: what the search came to.
         verdict: in words.
-        give_up: what giving up accuracy saves, a Markdown table.
+        give_up: what giving up accuracy saves, header and rows.
         price_per_hour, images_per_month: what turns time into money.
         images: where the images lie; without them there are no thumbnails.
     """
@@ -96,7 +96,7 @@ def write_page(
         path,
         "page.html",
         verdict=verdict,
-        give_up=[line.strip("| ").split(" | ") for line in give_up.splitlines() if "--" not in line],
+        give_up=[give_up[0], *give_up[1]],
         rows=rows,
         columns=columns,
         cells=[[row[name] for name, _ in columns] for row in rows],

@@ -45,9 +45,9 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         "--most-risk",
         type=cli.probability,
         metavar="SHARE",
-        help="promise: errs on no more of what it is not unsure of",
+        help="promise: errs on no more of what it answers; the rest is unsure",
     )
-    money = "of the machine; with the next, prints money"
+    money = "of the machine; with --images-per-month, tells money"
     add("--price-per-hour", type=cli.positive_float, metavar="MONEY", help=money)
     add("--images-per-month", type=cli.positive_float, metavar="N", help="what the service sees")
 
@@ -118,13 +118,21 @@ class Wanted:
     images_per_month: float | None = None
     promise: Promise | None = None
 
+    @property
+    def goal_of_flops(self) -> Goal:
+        """The goal of the paper's rule, which counts multiply-adds whatever is to be saved."""
+        return Goal("match") if self.goal.kind == "flops" and self.cost != "FLOPs" else self.goal
+
     @classmethod
     def of(cls, args: argparse.Namespace, milliseconds: Sequence[float] | None = None) -> Self:
         """What the flags ask for.
 
         Raises:
-            ValueError, OSError: a probability without anything that is to hold with it; no file of costs.
+            ValueError, OSError: a probability without anything that is to hold with it; one half of what tells money;
+                no file of costs.
         """
+        if (args.price_per_hour is None) != (args.images_per_month is None):
+            raise ValueError("--price-per-hour and --images-per-month tell money together; give both")
         asked = args.most_drop, args.most_FLOPs, args.most_risk
         if args.guarantee is not None and not any(asked):
             raise ValueError("--guarantee needs a promise; give --most-drop, --most-FLOPs or --most-risk")
