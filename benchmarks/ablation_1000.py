@@ -31,7 +31,7 @@ from clcnet.confidence import SIMPLE_CONFIDENCES, tempered_top
 from clcnet.data.images import NUM_FOLDS
 from clcnet.data.outputs import Outputs
 from clcnet.network import training
-from clcnet.network.calibration import Calibration, shape_scores, simple_scores
+from clcnet.network.calibration import LOWEST_PROBABILITY, Calibration, simple_scores, tempered_scores
 from clcnet.network.model import CLCNet
 from clcnet.network.training import RECIPES, Settings, fold_splits, train_many
 
@@ -40,6 +40,7 @@ SCOPES = ("own", "all", "others")
 PARTS = ("scores", *SCOPES, "recipes")
 HEAD = "| confidence | AUROC | over the rival | calibration error | by chance | of all together |"
 TEMPERATURES = (0.4, 0.5, 0.6, 0.7, 0.8)
+POWERS = (0.15, 0.25, 0.35, 0.5)  # of the spread of a row's log-probabilities, in its temperature
 NUM_DRAWS = 1000
 Judges = dict[tuple[int, int], Callable[[np.ndarray], np.ndarray]]  # of a network's outputs, fold
 
@@ -148,6 +149,30 @@ def regressions(data: Photographs, scope: str, scores: Callable[[torch.Tensor], 
     return judges
 
 
+def log_probabilities(probs: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(probs, LOWEST_PROBABILITY))
+
+
+def top_at(probs: np.ndarray, temperatures: np.ndarray) -> np.ndarray:
+    """The top probability where each row has a temperature of its own: (N,)."""
+    logs = log_probabilities(probs)
+    return 1 / np.exp((logs - logs[:, :1]) / temperatures[:, None]).sum(axis=1)
+
+
+def shape_scores(probs: torch.Tensor) -> torch.Tensor:
+    """Log-odds of the top probability at temperature 0.6, and mean and spread of all log-probabilities."""
+    logs = torch.from_numpy(log_probabilities(probs.numpy()))
+    rivals = ((logs[:, 1:] - logs[:, :1]) / 0.6).exp().sum(dim=1)
+    return torch.stack([-rivals.log(), logs.mean(dim=1), logs.std(dim=1)], dim=1)
+
+
+def products(probs: torch.Tensor) -> torch.Tensor:
+    """The same, and their six products."""
+    scores = shape_scores(probs)
+    first, second = torch.triu_indices(3, 3)
+    return torch.cat([scores, scores[:, first] * scores[:, second]], dim=1)
+
+
 def raw(models: dict[tuple[int, int], CLCNet]) -> Judges:
     return {key: lambda probs, model=model: model.predict(probs, calibrated=False) for key, model in models.items()}
 
@@ -173,9 +198,16 @@ def scores(data: Photographs) -> Iterator[str]:
     tempered = tempered_top(data.probs, np.array(TEMPERATURES))
     for temperature, column in zip(TEMPERATURES, tempered.T, strict=True):
         yield data.line(f"max softmax at temperature {temperature}", data.by_image(column))
+    spread = log_probabilities(data.probs).std(axis=1)
+    for power in POWERS:
+        for temperature in TEMPERATURES[1:-1]:
+            name = f"max softmax at temperature {temperature} x spread^{power}"
+            yield data.line(name, data.by_image(top_at(data.probs, temperature * spread**power)))
+    kinds = {"four scores, as in 1.0": simple_scores, "odds, mean and spread": shape_scores}
+    kinds |= {"odds, mean, spread and their products": products, "the calibration's three scores": tempered_scores}
     for scope in SCOPES:
-        yield data.line(f"four scores of the row, {scope}", data.judged(regressions(data, scope, simple_scores)))
-        yield data.line(f"three scores of the row, {scope}", data.judged(regressions(data, scope, shape_scores)))
+        for name, kind in kinds.items():
+            yield data.line(f"{name}, {scope}", data.judged(regressions(data, scope, kind)))
 
 
 def network(data: Photographs, scope: str) -> Iterator[str]:

@@ -1,12 +1,15 @@
 """The calibration: its formula, its fit against scikit-learn's, and what it makes of a network that knows nothing."""
 
+import math
+import statistics
+
 import numpy as np
 import pytest
 import torch
 from networks import sorted_rows
 from scipy.stats import spearmanr
 
-from clcnet.network.calibration import SHARPENING, Calibration, fit_calibration, shape_scores, simple_scores
+from clcnet.network.calibration import Calibration, fit_calibration, simple_scores, tempered_scores
 
 
 def test_simple_scores_of_a_known_row():
@@ -17,13 +20,24 @@ def test_simple_scores_of_a_known_row():
     torch.testing.assert_close(simple_scores(rows), expected.float())
 
 
-def test_shape_scores_of_a_known_row_and_of_one_without_rivals():
-    rows = torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]])
-    sharpened = rows[0].double() ** (1 / SHARPENING)
-    odds, logs, floor = float(sharpened[0] / sharpened[1:].sum()), np.log([0.5, 0.25, 0.25]), float(np.log(1e-12))
-    known = np.array([[np.log(odds), logs.mean(), logs.std()], [-floor / SHARPENING - np.log(2), floor * 2 / 3, 0]])
-    known[1, 2] = np.std([0, floor, floor])
-    torch.testing.assert_close(shape_scores(rows), torch.from_numpy(known).float(), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("row", [[0.5, 0.25, 0.25], [1.0, 0.0, 0.0], [0.9, 0.06, 0.03, 0.01]])
+def test_tempered_scores_of_a_known_row_and_of_one_without_rivals(row):
+    logs = [math.log(max(p, 1e-12)) for p in row]
+    temperature = 0.6 * statistics.pstdev(logs) ** 0.25
+    tempered = [[p ** (1 / t) for p in map(math.exp, logs)] for t in (temperature, 2 * temperature)]
+    odds, odds_at_twice = (sharpened[0] / sum(sharpened[1:]) for sharpened in tempered)
+    expected = [math.log(odds), math.log(odds / (1 + odds)), math.log(odds_at_twice)]
+    torch.testing.assert_close(tempered_scores(torch.tensor([row]))[0], torch.tensor(expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 1000, 1_000_000])
+def test_tempered_scores_are_numbers_where_all_classes_are_alike_or_one_is_certain(num_classes):
+    rows = torch.full((2, num_classes), 1 / num_classes)
+    rows[1] = torch.arange(num_classes) == 0
+    alike, certain = tempered_scores(rows)
+    chance = torch.tensor([-math.log(num_classes - 1), -math.log(num_classes), -math.log(num_classes - 1)])
+    torch.testing.assert_close(alike, chance, rtol=1e-4, atol=1e-5)
+    assert certain.isfinite().all() and certain[0] > 20 and certain[2] > 9
 
 
 @pytest.mark.parametrize("num_weights", [3, 4])  # four in files of version 1.0
@@ -44,7 +58,7 @@ def test_the_fit_is_the_one_that_no_small_step_betters():
         torch.arange(500) < 200,
     )
     fitted = fit_calibration(raw, rows, correct, held_back)
-    scores = shape_scores(rows).double()
+    scores = tempered_scores(rows).double()
     spread = scores.std(0, correction=0)
 
     def loss(network: float, weights: torch.Tensor, intercept: float) -> float:
@@ -107,5 +121,5 @@ def test_a_surer_model_than_the_one_it_was_fitted_on_is_ranked_by_how_sure_it_is
     fitted = fit_calibration(torch.zeros(4000), rows, correct, torch.zeros(4000, dtype=torch.bool))
     surer = (4 * logits).softmax(1).sort(1, descending=True).values
     confidence = fitted.apply(torch.zeros(4000), surer).double().numpy()
-    ranks = spearmanr(confidence, shape_scores(surer)[:, 0].numpy()).statistic
+    ranks = spearmanr(confidence, tempered_scores(surer)[:, 0].numpy()).statistic
     assert ranks > 0.9

@@ -155,10 +155,10 @@ def with_thresholds(model: Any, *thresholds: float) -> Any:
     return changed
 
 
-OF_SHAPE = (0.5, -0.1, 0.2)
+OF_SIMPLE, OF_TEMPERED = (0.5, -0.1, 0.2, -0.3), (0.5, -0.1, 0.2)
 
 
-@pytest.mark.parametrize(("num_classes", "weights"), [(10, (0.5, -0.1, 0.2, -0.3)), (10, OF_SHAPE), (1000, OF_SHAPE)])
+@pytest.mark.parametrize(("num_classes", "weights"), [(10, OF_SIMPLE), (10, OF_TEMPERED), (1000, OF_TEMPERED)])
 def test_clcnet_alone_scores_as_in_torch(runtime, tmp_path: Path, num_classes: int, weights: tuple[float, ...]) -> None:
     network = calibrated(num_classes, weights)
     network.save(tmp_path / "clcnet.zip")

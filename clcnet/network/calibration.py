@@ -13,7 +13,7 @@ from torch import Tensor
 from clcnet.network.weights import LARGEST_NUMBER
 
 LOWEST_PROBABILITY = 1e-12  # what a probability of 0 counts as in a logarithm
-SHARPENING = 0.6  # temperature of the top probability's odds; `benchmarks.ablation_1000` compares others
+SHARPENING = 0.6  # temperature of a row whose log-probabilities spread by 1; `benchmarks.ablation_1000` has others
 NUM_SCORES = 3
 _NETWORK_PRECISION = 1.0  # of the normal prior on the network's weight, centred at 0: noise alone gets no say
 
@@ -22,14 +22,14 @@ _NETWORK_PRECISION = 1.0  # of the normal prior on the network's weight, centred
 class Calibration:
     """Turns a raw score into a probability, together with what the probabilities themselves say.
 
-    `base` is a logistic regression on three numbers of the row, `shape_scores`; being logarithms they also resolve the
-    rows whose top probability rounds to 1. The network then moves it by its disagreement:
+    `base` is a logistic regression on three numbers of the row, `tempered_scores`; being logarithms they also resolve
+    the rows whose top probability rounds to 1. The network then moves it by its disagreement:
 
         P(correct) = sigmoid(base + network * (raw - sigmoid(base)))
 
     Attributes:
         intercept: of `base`.
-        weights: of `base`, for `shape_scores`; four of them, for `simple_scores`, in files of version 1.0 and before.
+        weights: of `base`, for `tempered_scores`; four, for `simple_scores`, in files of version 1.0 and before.
         network: weight of the network, 0 or more.
     """
 
@@ -39,7 +39,7 @@ class Calibration:
 
     def apply(self, raw: Tensor, probs: Tensor) -> Tensor:
         """P(correct), (B,), from raw scores (B,) and the rows they belong to (B, n)."""
-        scores = simple_scores(probs) if len(self.weights) == 4 else shape_scores(probs)
+        scores = simple_scores(probs) if len(self.weights) == 4 else tempered_scores(probs)
         base = scores @ torch.tensor(self.weights, dtype=scores.dtype, device=scores.device) + self.intercept
         return torch.sigmoid(base + self.network * (raw - torch.sigmoid(base)))
 
@@ -62,18 +62,20 @@ class Calibration:
         return cls(numbers[0], tuple(numbers[1:-1]), numbers[-1])
 
 
-def shape_scores(probs: Tensor) -> Tensor:
+def tempered_scores(probs: Tensor) -> Tensor:
     """Three scores of a row: (B, n) to (B, 3).
 
-    The log-odds of the top probability after sharpening, which weighs the closest rivals most, as the margin does; and
-    mean and spread of all log-probabilities, which tell apart networks that put different shares on the far classes
-    and are not equally often right where they are equally sure. Not their products: they rank no better, and go astray
-    on the rows of another model than the one they were fitted on.
+    Log-odds and logarithm of the top probability at temperature T, and its log-odds at 2 T. T is `SHARPENING` times the
+    fourth root of the standard deviation of the row's log-probabilities. Sharpened, the closest rivals weigh most, as
+    in the margin; a network of larger logits is sharpened less, so that the same odds mean nearly the same on all
+    networks (Cattelan and Silva divide logits by their norm, arXiv:2305.15508). The second score bends the line among
+    unsure rows and is 0 on the surest: products of scores also bend it there, and lead astray on a surer network.
     """
     logs = probs.clamp(LOWEST_PROBABILITY).log_()
-    mean, spread = logs.mean(dim=1), logs.std(dim=1, correction=0)
-    rivals = logs.sub_(logs[:, :1].clone()).div_(SHARPENING).exp_()[:, 1:]
-    return torch.stack([-rivals.sum(dim=1).log(), mean, spread], dim=1)
+    temperature = SHARPENING * logs.std(dim=1, correction=0, keepdim=True).clamp_(1e-6).sqrt_().sqrt_()
+    rivals = (logs[:, 1:] - logs[:, :1]).div_(2 * temperature).exp_()
+    doubled, odds = rivals.sum(dim=1), rivals.square_().sum(dim=1).clamp_(torch.finfo(probs.dtype).tiny)
+    return torch.stack([-odds.log(), -odds.log1p(), -doubled.log()], dim=1)
 
 
 def simple_scores(probs: Tensor) -> Tensor:
@@ -97,7 +99,7 @@ def fit_calibration(raw: Tensor, probs: Tensor, correct: Tensor, held_back: Tens
     """
     from sklearn.linear_model import LogisticRegression  # takes a second, and scoring fits nothing
 
-    scores = torch.cat([shape_scores(block) for block in torch.split(probs, 4096)]).double().numpy()
+    scores = torch.cat([tempered_scores(block) for block in torch.split(probs, 4096)]).double().numpy()
     labels, mean, scale = correct.numpy(), scores.mean(axis=0), scores.std(axis=0) + 1e-6
     regression = LogisticRegression(solver="newton-cholesky", tol=1e-8).fit((scores - mean) / scale, labels)
     weights = regression.coef_[0] / scale
