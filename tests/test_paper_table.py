@@ -8,7 +8,7 @@ import numpy as np
 import plain
 import pytest
 
-from clcnet.cascade.curve import surest_steps
+from clcnet.cascade.curve import surest_steps, sweep
 from clcnet.cascade.selection import Reference
 from clcnet.report.paper_table import (
     PAPER_REFERENCES,
