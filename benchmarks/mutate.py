@@ -410,8 +410,11 @@ def main() -> None:
             print(
                 f"{path}: {len(mutants)} mutants, {len(alive)} alive, {time.perf_counter() - started:.0f} s", flush=True
             )
-            chosen = ["--tests", *args.tests] if args.tests else []
+            chosen = ["--sample", str(args.sample)] if args.sample else []
+            chosen += ["--tests", *args.tests] if args.tests else []
             command = shlex.join(["python", "-m", "benchmarks.mutate", str(path), *chosen])
+            if args.again:
+                command = f"{kept[str(path)]['command']}`, and the survivors by `{command}"
             survivors = [[mutant.line, mutant.diff] for mutant in alive]
             total = min(args.sample or total, total)
             counted[str(path)] = {"command": command, "mutants": total, "survivors": survivors}
