@@ -166,7 +166,7 @@ class Net:
 
     def __init__(self, tree: Path, mutants: list[Mutant], longest: float, warm: bool) -> None:
         self.tree, self.mutants, self.longest, self.warm = tree, mutants, longest, warm
-        self.path = mutants[0].path
+        self.path, self.coverage = mutants[0].path, None
         parsed = ast.walk(ast.parse((tree / self.path).read_text(encoding="utf-8")))
         bodies = [node for node in parsed if isinstance(node, ast.FunctionDef | ast.ClassDef)]
         ranges = [range(node.body[0].lineno, (node.end_lineno or 0) + 1) for node in bodies]
@@ -201,6 +201,14 @@ class Net:
             failed = self.forked(lambda: how(file, text, names), limit)  # noqa: B023
             self.told(place, failed)
         return True
+
+    def pytest_runtest_setup(self, item: Any) -> None:
+        if self.coverage:  # a fixture may serve all tests of its file
+            self.coverage.switch_context(item.nodeid.partition("::")[0])
+
+    def pytest_runtest_call(self, item: Any) -> None:
+        if self.coverage:
+            self.coverage.switch_context(item.nodeid)
 
     def told(self, place: int, failed: bool | None) -> None:
         mutant = self.mutants[place]
@@ -250,14 +258,15 @@ class Net:
 
         coverage = Coverage(data_file=None, include=[file], config_file=False)
         coverage.start()
+        self.coverage = coverage
         begun: dict[str, float] = {}
 
         def started(name: str) -> None:
             begun[name] = time.perf_counter()
-            coverage.switch_context(name)
 
         code = self.run_items(list(self.items), started)
         coverage.stop()
+        self.coverage = None
         ends = [*list(begun.values())[1:], time.perf_counter()]
         taken = {name: end - begin for (name, begin), end in zip(begun.items(), ends, strict=True)}
         found.write_text(json.dumps([taken, coverage.get_data().contexts_by_lineno(file)]), encoding="utf-8")
@@ -266,7 +275,8 @@ class Net:
     def of_line(self, line: int) -> list[str]:
         """The tests that run the line's function, or all: by file and in it the quickest first."""
         body = min((body for body in self.bodies if line in body), key=len, default=range(0))
-        names = {name for number in body for name in self.lines.get(str(number), [])} & self.seconds.keys()
+        found = {name for number in body for name in self.lines.get(str(number), [])}
+        names = {name for name in self.seconds if name in found or name.partition("::")[0] in found}
         files: dict[str, list[str]] = {}
         for place, name in enumerate(sorted(names or self.seconds, key=self.seconds.__getitem__)):
             if place == 0 or self.seconds[name] <= self.longest:
@@ -400,8 +410,11 @@ def main() -> None:
             print(
                 f"{path}: {len(mutants)} mutants, {len(alive)} alive, {time.perf_counter() - started:.0f} s", flush=True
             )
-            chosen = ["--tests", *args.tests] if args.tests else []
+            chosen = ["--sample", str(args.sample)] if args.sample else []
+            chosen += ["--tests", *args.tests] if args.tests else []
             command = shlex.join(["python", "-m", "benchmarks.mutate", str(path), *chosen])
+            if args.again:
+                command = f"{kept[str(path)]['command']}`, and the survivors by `{command}"
             survivors = [[mutant.line, mutant.diff] for mutant in alive]
             total = min(args.sample or total, total)
             counted[str(path)] = {"command": command, "mutants": total, "survivors": survivors}

@@ -15,6 +15,7 @@ from clcnet.cascade.rule import CHANCE, CLCNET, TEMPERED, Surest
 from clcnet.cascade.rules import Average, Last, compared, cross_fitted, rule_from_json, steps_of
 from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
 from clcnet.data.outputs import Outputs
+from clcnet.report.tables import comparison_frame
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(0, 1.5, (3, 600, 6))
@@ -161,7 +162,9 @@ def test_ends_of_the_contenders_are_what_their_definition_says(contenders):
     average = 100 * ((shallow.probs + deep.probs).argmax(1) == TARGETS).mean()
     found = {name: figures(one.curve, deep.accuracy, 4.0) for name, one in contenders.items()}
     random = found["random deferral"]
-    assert random["accuracy_at_30%"] == pytest.approx(0.7 * shallow.accuracy + 0.3 * deep.accuracy)
+    for share in (10, 20, 30, 50, 100):
+        between = shallow.accuracy + share / 100 * (deep.accuracy - shallow.accuracy)
+        assert random[f"accuracy_at_{share}%"] == pytest.approx(between)
     assert random["area"] == pytest.approx((shallow.accuracy + deep.accuracy) / 2)
     assert random["area_50"] == pytest.approx(0.75 * shallow.accuracy + 0.25 * deep.accuracy)
     for name, end in {
@@ -184,17 +187,26 @@ def test_without_classes_rules_over_them_are_left_out(contenders):
     with_classes = {"fused", "corrected shallow", "corrected deep"}
     assert set(left_out) == {"CLCNet, average answers", "GEM, average answers random images"} | with_classes
     assert set(contenders) == names | set(left_out)
+    assert compare([with_rivals(each, FOLDS) for each in MODELS[:2]], FOLDS)[1] == []  # what is missing is CLCNet
     renumbered = [MODELS[0], Outputs.from_probs(MODELS[1].probs[:, ::-1], targets=5 - TARGETS, record=MODELS[1].record)]
     assert set(compare(judged(renumbered), FOLDS)[1]) == set(left_out) - {"corrected shallow", "corrected deep"}
 
 
-def test_resampled_figures_of_all_contenders_come_from_the_same_draws(contenders):
+@pytest.mark.parametrize("count", [2, 3])
+def test_resampled_figures_of_all_contenders_come_from_the_same_draws(count):
+    outputs = MODELS[:count]
+    contenders = {one.name: one for one in compare(judged(outputs), FOLDS)[0]}
     chosen = [contenders[name] for name in ("CLCNet", "max softmax", "random deferral")]
     samples = resample(chosen, seed=5)
+    written = comparison_frame(chosen)
+    for one, (_, row) in zip(chosen, written.iterrows(), strict=True):
+        expected = figures(one.curve, outputs[-1].accuracy, outputs[-1].record.flops)
+        assert row[list(expected)].tolist() == pytest.approx(list(expected.values()), nan_ok=True)
     random = np.random.default_rng(5)
     for number in range(5):
         drawn = random.integers(0, 600, 600)
+        last = 100 * outputs[-1].correct[drawn].mean(), outputs[-1].record.flops
         for one, sample in zip(chosen, samples, strict=True):
             again = type(one)(one.name, one.steps.subset(drawn))
-            for name, value in figures(again.curve, 100 * MODELS[1].correct[drawn].mean(), 4.0).items():
+            for name, value in figures(again.curve, *last).items():
                 assert sample[name][number] == pytest.approx(0 if np.isnan(value) else value)
