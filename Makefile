@@ -101,7 +101,7 @@ gpu: .venv/installed-dev ## on a machine with GPUs: speed, how busy, the same by
 	$(PY) -m pytest tests/test_classifiers.py tests/test_runner.py tests/test_cascade_on_images.py
 	$(PY) -m benchmarks.bench_processes
 
-faults: .venv/installed-dev ## try to break everything, count what broke into benchmarks/results: about six minutes
+faults: .venv/installed-dev ## try to break everything, count what broke into benchmarks/results: about eight minutes
 	OMP_NUM_THREADS=1 $(PY) benchmarks/faults.py
 
 coverage: .venv/installed-dev ## run all tests and name the lines of the package that none of them runs

@@ -3,12 +3,13 @@
     python eval_custom_data.py --custom-data photos --threshold 0.5 \\
         --shallow-model tf_efficientnet_b0.aa_in1k --deep-model tf_efficientnet_b4.aa_in1k
 
-Input: a folder of images, in class folders (then accuracy is reported), nested or flat (then it is not); two timm
-models of the same classes; the weight of train_custom_data.py.
+Input: a folder of images, in class folders (then accuracy is reported), nested or flat (then it is not); the policy of
+train_custom_data.py (--policy), or two timm models of the same classes and the weight that it trained.
 
-Output: custom-data-result.csv, one row an image, with a header: file, predict and GT (class indices as the shallow
-model numbers them; GT is empty where the class is not known), class_name, confidence, answered_by, and both models' own
-answers and confidences. Images that cannot be read are left out and listed in RESULT.errors.csv.
+Output: custom-data-result.csv, one row an image, with a header: file, predict and GT (class indices as the first model
+numbers them; GT is empty where the class is not known), class_name, confidence, answered_by, and of each model its own
+answer and how sure the cascade was after it. RESULT.report.html says what was done; RESULT.errors.csv lists what could
+not be read.
 
 For several GPUs or machines: torchrun --nproc-per-node N eval_custom_data.py ...
 

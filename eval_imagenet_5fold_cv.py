@@ -9,7 +9,7 @@ is judged by the network that was not trained on its fold. Each model sees an im
 in a store, which steps 3 and 5 share.
 
 Output: performance-result.csv, and in a folder beside it the results table (Markdown and CSV), the comparison with
-other confidences, and the plots.
+other confidences, the plots and, where classes are known, the best cascade: report.html, cascades.csv, cascade.json.
 
 Exit codes: 0 done, 2 bad input, 3 done but some images could not be read and are left out, 130 interrupted.
 """

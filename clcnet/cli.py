@@ -193,7 +193,7 @@ def add_store_arguments(parser: Any) -> None:
     kept: dict[str, Any] = {"type": Path, "default": DATA_DIR / "store", "metavar": "FOLDER"}
     where = "where models' answers are kept, so that no model sees an image twice"
     parser.add_argument("--store", "--cache", dest="store", help=where, **kept)
-    nothing = "nothing more: what the store holds is always taken from there"
+    nothing = "no effect: what the store holds is always taken from there"
     parser.add_argument("--resume", action="store_true", help=nothing)
 
 

@@ -7,17 +7,15 @@ from typing import NoReturn
 
 from clcnet import cli
 
-_EXTRAS = {"matplotlib": "plots", "jinja2": "report"}
-
 
 def _run(script: str, decodes: bool = False) -> NoReturn:
     cli.start(decodes)
     try:
         module = importlib.import_module(script)
     except ModuleNotFoundError as error:
-        if error.name not in _EXTRAS:
+        if error.name not in ("matplotlib", "jinja2"):
             raise
-        sys.exit(f"error: {error.name} is not installed; pip install 'clcnet[{_EXTRAS[error.name]}]' brings it")
+        sys.exit(f"error: {error.name} is not installed; pip install 'clcnet[report]' brings it")
     cli.run(module.main, module.get_args_parser())
 
 

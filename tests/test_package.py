@@ -89,7 +89,7 @@ def test_each_command_is_one_of_the_scripts(environment: Path, tmp_path: Path, c
 def test_a_library_of_an_extra_that_is_missing_is_named_in_one_line(environment: Path, tmp_path: Path) -> None:
     program = "import sys; sys.modules['matplotlib'] = None; from clcnet.commands import eval_imagenet as f; f()"
     done = run(environment, tmp_path, "python", "-c", program, "--help")
-    assert done.stderr == "error: matplotlib is not installed; pip install 'clcnet[plots]' brings it\n"
+    assert done.stderr == "error: matplotlib is not installed; pip install 'clcnet[report]' brings it\n"
 
 
 def test_every_pin_lies_in_its_range_and_every_range_has_a_pin() -> None:

@@ -55,7 +55,7 @@ def compare(outputs: Sequence[Outputs], folds: Ints) -> tuple[list[Contender], l
     """Score every rule of `compared` over the same images, whatever it is fitted to coming from the other folds.
 
     Returns:
-        The contenders, CLCNet's rule first, and the labels of those left out for want of classes.
+        The contenders, CLCNet's rule first where it has judged, and the labels of those left out for want of classes.
     """
     contenders, left_out = [], []
     for label, rule, models in compared():

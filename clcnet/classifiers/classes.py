@@ -15,7 +15,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from clcnet.classifiers.classifier import Classifier
 from clcnet.data.images import ImageSet
-from clcnet.data.labels import natural_key, plain, shown
+from clcnet.data.labels import first_few, natural_key, plain
 from clcnet.data.outputs import UNKNOWN
 
 _FROM_ZERO = "as indices, from 0"
@@ -84,7 +84,7 @@ def readings_of_classes(
 
 def _in_order(names: Sequence[str], order: list[str], parting: int, words: str) -> Reading:
     place = {name: index for index, name in enumerate(order)}
-    around = ("..., " if parting > 1 else "") + shown(order[max(parting - 1, 0) :])
+    around = ("..., " if parting > 1 else "") + first_few(order[max(parting - 1, 0) :])
     return Reading(words.format(around), np.array([place[name] for name in names], np.int64))
 
 

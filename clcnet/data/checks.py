@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clcnet.confidence import SUM_TOLERANCE
+from clcnet.metrics import Bools
 
 ROWS_A_CHUNK = 512  # bounds the memory of sorting, checking and writing, large enough to keep pyarrow busy
 UNKNOWN = -1  # the target of an image whose class is not known, and the label of an answer to it
 TOO_GOOD = 99.5  # percent, beyond which a model has probably seen the images before
-Bools = NDArray[np.bool_]
 T = TypeVar("T")
 
 

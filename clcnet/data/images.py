@@ -18,7 +18,7 @@ from PIL import Image
 
 from clcnet.data import labels as words
 from clcnet.data.checks import UNKNOWN
-from clcnet.data.labels import fit_class_map, natural_key, plain, shown
+from clcnet.data.labels import first_few, fit_class_map, natural_key, plain
 from clcnet.data.sources import DataSetOptions, Opened, Source, file_state, is_data_set, open_data_set, open_tar
 from clcnet.files import atomic_path, write_rows
 from clcnet.strangers import for_spreadsheet
@@ -296,7 +296,7 @@ def _in_words(passed_over: Mapping[str, str]) -> str:
     of_reason: dict[str, list[str]] = {}
     for name, why in passed_over.items():
         of_reason.setdefault(why, []).append(name)
-    parts = (f"{len(names)} {why} ({shown(names)})" for why, names in sorted(of_reason.items()))
+    parts = (f"{len(names)} {why} ({first_few(names)})" for why, names in sorted(of_reason.items()))
     return f"passed over: {'; '.join(parts)}"
 
 
@@ -365,7 +365,7 @@ def _settle(
             return reading
     doubt = words.doubt_innermost(set(ways.values()))
     if not doubt:
-        innermost, outermost = (shown(sorted(set(way.values()), key=natural_key)) for way in (inner, outer))
+        innermost, outermost = (first_few(sorted(set(way.values()), key=natural_key)) for way in (inner, outer))
         notes.append(
             f"the classes are the innermost folders ({innermost}), as in timm, not the outermost ({outermost})"
         )

@@ -45,7 +45,7 @@ def plain(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def shown(names: Sequence[str]) -> str:
+def first_few(names: Sequence[str]) -> str:
     """The first of some names, for a message."""
     return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
 
@@ -146,7 +146,7 @@ def fit_class_map(path: Path, classes: Collection[str]) -> tuple[dict[str, str],
         first, last = min(int(unknown[0]), 1), int(unknown[-1])
         if last == len(known) - 1 + first or (first == 0 and last < len(known)):  # they number the map's lines
             return {name: known[int(name) - first] for name in unknown}, known
-    raise ValueError(f"class {unknown[0]!r} is not in the class map {path} ({shown(known)}); add a line for it")
+    raise ValueError(f"class {unknown[0]!r} is not in the class map {path} ({first_few(known)}); add a line for it")
 
 
 # ---------------------------------------------------------------- label files

@@ -1,9 +1,9 @@
 """The files of outputs: CSV as the specification has it, and Parquet, which keeps all that is known.
 
 CSV has no header: file name, n probabilities in descending order, 1 if the top-1 answer is right, else 0 (UTF-8; a
-byte-order mark is accepted). Parquet has the columns file, sorted_probs and correct, since version 2 of the layout also
-classes and targets (-1 where unknown), and the record as JSON in the file's metadata. Both are read as the float32
-numbers that were written, bit for bit.
+byte-order mark is accepted). Parquet has the columns file, sorted_probs, correct and, where they are known, targets (-1
+of an image whose class is not) and classes; the record stands as JSON in the file's metadata. Both are read as the
+float32 numbers that were written, bit for bit.
 """
 
 from __future__ import annotations
