@@ -108,9 +108,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     device = resolve_device(args.device)
     with distributed.processes():
         models, policy, flops = load_cascade(args, device)
-        known = models[0].label_names or ()
         options = sources.data_set_options(args)
-        images = list_images(args.custom_data, args.class_map, args.labels, True, known, options)
+        images = list_images(args.custom_data, args.class_map, args.labels, True, models[0].label_names or (), options)
         own_names = distinct_names([model.name for model in models])
         names = own_names if args.policy and len(models) != len(STAGES) else STAGES[: len(models)]
         readings, note = possible_readings(images, models[0])

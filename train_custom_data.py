@@ -29,6 +29,7 @@ from clcnet.cascade.rule import know_classes
 from clcnet.cascade.suggestion import suggest_threshold
 from clcnet.classifiers.classifier import resolve_device
 from clcnet.classifiers.timing import timed_on_noise
+from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.checks import doubts
 from clcnet.data.images import list_images
 from clcnet.data.outputs import load_tables
@@ -111,10 +112,10 @@ def search(args: argparse.Namespace, folder: Path, device: torch.device) -> dict
 def _verdict(rows: dict[str, dict[str, float]], num_rows: int) -> str:
     """One line: does the trained confidence beat the simple ones, and by how much?"""
     parts = []
-    for name in ("max softmax", "entropy"):
+    for name in SIMPLE_CONFIDENCES:
         gain = rows["CLCNet"]["auroc"] - rows[name]["auroc"]
         parts.append(f"{'beats' if gain > 0 else 'does not beat'} {name} ({gain:+.4f} AUROC)")
-    return f"on the {num_rows} held-out rows CLCNet {' and '.join(parts)}"
+    return f"on the {num_rows} held-out rows CLCNet {', '.join(parts)}"
 
 
 if __name__ == "__main__":

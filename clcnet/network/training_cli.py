@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from clcnet import cli, metrics
-from clcnet.confidence import max_softmax, negative_entropy
+from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.outputs import Outputs
 from clcnet.files import atomic_path, check_output
 from clcnet.network.model import CLCNet
@@ -81,10 +81,10 @@ def figures_of(confidence: NDArray[Any], correct: NDArray[np.bool_]) -> dict[str
 
 
 def simple_figures(sorted_probs: NDArray[np.float32], correct: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
-    """The figures of max softmax and entropy; entropy is no probability, so its MSE and calibration error are nan."""
-    entropy = figures_of(negative_entropy(sorted_probs), correct)
-    entropy["mse"] = entropy["calibration_error"] = float("nan")
-    return {"max softmax": figures_of(max_softmax(sorted_probs), correct), "entropy": entropy}
+    """Those of all one-line confidences; but for max softmax they mean no probability, so have no such error."""
+    rows = {name: figures_of(score(sorted_probs), correct) for name, score in SIMPLE_CONFIDENCES.items()}
+    no_errors = dict.fromkeys(("mse", "calibration_error"), float("nan"))
+    return {name: figures if name == "max softmax" else figures | no_errors for name, figures in rows.items()}
 
 
 def print_figures(rows: dict[str, dict[str, float]]) -> None:

@@ -35,12 +35,7 @@ _STYLES = {  # name of a rule or confidence -> colour, dashes, width; those of `
     "oracle": (GREY, "-", 1.0),
 }
 LEAST_IN_BIN = 20  # images; the share of right ones among fewer says little
-_FREE = (
-    (ORANGE, (0, (1, 1)), 1.6),
-    (GREEN, (0, (4, 1, 1, 1)), 1.4),
-    (PINK, (0, (3, 1, 1, 1, 1, 1)), 1.4),
-    (SKY, (0, (7, 1, 1, 1)), 1.6),
-)
+_FREE = (ORANGE, GREEN, PINK, SKY), ((0, (1, 1)), (0, (4, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (7, 1, 1, 1)))
 _MARKERS = "os^Dv<>ph*"
 
 
@@ -138,8 +133,11 @@ def places_of(figure: Figure, points: Sequence[tuple[float, float]]) -> list[tup
 
 def _style(name: str, others: Sequence[str]) -> tuple[str, Any, float]:
     """Colour, dashes and width of one of several lines; a name without a style of its own gets the next free one."""
-    free = [other for other in others if other not in _STYLES]
-    return _STYLES[name] if name in _STYLES else _FREE[free.index(name) % len(_FREE)]
+    if name in _STYLES:
+        return _STYLES[name]
+    number = [other for other in others if other not in _STYLES].index(name)
+    colours, dashes = _FREE
+    return colours[number % len(colours)], dashes[(number + number // len(colours)) % len(dashes)], 1.5
 
 
 @_own_style
