@@ -15,7 +15,7 @@ from clcnet.cascade.rule import CHANCE, CLCNET, TEMPERED, Surest
 from clcnet.cascade.rules import Average, Last, compared, cross_fitted, rule_from_json, steps_of
 from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
 from clcnet.data.outputs import Outputs
-from clcnet.report.tables import comparison_frame
+from clcnet.report.tables import comparison_frame, comparison_markdown
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(0, 1.5, (3, 600, 6))
@@ -199,6 +199,7 @@ def test_resampled_figures_of_all_contenders_come_from_the_same_draws(count):
     chosen = [contenders[name] for name in ("CLCNet", "max softmax", "random deferral")]
     samples = resample(chosen, seed=5)
     written = comparison_frame(chosen)
+    assert "Area against CLCNet " in comparison_markdown(written).splitlines()[0]
     for one, (_, row) in zip(chosen, written.iterrows(), strict=True):
         expected = figures(one.curve, outputs[-1].accuracy, outputs[-1].record.flops)
         assert row[list(expected)].tolist() == pytest.approx(list(expected.values()), nan_ok=True)
