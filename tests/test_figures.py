@@ -14,6 +14,7 @@ from plain import NEAR, NEARER, check_performance, judged_by_fold, line_with, nu
 from scripts import EVALUATE_FOLDS, TRAIN_CUSTOM, TRAIN_FOLDS, Finished
 
 from clcnet import CLCNet
+from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.network.calibration import Calibration
 
 NUM_IMAGES, FLOPS = 200, (1.0, 4.0)
