@@ -28,7 +28,6 @@ if __name__ == "__main__":
 from clcnet import distributed
 from clcnet.cascade import evaluation
 from clcnet.cascade.curve import SHALLOW_ALONE, sweep
-from clcnet.cascade.evaluation import images_of_outputs
 from clcnet.cascade.rule import CLCNET, Surest, know_classes
 from clcnet.cascade.rules import cross_fitted
 from clcnet.cascade.verdict import recommend
@@ -95,8 +94,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     check_output(args.performance_result, inputs=[*inputs, *args.outputs, *args.join])
     check_output(folder / "results-table.md")
     joined = [tables.read_results(path) for path in args.join]
-    load = load_outputs if args.outputs else load_pair if args.shallow_output or args.deep_output else run_models
-    if load is not run_models and args.cost == "time":
+    load = load_tables if args.outputs or args.shallow_output or args.deep_output else run_models
+    if load is load_tables and args.cost == "time":
         raise ValueError("tables do not say what models take in time; name the models, to have them run")
     threshold = one_threshold(args)
     with (
@@ -147,26 +146,28 @@ def images_of(args: argparse.Namespace) -> ImageSet:
     return list_images(folder, args.class_map, options=sources.data_set_options(args))
 
 
-def load_outputs(args: argparse.Namespace) -> evaluation.Evaluation:
-    """Take any number of models' outputs from their tables; CLCNet judges where its weights know the folds."""
-    folder, networks = args.weight_save, []
-    images, known_folds = (images_of(args), True) if args.imagenet_split else images_of_outputs(args.outputs[0], folder)
-    if known_folds and any(folder.glob("CLCNet_imagenet_split_*")):
+def load_tables(args: argparse.Namespace) -> evaluation.Evaluation:
+    """Take models' outputs from their tables: any number, or two."""
+    flags = ("output", "model", "model_FLOPs")
+    paths, models, flops = ([getattr(args, f"{place}_{flag}") for place in PLACES] for flag in flags)
+    if args.outputs:
+        paths, models, flops = args.outputs, [], []
+    elif None in paths:
+        raise ValueError(f"--{PLACES[paths.index(None)]}-output is missing; give the tables of both models, or of none")
+    found, folder, networks = load_labelled(*paths), args.weight_save, []
+    if args.outputs and not args.imagenet_split:
+        images, known_folds = evaluation.images_of_outputs(found[0], paths[0], folder)
+    else:
+        images, known_folds = images_of(args), True
+    if args.outputs:
+        known_folds = known_folds and any(folder.glob("CLCNet_imagenet_split_*"))
+    else:
+        folder = weights_or_shipped(folder, lambda: found[0].num_classes)
+    if known_folds:
         networks = evaluation.load_fold_networks(folder, images)
     else:
         print(f"no CLCNet weights in {folder} for these folds: the rules that need them are left out")
-    return evaluation.evaluation_of_tables(args.outputs, images, networks)
-
-
-def load_pair(args: argparse.Namespace) -> evaluation.Evaluation:
-    """Take two models' outputs from their tables; FLOPs are counted only where nothing says them."""
-    flags = ("output", "model", "model_FLOPs")
-    paths, models, flops = ([getattr(args, f"{place}_{flag}") for place in PLACES] for flag in flags)
-    if None in paths:
-        raise ValueError(f"--{PLACES[paths.index(None)]}-output is missing; give the tables of both models, or of none")
-    images = images_of(args)
-    folder = weights_or_shipped(args.weight_save, lambda: load_labelled(paths[0])[0].num_classes)
-    return evaluation.evaluation_of_tables(paths, images, evaluation.load_fold_networks(folder, images), models, flops)
+    return evaluation.evaluation_of_tables(found, paths, images, networks, models, flops)
 
 
 def run_models(args: argparse.Namespace) -> evaluation.Evaluation | None:

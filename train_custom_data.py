@@ -32,7 +32,7 @@ from clcnet.classifiers.timing import timed_on_noise
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.checks import doubts
 from clcnet.data.images import list_images
-from clcnet.data.outputs import load_tables
+from clcnet.data.outputs import Outputs, concatenated, load_labelled
 from clcnet.files import atomic_paths, check_output, output_lock, write_rows
 from clcnet.network.training import split_rows
 from clcnet.network.training_cli import add_training_arguments, figures_of, print_figures, simple_figures, train
@@ -58,10 +58,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     path, split_path = (check_output(args.weight_save / f"CLCNet_custom_data{end}") for end in (".zip", "_split.csv"))
     folder = args.results_folder or args.weight_save / "results"
     check_output(folder / "cascades.csv")
-    table, source = load_tables(args.cls_output)
+    outputs = load_labelled(*args.cls_output)
+    table, source = concatenated(outputs, args.cls_output)
     correct = table.correct
     assert correct is not None
-    found = search(args, folder, device) if len(args.cls_output) > 1 else {}
+    found = search(args, outputs, folder, device) if len(outputs) > 1 else {}
     accuracies = {str(name): 100 * correct[source == k].mean() for k, name in enumerate(args.cls_output)}
     cli.print_lines(*doubts(accuracies))
     with output_lock(path):
@@ -87,12 +88,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return found | {"figures": rows, "weights": path, "split": split_path, "threshold": threshold}
 
 
-def search(args: argparse.Namespace, folder: Path, device: torch.device) -> dict[str, Any]:
+def search(args: argparse.Namespace, tables: list[Outputs], folder: Path, device: torch.device) -> dict[str, Any]:
     """Find the best cascade of the tables' models, where they know classes and are over the same images."""
     photos = list_images(args.images, any_folder=True) if args.images else None
     try:
-        images, _ = images_of_outputs(args.cls_output[0])
-        evaluation = evaluation_of_tables(args.cls_output, images, [])
+        images, _ = images_of_outputs(tables[0], args.cls_output[0])
+        evaluation = evaluation_of_tables(tables, args.cls_output, images, [])
     except ValueError as error:
         print(f"no cascade was searched for: {error}")
         return {}

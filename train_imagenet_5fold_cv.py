@@ -24,7 +24,7 @@ from clcnet.cascade.evaluation import images_of_outputs
 from clcnet.classifiers.classifier import resolve_device
 from clcnet.data import sources
 from clcnet.data.images import NUM_FOLDS, list_images
-from clcnet.data.outputs import load_tables, match_rows
+from clcnet.data.outputs import concatenated, load_labelled, match_rows
 from clcnet.files import atomic_paths, check_output, output_lock, write_rows
 from clcnet.network.training import Split, fold_splits
 from clcnet.network.training_cli import add_training_arguments, figures_of, print_figures, simple_figures, train
@@ -48,14 +48,15 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     split_path = args.weight_save / SPLIT_FILE
     for path in (*paths, split_path):
         check_output(path)
-    table, source = load_tables(args.cls_output)
+    tables = load_labelled(*args.cls_output)
+    table, source = concatenated(tables, args.cls_output)
     correct = table.correct
     assert correct is not None
     folder = args.imagenet_split or (cli.IMAGENET_SPLITS if cli.IMAGENET_SPLITS.is_dir() else None)
     if folder:
         images = list_images(folder, args.class_map, options=sources.data_set_options(args))
     else:
-        images, _ = images_of_outputs(args.cls_output[0])
+        images, _ = images_of_outputs(tables[0], args.cls_output[0])
         print(f"no image folder: the images of {args.cls_output[0]} are cut into {NUM_FOLDS} folds")
     image_of_row = match_rows(table, images, ", ".join(map(str, args.cls_output)), source)
     folds = images.folds[image_of_row]

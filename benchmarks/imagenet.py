@@ -31,6 +31,7 @@ from clcnet.cascade.rules import cross_fitted
 from clcnet.cascade.search import Found, find_cascades
 from clcnet.cascade.selection import Goal, Reference
 from clcnet.confidence import margin, max_softmax
+from clcnet.data.outputs import load_labelled
 from clcnet.network.weights import SPLIT_FILE
 from clcnet.report import tables
 from clcnet.report.paper_table import (
@@ -69,9 +70,10 @@ def ship(weights: Path, target: Path) -> None:
 def evaluation(folder: Path, weights: Path) -> Evaluation:
     """The seven networks, cheapest first, judged by the five CLCNets."""
     paths = sorted(folder.glob("*.parquet"))
-    images, trained = images_of_outputs(paths[0], weights)
+    outputs = load_labelled(*paths)
+    images, trained = images_of_outputs(outputs[0], paths[0], weights)
     assert trained, f"{weights} was trained on other images"
-    return evaluation_of_tables(paths, images, load_fold_networks(weights, images))
+    return evaluation_of_tables(outputs, paths, images, load_fold_networks(weights, images))
 
 
 def released_networks() -> list[CLCNet]:

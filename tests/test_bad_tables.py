@@ -16,7 +16,7 @@ import scripts
 from scripts import EVALUATE_FOLDS, TRAIN_CUSTOM, TRAIN_FOLDS, Workshop, contents, refusal
 
 from clcnet.data import tables
-from clcnet.data.outputs import Outputs, load_tables
+from clcnet.data.outputs import Outputs, load_labelled
 
 GOOD = b"ant_0000.png,0.5,0.3,0.2,1\nant_0001.png,0.6,0.3,0.1,0\n"
 READERS = (TRAIN_FOLDS, TRAIN_CUSTOM, EVALUATE_FOLDS)
@@ -241,7 +241,7 @@ def test_tables_that_fit_one_by_one_but_not_together_are_refused_before_they_are
     monkeypatch.setattr("clcnet.data.tables.free_bytes", lambda: 900_000)
     assert len(Outputs.load(paths[0])) == 2000
     with pytest.raises(OSError, match=r"1.csv \(0.0 GB\) and .*2.csv \(0.0 GB\) needs about"):
-        load_tables(paths)
+        load_labelled(*paths)
 
 
 @pytest.mark.parametrize("script", READERS)

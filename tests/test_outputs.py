@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from clcnet.data.checks import check_sorted_probs
 from clcnet.data.images import list_images
-from clcnet.data.outputs import UNKNOWN, Outputs, Record, load_tables, match_rows, sort_probs
+from clcnet.data.outputs import UNKNOWN, Outputs, Record, concatenated, load_labelled, match_rows, sort_probs
 from clcnet.data.tables import TableWriter, encode_rows
 
 
@@ -179,7 +179,7 @@ def test_what_is_not_known_is_not_known_after_reading(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="a CSV table says which answers are right, and these outputs do"):
             outputs.save(tmp_path / "t.csv")
         with pytest.raises(ValueError, match=r"t.parquet does not say which answers are right"):
-            load_tables([tmp_path / "t.parquet"])
+            load_labelled(tmp_path / "t.parquet")
     assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
 
 
@@ -238,7 +238,8 @@ def test_fewer_than_two_classes_are_refused(probs: np.ndarray) -> None:
 def test_tables_read_together_remember_where_rows_came_from(tmp_path: Path) -> None:
     make_table(["a", "b"], [[0.75, 0.25]] * 2, [1, 0]).save(tmp_path / "1.csv")
     make_table(["a"], [[0.5, 0.5]], [1]).save(tmp_path / "2.csv")
-    both, source = load_tables([tmp_path / "1.csv", tmp_path / "2.csv"])
+    paths = [tmp_path / "1.csv", tmp_path / "2.csv"]
+    both, source = concatenated(load_labelled(*paths), paths)
     assert both.names == ["a", "b", "a"] and source.tolist() == [0, 0, 1]
     assert both.accuracy == pytest.approx(200 / 3)
 

@@ -18,7 +18,7 @@ from clcnet.cascade.curve import Curve
 from clcnet.cascade.rule import Rule, known
 from clcnet.confidence import CLCNET, SIMPLE_CONFIDENCES, TEMPERED, fit_temperatures, tempered_top
 from clcnet.data.images import NUM_FOLDS, ImageSet, balanced_folds
-from clcnet.data.outputs import Outputs, Record, load_labelled, match_rows
+from clcnet.data.outputs import Outputs, Record, match_rows
 from clcnet.metrics import Bools, Ints
 from clcnet.network.model import CLCNet
 from clcnet.network.weights import SPLIT_FILE, find_fold_weights
@@ -55,6 +55,7 @@ class Evaluation:
 
 
 def evaluation_of_tables(
+    tables: Sequence[Outputs],
     paths: Sequence[Path],
     images: ImageSet,
     networks: Sequence[CLCNet],
@@ -64,14 +65,14 @@ def evaluation_of_tables(
     """Take the models' outputs from their tables, in the order of the image set; no image is opened.
 
     Args:
-        paths: one a model.
+        tables: labelled, one a model.
+        paths: where they were read from, for messages.
         images: that the tables are of, or more.
         networks: of each fold.
         models: names of the models, in place of those that the tables record.
         flops: likewise; counted by the name where neither says. Without models and FLOPs the tables may come in any
             order, and stand by what their models cost.
     """
-    tables = load_labelled(*paths)
     matched = [match_rows(table, images, str(path)) for table, path in zip(tables, paths, strict=True)]
     _check_same_images(matched, paths, images)
     places = np.sort(matched[0])
@@ -157,14 +158,13 @@ def at_threshold(rule: Rule, outputs: Sequence[Outputs], threshold: float) -> Cu
     return Curve(np.array([threshold]), np.array([accuracy]), answers.calls[None], flops, len(answers))
 
 
-def images_of_outputs(path: Path, weights: Path | None = None) -> tuple[ImageSet, bool]:
-    """Stand in for an image folder by what a table says of its images, where no folder is named.
+def images_of_outputs(table: Outputs, path: Path, weights: Path | None = None) -> tuple[ImageSet, bool]:
+    """Stand in for an image folder by what a table from this file says of its images, where no folder is named.
 
     Returns:
         The image set, and whether its folds are those of the training of the weights in a folder, by the list of all
         images that it left there; else they are class-balanced.
     """
-    (table,) = load_labelled(path)
     classes = known(table.correct, table).astype(np.int64) if table.targets is None else table.targets
     splits = weights / SPLIT_FILE if weights else None
     fold_of = _read_splits(splits, table.names)[0] if splits and splits.exists() else {}  # the released ones have none

@@ -262,16 +262,15 @@ def load_labelled(*paths: Path | str) -> list[Outputs]:
     return tables
 
 
-def load_tables(paths: Sequence[Path | str]) -> tuple[Outputs, NDArray[np.int64]]:
-    """Read labelled tables, none twice, and concatenate them.
+def concatenated(tables: Sequence[Outputs], paths: Sequence[Path | str]) -> tuple[Outputs, NDArray[np.int64]]:
+    """All rows of labelled tables from files, none of which may be there twice.
 
     Returns:
-        The outputs, and source (N,): the position in `paths` of the table that a row came from.
+        The outputs, and source (N,): the position of the table that a row came from.
     """
     for position, path in enumerate(paths):
         if Path(path).resolve() in [Path(earlier).resolve() for earlier in paths[:position]]:
             raise ValueError(f"table {path} is given twice; name each table once")
-    tables = load_labelled(*paths)
     source = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     if len(tables) == 1:
         return tables[0], source
