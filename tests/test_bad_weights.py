@@ -150,7 +150,12 @@ DEFECTS: dict[str, tuple[Make, str]] = {
         params(lambda p: p["init_params"].update(mask_type="entmax")),
         "mask_type 'entmax'; only sparsemax is known",
     ),
+    "a size that is true": (params(lambda p: p["init_params"].update(mapping_dim=True)), "mapping_dim in"),
     "unknown calibration": (params(lambda p: p.update(calibration=[1])), "calibration"),
+    "calibration of one weight": (
+        params(lambda p: p.update(calibration={"intercept": 1, "weights": [1], "network": 0})),
+        "unknown calibration",
+    ),
     "calibration NaN": (
         params(lambda p: p.update(calibration={"intercept": float("nan"), "weights": [0] * 4, "network": 1})),
         "calibration with numbers that are not finite",
