@@ -81,8 +81,9 @@ def test_clcnet_runs_where_the_models_run(models: list[str], weight: Path, tmp_p
     policy = tmp_path / "cascade.json"
     records = [Record(name, loaded_from={"name": name}) for name in models]
     Policy(records, Surest(network=CLCNet.load(weight)), [0.5]).save(policy, weight)
-    words = command_line(tmp_path, models, weight, tmp_path / "result.csv")
-    rules = [script.load_cascade(parse([*words, *more]), device)[1].rule for more in ([], ["--policy", str(policy)])]
+    by_flags = command_line(tmp_path, models, weight, tmp_path / "result.csv")
+    by_policy = ["--custom-data", str(tmp_path), "--policy", str(policy)]
+    rules = [script.load_cascade(parse(words), device)[1].rule for words in (by_flags, by_policy)]
     for rule in (*rules, Cascade.from_policy(policy, device).rule):
         assert rule.network.final_weight.device == device
 

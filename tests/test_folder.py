@@ -143,7 +143,7 @@ def test_figures_of_a_run_worked_out_by_hand() -> None:
     assert [each.tolist() for each in answers.confidences] == [
         [0.875, 0.5625, 0.625, 0.5, 0.9375],
         [0.75, 0.5625],
-        [0.53125],
+        [0.5625],
     ]
     found = figures_of(answers)
     assert found.pop("classes") == [
@@ -178,7 +178,7 @@ def test_what_a_run_does_not_know_is_not_stated() -> None:
     assert found["flops"] == pytest.approx(5.0) and np.isnan([found["last_flops"], found["flops_saving"]]).all()
     assert found["num_from_store"] == 4 and np.isnan([found["time_saving"], found["last_seconds"]]).all()
     alone = Answers(Surest("max softmax"), [], 5)
-    alone.take(alone.places, [Outputs.from_probs(PROBS[0][:5])])
+    alone.update(alone.places, [Outputs.from_probs(PROBS[0][:5])])
     assert figures_of(alone, (1.0, None))["flops"] == 1.0
     answers.targets[2] = UNKNOWN
     found = figures_of(answers)

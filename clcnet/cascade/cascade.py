@@ -207,7 +207,7 @@ class Cascade:
                     "without mixed precision (--amp)"
                 )
             pieces.append(probs[sound] if order is None else probs[sound][:, order])
-        probs = np.concatenate(pieces) if pieces else np.empty((0, 1), np.float32)
+        probs = np.concatenate(pieces) if pieces else np.empty((0, 2), np.float32)
         return Outputs.from_probs(probs, list(map(str, images[read]))), read  # rules see that images are the same
 
 

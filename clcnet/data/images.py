@@ -250,7 +250,8 @@ def _walk(root: Path) -> tuple[list[str], dict[str, str], list[str]]:
 
     while folders:
         inside, around = folders.pop()
-        _, subfolders, files = next(os.walk(os.path.join(root, inside), onerror=fail))
+        folder = os.path.join(root, inside[:-1]) if inside else root
+        _, subfolders, files = next(os.walk(folder, onerror=fail))
         reasons = {inside + name: _why_no_image(name) for name in files}
         images = [path for path, why in reasons.items() if not why]
         found += images
