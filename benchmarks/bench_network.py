@@ -69,7 +69,7 @@ def measure_scoring(turns: int) -> dict[str, float]:
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     product = best_time(lambda: tensor @ matrix, turns)
     raw = best_time(lambda: model.predict(rows), turns)
-    model.calibration = Calibration(0.0, (1.0, 0.1, 0.1, 0.1), 0.5)
+    model.calibration = Calibration(0.0, (1.0, 0.1, 0.1), 0.5)
     calibrated = best_time(lambda: model.predict(rows), turns)
     literal_network = LiteralCLCNet(to_released_state(model))
     with torch.inference_mode():
