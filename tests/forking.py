@@ -62,13 +62,18 @@ def exchange(folder: Path) -> None:
         (folder / str(distributed.rank())).write_text(repr(result))
 
 
-def run_script(script: str, words: list[str]) -> None:
-    """Run one of the five scripts from its command line to its exit code, silently."""
+def run_script(script: str, words: list[str], ready: Any = None) -> None:
+    """Run one of the five scripts from its command line to its exit code, silently; `ready` is an event to be set."""
     import importlib
+    import signal
     import sys
 
     from clcnet import cli
 
+    # what `cli.run` gives back at its end: a child of multiprocessing never comes to the `atexit` of a script
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(cli.EXIT_INTERRUPTED))
+    if ready:
+        ready.set()
     sys.stdout = sys.stderr = open(os.devnull, "w")
     sys.argv = [f"{script}.py", *words]
     cli.expect_interrupts()  # as the script does before its imports

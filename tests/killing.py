@@ -40,8 +40,11 @@ class Toll:
 
 
 def start(script: str, words: list[object]) -> BaseProcess:
-    """Start a script in a process that has torch loaded already."""
-    return forking.start(forking.run_script, script, [str(word) for word in words])
+    """Start a script in a process that has torch loaded already, and wait until it heeds signals."""
+    ready = forking.CONTEXT.Event()
+    process = forking.start(forking.run_script, script, [str(word) for word in words], ready)
+    ready.wait(60)
+    return process
 
 
 def kill_and_compare(workshop: Workshop, script: str, folder: Path, num_kills: int = 10, seed: int = 0) -> Toll:
