@@ -142,6 +142,7 @@ DEFECTS: dict[str, tuple[Make, str]] = {
     "many small layers": (params(lambda p: p["init_params"].update(n_steps=1024, n_shared=1024)), "n_steps in"),
     "gamma a word": (params(lambda p: p["init_params"].update(gamma="x")), "gamma in"),
     "gamma NaN": (params(lambda p: p["init_params"].update(gamma=float("nan"))), "gamma"),
+    "gamma at the bound": (params(lambda p: p["init_params"].update(gamma=1e10)), "gamma"),
     "newer version": (
         params(lambda p: p.update(format_version=2)),
         "format version 2, this code reads up to 1; update",

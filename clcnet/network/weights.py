@@ -24,7 +24,7 @@ from torch import Tensor
 from clcnet import cli, distributed
 from clcnet.data.images import NUM_FOLDS
 from clcnet.files import atomic_path
-from clcnet.strangers import is_number, parse_json, read_bytes
+from clcnet.strangers import parse_json, read_bytes
 
 FORMAT_VERSION = 1
 LARGEST_MEMBER = 8 * 2**20  # bytes, packed or not; a network for 1,000 classes takes 150 kB
@@ -301,7 +301,7 @@ def _constructor_arguments(params: dict[str, Any]) -> dict[str, Any]:
     arguments |= {"num_classes": _size(init_params, "input_dim", 2**20)}
     for name in _NUMBERS:
         value: Any = init_params.get(name)
-        if not is_number(value, -LARGEST_NUMBER, LARGEST_NUMBER):
+        if type(value) not in (int, float) or not abs(value) < LARGEST_NUMBER:
             raise ValueError(f"{name} in {PARAMS_MEMBER} is {short(value)}, not a number below {LARGEST_NUMBER:g}")
         arguments[name] = float(value)
     return arguments
