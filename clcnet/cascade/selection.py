@@ -69,23 +69,24 @@ def dearest_within(curve: Curve, flops: float) -> int | None:
     return int(affordable[-1]) if len(affordable) else None
 
 
-def choose(steps: Steps, goal: Goal) -> tuple[Curve, int | None]:
-    """Sweep all thresholds and return the curve and the point that serves the goal, None where none does."""
+def choose(steps: Steps, goal: Goal) -> tuple[Curve, int, bool]:
+    """Sweep all thresholds for a goal.
+
+    Returns:
+        The curve, its point that serves the goal or, where none does, that comes nearest to it, and whether it serves.
+    """
     curve = sweep(steps)
     if goal.kind == "flops":
-        return curve, most_accurate_within(curve, goal.value)
-    return curve, cheapest_at_accuracy(curve, goal.target(steps))
+        point, nearest = most_accurate_within(curve, goal.value), 0
+    else:
+        point, nearest = cheapest_at_accuracy(curve, goal.target(steps)), int(curve.accuracy.argmax())
+    return curve, nearest if point is None else point, point is not None
 
 
 def choose_or_nearest(steps: Steps, goal: Goal) -> float:
-    """The threshold that serves the goal or, where none does, the one that comes nearest to it."""
-    curve, point = choose(steps, goal)
-    return float(curve.thresholds[nearest(curve, goal) if point is None else point])
-
-
-def nearest(curve: Curve, goal: Goal) -> int:
-    """The point of a curve that comes nearest to a goal that none serves."""
-    return 0 if goal.kind == "flops" else int(curve.accuracy.argmax())
+    """The threshold of the point that `choose` finds."""
+    curve, point, _ = choose(steps, goal)
+    return float(curve.thresholds[point])
 
 
 def cross_fit(steps: Steps, folds: Ints, choose_threshold: Callable[[Steps], float]) -> Floats:

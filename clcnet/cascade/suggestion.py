@@ -36,11 +36,10 @@ def suggest_threshold(outputs: Outputs, source: NDArray[np.int64], confidence: N
         f"on the {len(steps)} held-out images of both tables the shallow model (table {shallow}) has "
         f"{steps.own_accuracy[0]:.2f}%, the deep one (table {deep}) {steps.own_accuracy[1]:.2f}%"
     )
-    curve, point = choose(steps, Goal("match"))
-    nearest = int(curve.accuracy.argmax()) if point is None else point
-    threshold = short_threshold(curve, nearest)
-    gives = f"{threshold}: {curve.accuracy[nearest]:.2f}% with {curve.deferral[nearest]:.1%} deferred"
-    if point is None:
+    curve, point, serves = choose(steps, Goal("match"))
+    threshold = short_threshold(curve, point)
+    gives = f"{threshold}: {curve.accuracy[point]:.2f}% with {curve.deferral[point]:.1%} deferred"
+    if not serves:
         print(f"no threshold reaches the deep model's accuracy: use it alone, or the nearest threshold {gives}")
         return None
     print(f"suggested threshold {gives}")

@@ -14,7 +14,6 @@ from clcnet.cascade.selection import (
     choose,
     choose_or_nearest,
     cross_fit,
-    nearest,
     resampled_savings,
     short_threshold,
 )
@@ -216,8 +215,7 @@ def recommend(
         least_saving: percent.
         seed: of the bootstrap that chooses anew.
     """
-    curve, best = choose(steps, goal)
-    point = nearest(curve, goal) if best is None else best
+    curve, point, serves = choose(steps, goal)
     threshold = short_threshold(curve, point)
     scored = Scored(*_by_image(steps, threshold))
     last = Reference("last", goal.value, float(steps.flops[-1]), len(steps.flops) - 1 if goal.kind == "match" else None)
@@ -228,7 +226,7 @@ def recommend(
     alone = enumerate(zip(names, steps.own, steps.flops, strict=True))
     singles = [Single(k, name, False, Scored.alone(right, np.array([cost]))) for k, (name, right, cost) in alone]
     verdict = judge(fitted, goal, goal.target(steps), singles, Units(("FLOPs",)), least_saving)
-    return Recommendation(goal, threshold, best is not None, curve.calls[point], scored, interval, fitted, verdict)
+    return Recommendation(goal, threshold, serves, curve.calls[point], scored, interval, fitted, verdict)
 
 
 def _by_image(steps: Steps, thresholds: float | Floats) -> tuple[Bools, Floats]:
