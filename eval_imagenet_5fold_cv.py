@@ -16,6 +16,7 @@ Exit codes: 0 done, 2 bad input, 3 done but some images could not be read and ar
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,8 @@ def get_args_parser() -> cli.ArgumentParser:
     add("--threshold-searching", metavar="True|False", help=every, **search)
     grid = f"those listed in performance-result.csv: numbers, START:STOP:STEP, or all (default: {RELEASED_GRID})"
     add("--thresholds", nargs="+", metavar="T", help=grid)
-    single: dict[str, Any] = {"action": "extend", "type": parse_references, "default": []}
     stands = "a single model for the results table; `paper` for the paper's eight; may be repeated"
-    add("--reference", metavar="NAME:ACCURACY:FLOPS", help=stands, **single)
+    add("--reference", metavar="NAME:ACCURACY:FLOPS", action="extend", type=parse_references, default=[], help=stands)
     others = "results-table.csv of other cascades, to be printed in one table with this one's"
     add("--join", nargs="+", type=Path, default=[], metavar="FILE", help=others)
     wanted.add_search_arguments(parser)
@@ -87,7 +87,7 @@ def one_threshold(args: argparse.Namespace) -> float | None:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, write all files, print the report; returns its figures."""
-    goal = wanted.Wanted.of(args).goal_of_flops  # refused before any work
+    asked = wanted.Wanted.of(args)  # refused before any work
     grid = cli.threshold_grid(args.thresholds or [RELEASED_GRID])
     folder = args.results_folder or args.performance_result.parent / "results"
     inputs = [args.shallow_output, args.deep_output, args.class_map]
@@ -120,10 +120,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             steps = cross_fitted(rule, found.outputs, found.folds)
             curve = sweep(steps, grid)
             names = distinct_names(found.models)
-            recommendation = recommend(steps, found.folds, goal, names, args.least_saving, args.seed)
+            recommendation = recommend(steps, found.folds, asked.goal_of_flops, names, args.least_saving, args.seed)
             tables.write_csv(tables.performance_frame(curve, found.milliseconds), args.performance_result)
             if know_classes(found.outputs):
-                asked = wanted.Wanted.of(args, found.milliseconds if load is run_models else None)
+                asked = dataclasses.replace(asked, milliseconds=found.milliseconds if load is run_models else None)
                 outcome |= cascades.search_and_report(
                     found.outputs, found.folds, asked, folder, folder / "cascade.json", found.images
                 )
@@ -142,8 +142,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def images_of(args: argparse.Namespace) -> ImageSet:
-    folder = args.imagenet_split or cli.IMAGENET_SPLITS
-    return list_images(folder, args.class_map, options=sources.data_set_options(args))
+    options = sources.data_set_options(args)
+    return list_images(args.imagenet_split or cli.IMAGENET_SPLITS, args.class_map, options=options)
 
 
 def load_tables(args: argparse.Namespace) -> evaluation.Evaluation:

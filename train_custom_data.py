@@ -13,6 +13,7 @@ test (80/10/10). In --results-folder: report.html, cascades.csv and recommendati
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def get_args_parser() -> cli.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Search, train, save; returns the recommendation, the held-out figures, the suggested threshold and the paths."""
-    wanted.Wanted.of(args)  # refused before any work
+    asked = wanted.Wanted.of(args)  # refused before any work
     device = resolve_device(args.device)
     print(f"device: {device}")
     path, split_path = (check_output(args.weight_save / f"CLCNet_custom_data{end}") for end in (".zip", "_split.csv"))
@@ -62,7 +63,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     table, source = concatenated(outputs, args.cls_output)
     correct = table.correct
     assert correct is not None
-    found = search(args, outputs, folder, device) if len(outputs) > 1 else {}
+    found = search(args, asked, outputs, folder, device) if len(outputs) > 1 else {}
     accuracies = {str(name): 100 * correct[source == k].mean() for k, name in enumerate(args.cls_output)}
     cli.print_lines(*doubts(accuracies))
     with output_lock(path):
@@ -88,7 +89,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return found | {"figures": rows, "weights": path, "split": split_path, "threshold": threshold}
 
 
-def search(args: argparse.Namespace, tables: list[Outputs], folder: Path, device: torch.device) -> dict[str, Any]:
+def search(
+    args: argparse.Namespace, asked: wanted.Wanted, tables: list[Outputs], folder: Path, device: torch.device
+) -> dict[str, Any]:
     """Find the best cascade of the tables' models, where they know classes and are over the same images."""
     photos = list_images(args.images, any_folder=True) if args.images else None
     try:
@@ -100,11 +103,9 @@ def search(args: argparse.Namespace, tables: list[Outputs], folder: Path, device
     if not know_classes(evaluation.outputs):
         print("no cascade was searched for: CSV tables do not know classes; make the tables as .parquet")
         return {}
-    milliseconds = None
     if args.cost == "time" or args.price_per_hour:
         evaluation.outputs = timed_on_noise(evaluation.outputs, device)
-        milliseconds = evaluation.milliseconds
-    asked = wanted.Wanted.of(args, milliseconds)
+        asked = dataclasses.replace(asked, milliseconds=evaluation.milliseconds)
     return cascades.search_and_report(
         evaluation.outputs, evaluation.folds, asked, folder, args.weight_save / "cascade.json", photos
     )

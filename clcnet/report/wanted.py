@@ -124,8 +124,8 @@ class Wanted:
         return Goal("match") if self.goal.kind == "flops" and self.cost != "FLOPs" else self.goal
 
     @classmethod
-    def of(cls, args: argparse.Namespace, milliseconds: Sequence[float] | None = None) -> Self:
-        """What the flags ask for.
+    def of(cls, args: argparse.Namespace) -> Self:
+        """What the flags ask for; what the models take in time is not known yet.
 
         Raises:
             ValueError, OSError: a probability without anything that is to hold with it; one half of what tells money;
@@ -139,12 +139,11 @@ class Wanted:
         goal = Goal("match") if args.target_FLOPs is None else Goal("flops", args.target_FLOPs)
         return cls(
             goal if args.target_accuracy is None else Goal("accuracy", args.target_accuracy),
-            milliseconds,
-            args.cost if args.cost in ("FLOPs", "time") else CostFile.read(args.cost),
-            args.max_stages,
-            args.least_saving,
-            args.confidence,
-            args.price_per_hour,
-            args.images_per_month,
-            Promise(args.guarantee or 0.95, *asked) if any(asked) else None,
+            cost=args.cost if args.cost in ("FLOPs", "time") else CostFile.read(args.cost),
+            max_stages=args.max_stages,
+            least_saving=args.least_saving,
+            confidence=args.confidence,
+            price_per_hour=args.price_per_hour,
+            images_per_month=args.images_per_month,
+            promise=Promise(args.guarantee or 0.95, *asked) if any(asked) else None,
         )
