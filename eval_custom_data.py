@@ -37,7 +37,7 @@ from clcnet.cascade.policy import Policy
 from clcnet.cascade.rule import CLCNET, Surest
 from clcnet.cascade.runner import run_folder, write_result
 from clcnet.classifiers.classes import name_classes, possible_readings
-from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
+from clcnet.classifiers.classifier import Classifier, load_classifier
 from clcnet.classifiers.fast import fastest
 from clcnet.data import sources
 from clcnet.data.images import errors_file, list_images, write_errors
@@ -105,7 +105,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     inputs = [args.labels, args.class_map, args.weight, args.policy, args.shallow_model_weight, args.deep_model_weight]
     output = check_output(args.result, inputs=inputs)
-    device = resolve_device(args.device)
+    device = distributed.resolve_device(args.device)
     with distributed.processes():
         models, policy, flops = load_cascade(args, device)
         options = sources.data_set_options(args)

@@ -174,13 +174,13 @@ def run_models(args: argparse.Namespace) -> evaluation.Evaluation | None:
     """Classify with both models, each image at most once; None in processes other than the main one."""
     # timm takes seconds to import, and tables need none of it
     from clcnet.cascade.from_images import evaluation_of_images
-    from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
+    from clcnet.classifiers.classifier import Classifier, load_classifier
     from clcnet.classifiers.fast import fastest
 
     images, threshold = images_of(args), one_threshold(args)
     if not images.has_labels:
         raise ValueError(f"{images.root} does not say of which classes its images are; accuracy needs class folders")
-    device = resolve_device(args.device)
+    device = distributed.resolve_device(args.device)
 
     @functools.cache
     def load_model(number: int) -> Classifier:

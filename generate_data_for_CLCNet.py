@@ -35,7 +35,7 @@ from timm.models import safe_model_name
 from clcnet import distributed
 from clcnet.classifiers.checkpoint import doubt_top1
 from clcnet.classifiers.classes import class_readings, name_classes
-from clcnet.classifiers.classifier import load_classifier, resolve_device
+from clcnet.classifiers.classifier import load_classifier
 from clcnet.classifiers.fast import fastest
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
 from clcnet.classifiers.loading import sum_up_remarks
@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     inputs = [args.labels, args.class_map, args.model_weight]
     output = check_table_output(args.output or default_output(args.model), inputs)
-    device = resolve_device(args.device)
+    device = distributed.resolve_device(args.device)
     images = list_images(args.data_path, args.class_map, args.labels, options=sources.data_set_options(args))
     if not images.has_labels:
         raise ValueError(f"{args.data_path} does not say which classes its images have; give --labels")

@@ -28,12 +28,11 @@ import torch
 from clcnet.cascade.evaluation import evaluation_of_tables, images_of_outputs
 from clcnet.cascade.rule import know_classes
 from clcnet.cascade.suggestion import suggest_threshold
-from clcnet.classifiers.classifier import resolve_device
-from clcnet.classifiers.timing import timed_on_noise
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.checks import doubts
 from clcnet.data.images import list_images
 from clcnet.data.outputs import Outputs, concatenated, load_labelled
+from clcnet.distributed import resolve_device
 from clcnet.files import atomic_paths, check_output, output_lock, write_rows
 from clcnet.network.training import split_rows
 from clcnet.network.training_cli import add_training_arguments, figures_of, print_figures, simple_figures, train
@@ -104,6 +103,8 @@ def search(
         print("no cascade was searched for: CSV tables do not know classes; make the tables as .parquet")
         return {}
     if args.cost == "time" or args.price_per_hour:
+        from clcnet.classifiers.timing import timed_on_noise  # timm takes seconds to import, and tables need none of it
+
         evaluation.outputs = timed_on_noise(evaluation.outputs, device)
         asked = dataclasses.replace(asked, milliseconds=evaluation.milliseconds)
     return cascades.search_and_report(

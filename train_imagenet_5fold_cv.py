@@ -21,10 +21,10 @@ if __name__ == "__main__":
 import numpy as np
 
 from clcnet.cascade.evaluation import images_of_outputs
-from clcnet.classifiers.classifier import resolve_device
 from clcnet.data import sources
 from clcnet.data.images import NUM_FOLDS, list_images
 from clcnet.data.outputs import concatenated, load_labelled, match_rows
+from clcnet.distributed import resolve_device
 from clcnet.files import atomic_paths, check_output, output_lock, write_rows
 from clcnet.network.training import Split, fold_splits
 from clcnet.network.training_cli import add_training_arguments, figures_of, print_figures, simple_figures, train

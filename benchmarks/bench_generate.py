@@ -38,8 +38,9 @@ from timm.models import save_for_hf
 
 from benchmarks.one_loop import LOOPS, make_table
 from benchmarks.peak import peak_mebibytes
-from clcnet.classifiers.classifier import Classifier, load_classifier, resolve_device
+from clcnet.classifiers.classifier import Classifier, load_classifier
 from clcnet.data.images import list_images
+from clcnet.distributed import resolve_device
 from clcnet.report.tables import markdown
 
 SHARED = cli.ROOT.parent / "shared"

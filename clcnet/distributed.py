@@ -12,7 +12,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 import torch.distributed as dist
+
+from clcnet.files import first_sentence
 
 # the main process may be writing a large table meanwhile; a process that died is noticed by torchrun, not by this
 _PATIENCE = datetime.timedelta(hours=12)
@@ -143,3 +146,28 @@ def _together(operation: Any, *arguments: Any) -> None:
         operation(*arguments)
     except RuntimeError as error:
         raise ConnectionAbortedError(_FAILED) from error
+
+
+def resolve_device(text: torch.device | str | None = None) -> torch.device:
+    """The device named, or the best one here: cuda, then mps, then cpu. Processes of one torchrun take a GPU each.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+    """
+    if isinstance(text, torch.device):
+        return text
+    if text is None:
+        text = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(text)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % max(torch.cuda.device_count(), 1))
+        torch.zeros(1, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # what names no device is then on this one: events, streams, pinned memory
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = first_sentence(error)
+        raise ValueError(f"device {text} cannot be used here ({reason}); give another --device or none") from None
+    if device.type == "meta":
+        raise ValueError("device meta computes nothing; give another --device or none")
+    return device

@@ -146,3 +146,8 @@ def output_lock(path: Path | str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def first_sentence(error: BaseException) -> str:
+    """What a library's error says, in short."""
+    return " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__

@@ -23,10 +23,11 @@ from timm.data import ImageDataset, create_loader, resolve_model_data_config
 
 from clcnet.classifiers import classifier as classifiers
 from clcnet.classifiers import fast, loading, stream, timing
-from clcnet.classifiers.classifier import Classifier, is_out_of_memory, load_classifier, resolve_device
+from clcnet.classifiers.classifier import Classifier, is_out_of_memory, load_classifier
 from clcnet.classifiers.stream import Batch, Round
 from clcnet.data.images import list_images
 from clcnet.data.outputs import Outputs, Record
+from clcnet.distributed import resolve_device
 
 Factory = Callable[..., Path]
 

@@ -33,10 +33,11 @@ from clcnet.cascade.drift import OnDrift, Watch
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.rule import Rule, Surest
 from clcnet.classifiers.classes import match_classes
-from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size, resolve_device
+from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size
 from clcnet.classifiers.loading import read_image
 from clcnet.confidence import CLCNET, Network
 from clcnet.data.outputs import UNKNOWN, Outputs
+from clcnet.distributed import resolve_device
 from clcnet.metrics import Bools, Ints
 
 Picture = Image.Image | str | os.PathLike[str] | bytes | NDArray[np.uint8]

@@ -15,7 +15,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
 from scipy.sparse import block_diag, diags_array
 
 from clcnet.cascade.rule import Rule, Step, labels_correct
@@ -194,6 +193,8 @@ def fit_rows(rows: Rows, penalty: float | None, start: Pool | None = None) -> Po
             expected = np.append(expected, _class_sums(rows, probs))
         slope = expected - observed + 2 * ridge * point
         return float(ridge @ point**2 - logs.sum(dtype=np.float64)), slope @ scale
+
+    from scipy.optimize import minimize  # takes half a second to import, and a fitted rule needs none of it
 
     scale = _whitening(rows, pool_at(origin).probs(rows)[0], ridge)
     options = {"gtol": TOLERANCE, "ftol": 1e-12}

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from clcnet.classifiers import model_config
+from clcnet.files import first_sentence
 from clcnet.intervals import exact_interval
 
 Tensors = dict[str, torch.Tensor]
@@ -143,11 +144,6 @@ def _content(path: Path) -> Any:
                 "alone with torch.save"
             ) from error
         raise ValueError(f"weights file {path} cannot be read ({first_sentence(error)}); {_EXPECTED}") from error
-
-
-def first_sentence(error: BaseException) -> str:
-    """What a library's error says, in short."""
-    return " ".join(str(error).split()).split(". ")[0].rstrip(".") or type(error).__name__
 
 
 def _is_safetensors(head: bytes) -> bool:

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import nn
 from clcnet.classifiers import checkpoint as checkpoints
 from clcnet.classifiers import models as timm_models
 from clcnet.classifiers.flops import count_flops
+from clcnet.distributed import resolve_device
 from clcnet.metrics import format_flops
 
 _PLAIN = bool | int | float | str | tuple | None  # what a module holds besides weights
@@ -190,31 +190,6 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     }
     simple.pop("training")
     return simple
-
-
-def resolve_device(text: torch.device | str | None = None) -> torch.device:
-    """The device named, or the best one here: cuda, then mps, then cpu. Processes of one torchrun take a GPU each.
-
-    Raises:
-        ValueError: there is no such device on this machine.
-    """
-    if isinstance(text, torch.device):
-        return text
-    if text is None:
-        text = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(text)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % max(torch.cuda.device_count(), 1))
-        torch.zeros(1, device=device)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # what names no device is then on this one: events, streams, pinned memory
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = checkpoints.first_sentence(error)
-        raise ValueError(f"device {text} cannot be used here ({reason}); give another --device or none") from None
-    if device.type == "meta":
-        raise ValueError("device meta computes nothing; give another --device or none")
-    return device
 
 
 def load_classifier(

@@ -14,7 +14,8 @@ from timm.models._hub import _parse_model_cfg
 from torch import nn
 
 from clcnet.classifiers import model_config
-from clcnet.classifiers.checkpoint import Checkpoint, Tensors, first_sentence, fits, shapes
+from clcnet.classifiers.checkpoint import Checkpoint, Tensors, fits, shapes
+from clcnet.files import first_sentence
 
 # timm 0.5.4, the paper's version, loaded these for the bare names; timm 1.x loads Noisy Student weights (ns_jft_in1k)
 PAPER_TAGS = {f"tf_efficientnet_b{size}": "ra_in1k" if size in (5, 7) else "aa_in1k" for size in range(8)}

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
 from scipy.special import expit
 from torch import Tensor
 
@@ -97,7 +96,9 @@ def fit_calibration(raw: Tensor, probs: Tensor, correct: Tensor, held_back: Tens
         held_back: (N,) bool, rows that the network did not learn from. Only they set the network's weight: on the
             others it would seem better than it is. The regression, with its four numbers, uses all rows.
     """
-    from sklearn.linear_model import LogisticRegression  # takes a second, and scoring fits nothing
+    # both take a second to import, and scoring fits nothing
+    from scipy.optimize import brentq
+    from sklearn.linear_model import LogisticRegression
 
     scores = torch.cat([tempered_scores(block) for block in torch.split(probs, 4096)]).double().numpy()
     labels, mean, scale = correct.numpy(), scores.mean(axis=0), scores.std(axis=0) + 1e-6
