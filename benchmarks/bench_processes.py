@@ -57,8 +57,10 @@ def measure(trees: dict[str, Path], device: str, num_images: int, turns: int) ->
             for tree, folder in trees.items():
                 outputs: dict[str, list[bytes]] = {step: [] for step in STEPS}
                 for count in (1, 2) if turn % 2 else (2, 1):
-                    out, store = scratch / "out.csv", ["--store", str(scratch / f"store {tree} {turn} {count}")]
-                    words = ["--data-path", str(images), "--model", shallow, "--output", str(out), *store]
+                    out = scratch / "out.csv"
+                    keeps = (folder / "clcnet" / "data" / "store.py").exists()  # version 1 kept nothing
+                    stores = [["--store", f"{scratch}/{step} {tree} {turn} {count}"] if keeps else [] for step in STEPS]
+                    words = ["--data-path", str(images), "--model", shallow, "--output", str(out), *stores[0]]
                     found = {"step 3": run(folder, "step 3", words, count, device)}
                     outputs["step 3"].append(out.read_bytes())
                     threshold = threshold or float(
@@ -66,8 +68,7 @@ def measure(trees: dict[str, Path], device: str, num_images: int, turns: int) ->
                     )
                     words = ["--custom-data", str(images), "--shallow-model", shallow, "--deep-model", deep]
                     words += ["--weight", str(weight), "--threshold", str(threshold), "--result", str(out)]
-                    words += ["--store", f"{store[1]} of step 5"]
-                    found["step 5"] = run(folder, "step 5", words, count, device)
+                    found["step 5"] = run(folder, "step 5", [*words, *stores[1]], count, device)
                     outputs["step 5"].append(out.read_bytes())
                     for step, speed in found.items():
                         speeds[tree][step][count] += [speed] if turn else []
