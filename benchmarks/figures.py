@@ -54,6 +54,11 @@ SECTIONS = (
     ("custom.md", "", ""),
     ("search.md", "", ""),
     ("schedule.md", "How busy several processes are", "`python -m benchmarks.bench_schedule`, a simulation"),
+    (
+        "processes.md",
+        "Steps 3 and 5 by two processes",
+        "`python -m benchmarks.bench_processes --before ../version-1`, of the same number of threads in all",
+    ),
     ("faults.md", "What was tried to break it", "`make faults`"),
     ("mutations.md", "Mutants of the modules that make figures", "`python -m benchmarks.mutate`"),
 )
