@@ -38,7 +38,7 @@ from clcnet.cascade.rule import CLCNET, Surest
 from clcnet.cascade.runner import run_folder, write_result
 from clcnet.classifiers.classes import name_classes, possible_readings
 from clcnet.classifiers.classifier import Classifier, load_classifier
-from clcnet.classifiers.fast import fastest
+from clcnet.classifiers.timing import fastest
 from clcnet.data import sources
 from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.files import check_output, output_lock

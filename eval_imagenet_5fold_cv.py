@@ -175,7 +175,7 @@ def run_models(args: argparse.Namespace) -> evaluation.Evaluation | None:
     # timm takes seconds to import, and tables need none of it
     from clcnet.cascade.from_images import evaluation_of_images
     from clcnet.classifiers.classifier import Classifier, load_classifier
-    from clcnet.classifiers.fast import fastest
+    from clcnet.classifiers.timing import fastest
 
     images, threshold = images_of(args), one_threshold(args)
     if not images.has_labels:

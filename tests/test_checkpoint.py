@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pathlib
+import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -84,11 +85,16 @@ def test_counters_that_older_files_lack_are_not_missed(state: State, tmp_path: P
     load(tmp_path / "w.safetensors")
 
 
-def test_a_safetensors_file_loads_under_any_name(state: State, tmp_path: Path) -> None:
+def test_a_safetensors_file_loads_under_any_name(
+    state: State, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     safetensors.torch.save_file(state, tmp_path / "w.pth")
     torch.save(state, tmp_path / "w.safetensors")
     for name in ("w.pth", "w.safetensors"):
-        assert torch.equal(load(tmp_path / name).model.state_dict()["fc.weight"], state["fc.weight"])
+        classifier = load(tmp_path / name)
+        assert all(torch.equal(classifier.model.state_dict()[key], tensor) for key, tensor in state.items())
+        assert classifier.name == "test_resnet"  # the pretrained weights' tag does not matter
+    assert not caplog.messages
 
 
 def test_which_of_several_fitting_models_was_taken_is_said(
@@ -102,6 +108,21 @@ def test_two_models_of_which_neither_is_the_usual_one_are_refused(state: State, 
     torch.save({"student": state, "teacher": zeros(state)}, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="several models that fit: student and teacher; save one alone"):
         load(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("model", "num_classes", "message"),
+    [
+        ("test_resnet", None, "it has 3 classes, the model 1000; give --num_classes 3"),
+        ("test_vit", 3, r"does not fit model test_vit: \d+ missing, such as cls_token"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_one_line(
+    state: State, tmp_path: Path, model: str, num_classes: int | None, message: str
+) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "w.pth", num_classes, model)
 
 
 def text(content: str | bytes) -> Callable[[Path], object]:
@@ -136,6 +157,7 @@ def tar(path: Path) -> None:
         (lambda path: torch.save({"model": torch.nn.Linear(2, 2)}, path), "whole pickled model"),
         (lambda path: torch.save({"epoch": 3, "lr": 0.1}, path), "holds no weights, but epoch, lr"),
         (lambda path: torch.save([torch.ones(2)], path), "holds no weights, but list"),
+        (lambda path: None, "does not exist; check the path"),
         (os.mkfifo, "pipe or device, not a file"),
         (os.mkdir, "is a folder"),
     ],
@@ -147,6 +169,20 @@ def test_what_is_no_checkpoint_is_called_what_it_is(
     with pytest.raises((ValueError, OSError), match=what) as caught:
         load(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    with open(tmp_path / "w.pth", "wb") as file:
+        pickle.dump({"state_dict": Attack()}, file)
+    torch.save({"state_dict": Attack()}, tmp_path / "zip.pth")
+    for name, message in {"w.pth": "", "zip.pth": r": .* may run code; save the model's state_dict\(\) alone"}.items():
+        with pytest.raises(ValueError, match=f"cannot be read{message}"):
+            load(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*[Qq]uantiz", "ignore:Sparse")
@@ -224,6 +260,10 @@ def test_flags_win_over_what_the_training_used(state: State, tmp_path: Path) -> 
     expected = {"input_size": (3, 48, 48), "mean": (0.5, 0.5, 0.5), "std": (0.7, 0.8, 0.9)}
     assert (expected | {"interpolation": "bicubic", "crop_pct": 1.0}).items() <= config.items()
     assert load(tmp_path / "w.pth").data_config["input_size"] == (3, 64, 64)
+    torch.save(of_timms_training(state, **used | {"input_size": [3, 64, 48]}), tmp_path / "w.pth")
+    assert load(tmp_path / "w.pth", **flags).data_config == config
+    with pytest.raises(ValueError, match="is of images of 48x64; give --img-size"):
+        load(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("arguments", [{"in_chans": 1}, {"input_size": [1, 32, 32]}])

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import logging
 import os
-import pickle
 import shutil
 import types
 from collections.abc import Callable, Iterable
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -22,11 +20,10 @@ from PIL import Image
 from timm.data import ImageDataset, create_loader, resolve_model_data_config
 
 from clcnet.classifiers import classifier as classifiers
-from clcnet.classifiers import fast, loading, stream, timing
+from clcnet.classifiers import loading, stream
 from clcnet.classifiers.classifier import Classifier, is_out_of_memory, load_classifier
-from clcnet.classifiers.stream import Batch, Round
+from clcnet.classifiers.stream import Batch
 from clcnet.data.images import list_images
-from clcnet.data.outputs import Outputs, Record
 from clcnet.distributed import resolve_device
 
 Factory = Callable[..., Path]
@@ -243,7 +240,7 @@ def test_what_the_model_sees_otherwise_than_a_viewer_is_remarked_on(
     remarks = {place: remark for batch in batches for place, remark in batch.remarks.items()}
     assert {images.names[index] for index in remarks} == {name for name, (_, words) in REMARKABLE.items() if words}
     for index, remark in remarks.items():
-        assert REMARKABLE[images.names[index]][1] in remark
+        assert REMARKABLE[images.names[index]][1] in loading.REMARKS[remark]
     line = loading.sum_up_remarks(remarks.values())
     assert "3 with values beyond 8 bits" in line and "3 with an orientation tag" in line
     assert loading.sum_up_remarks([]) == ""
@@ -384,22 +381,6 @@ def test_a_name_that_timm_does_not_know_is_one_line_with_a_way_out(name: str, me
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (None, "config.json does not exist"),
-        ("{", "not a timm model's configuration"),
-        ('{"architecture": "nonesuch"}', "knows no nonesuch"),
-        ('{"architecture": "test_resnet", "num_classes": 3}', "local-dir.*cannot be loaded"),  # there are no weights
-    ],
-)
-def test_a_local_folder_is_checked_before_timm_sees_it(tmp_path: Path, config: str | None, message: str) -> None:
-    if config:
-        (tmp_path / "config.json").write_text(config)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        load_classifier(f"local-dir:{tmp_path}")
-
-
-@pytest.mark.parametrize(
     ("place", "name"),
     [
         ("timm.models._builder.load_state_dict_from_hf", "test_resnet"),
@@ -470,73 +451,16 @@ def test_another_number_of_classes_than_the_pretrained_weights_have_is_refused(m
     assert load_classifier(model, num_classes=3).num_classes == 3
 
 
-# ---------------------------------------------------------------- weights of one's own
-
-
-@pytest.fixture(scope="module")
-def other_folder(classifier_dir: Factory) -> Path:
-    return classifier_dir(seed=5)
-
-
-@pytest.fixture
-def state(other_folder: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(other_folder / "model.safetensors")
-
-
-def assert_same_weights(classifier: Classifier, state: dict[str, torch.Tensor]) -> None:
-    assert all(torch.equal(tensor, state[name]) for name, tensor in classifier.model.state_dict().items())
-
-
-def test_a_registered_architecture_takes_a_checkpoint_and_its_number_of_classes(
-    tmp_path: Path, state: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
-) -> None:
-    torch.save(state, tmp_path / "w.pth")
-    classifier = load_classifier("test_resnet", weight=tmp_path / "w.pth", num_classes=3, device="cpu")
-    assert_same_weights(classifier, state)
-    assert classifier.name == "test_resnet" and not caplog.messages  # the pretrained weights' tag does not matter
-
-
-@pytest.mark.parametrize(
-    ("model", "num_classes", "message"),
-    [
-        ("test_resnet", None, "it has 3 classes, the model 1000; give --num_classes 3"),
-        ("test_vit", 3, r"does not fit model test_vit: \d+ missing, such as cls_token"),
-    ],
-)
-def test_a_checkpoint_of_another_model_is_one_line(
-    tmp_path: Path, state: dict[str, torch.Tensor], model: str, num_classes: int | None, message: str
-) -> None:
-    torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=message):
-        load_classifier(model, weight=tmp_path / "w.pth", num_classes=num_classes)
-    with pytest.raises(FileNotFoundError, match="nowhere.pth does not exist"):
-        load_classifier(model, weight="nowhere.pth")
-
-
-def test_a_checkpoint_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path, model: str) -> None:
-    class Attack:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return os.mkdir, (str(tmp_path / "ran"),)
-
-    with open(tmp_path / "w.pth", "wb") as file:
-        pickle.dump({"state_dict": Attack()}, file)
-    torch.save({"state_dict": Attack()}, tmp_path / "zip.pth")
-    for name, message in {"w.pth": "", "zip.pth": r": .* may run code; save the model's state_dict\(\) alone"}.items():
-        with pytest.raises(ValueError, match=f"cannot be read{message}"):
-            load_classifier(model, weight=tmp_path / name)
-    assert not (tmp_path / "ran").exists()
-
-
 # ---------------------------------------------------------------- keys, devices, speed
 
 
 def test_the_key_says_what_the_model_is_and_the_run_key_also_how_it_runs(
-    other_folder: Path, classifier: Classifier, model: str, state: dict[str, torch.Tensor], tmp_path: Path
+    classifier: Classifier, model: str, classifier_dir: Factory
 ) -> None:
     assert load_classifier(model, device="cpu").key == classifier.key
-    torch.save(state, tmp_path / "w.pth")
+    other_folder = classifier_dir(seed=5)
     others = [
-        load_classifier(model, weight=tmp_path / "w.pth", device="cpu"),
+        load_classifier(model, weight=other_folder / "model.safetensors", device="cpu"),
         load_classifier(model, device="cpu", img_size=40),
         load_classifier(model, device="cpu", crop_mode="squash"),
     ]
@@ -582,6 +506,12 @@ def test_the_best_device_is_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPat
     assert resolve_device() == torch.device("cpu")
 
 
+def test_a_gpu_goes_by_its_own_name(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    assert dataclasses.replace(classifier, device=torch.device("cuda:1")).device_name == "GPU 1"
+    assert classifier.device_name == "cpu"
+
+
 @pytest.mark.parametrize(
     ("options", "most", "words"),
     [
@@ -614,80 +544,12 @@ def test_a_compiled_model_sees_batches_of_one_size_alone(
     np.testing.assert_allclose(probs, plain, atol=1e-6)
 
 
-def test_fast_takes_what_gains_and_leaves_the_answers_as_they_are(
-    image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def run(tried: Classifier, images: object, size: int, batches: list[torch.Tensor]) -> tuple[np.ndarray, float]:
-        assert [len(batch) for batch in batches] == [7, 7, 1]
-        if tried.compile:
-            raise ValueError("no compiler")
-        top1 = np.zeros(15, int)
-        top1[0] = tried.amp is not None  # one of 15 is more than a thousandth
-        return top1, 3.0 - tried.channels_last - (tried.amp is not None)
-
-    monkeypatch.setattr(fast, "_run", run)
-    chosen = fast.fastest(classifier, list_images(image_folder()), batch_size=7)
-    assert (chosen.channels_last, chosen.amp, chosen.compile) == (True, None, False)
-    assert capsys.readouterr().out == (
-        "--fast: float32, channels last; 1.50 times as fast on 15 images, 100.00% of them with the same top-1\n"
-    )
-
-
-def test_fast_measures_the_model_itself(image_folder: Factory, classifier: Classifier) -> None:
-    images = list_images(image_folder())
-    chosen = fast.fastest(classifier, images, batch_size=5)
-    top1 = [
-        np.concatenate([batch.probs.argmax(axis=1) for batch in classify(each, images)])
-        for each in (classifier, chosen)
-    ]
-    assert (top1[0] == top1[1]).all() and chosen.key == classifier.key
-
-
 @pytest.mark.parametrize(
     ("seconds", "waited", "words"),
     [(100, 45, ", 45% of the time waiting for images to be decoded"), (100, 15, ""), (5, 5, ""), (0, 0, "")],
 )
 def test_what_waits_for_decoding_is_said_where_it_is_much(seconds: float, waited: float, words: str) -> None:
     assert stream.describe_waiting(seconds, waited) == words
-
-
-def test_models_are_timed_in_turns_and_by_the_batches_after_the_first(
-    image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = dataclasses.replace(classifier, name="other")
-    turns: list[str] = []
-
-    def rounds(models: list[Classifier], images: object, batches: list[np.ndarray], *_: object) -> Iterable[Round]:
-        turns.append(models[0].name)
-        seconds = [9.0, 0.2, 0.4, 0.6, 0.2, 0.1] if models[0] is classifier else [9.0] + [0.8] * 5
-        for places, each in zip(batches, seconds, strict=True):
-            yield Round([Batch(0, places, np.ones(4, bool), np.ones((4, 3), np.float32), {})], each)
-
-    monkeypatch.setattr(timing, "stream", rounds)
-    found = timing.milliseconds_together([classifier, other], list_images(image_folder()), batch_size=4)
-    assert turns == [classifier.name, "other"] * timing.TURNS
-    np.testing.assert_allclose(found, [[1000 * 1.5 / 20, 1000 * 4.0 / 20]] * timing.TURNS)
-
-
-def test_a_time_is_recorded_with_where_and_how_it_was_taken(
-    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    models = [load_classifier(model, device="cpu"), load_classifier(model, device="cpu", amp="bfloat16", compile=True)]
-    for each, name in zip(models, ("small", "big"), strict=True):
-        each.name, each.device = name, torch.device("cuda:1")
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
-    outputs = [Outputs.from_probs(np.full((2, 3), 1 / 3), record=Record(each.name)) for each in models]
-    times = np.array([[1, 8], [3, 7], [2, 9.0]])
-    found = timing.with_times(outputs, models, times, 256, "reading included")
-    how = {"device": "GPU 1", "batch_size": 256, "images": "reading included"}
-    assert [each.record.milliseconds for each in found] == [2, 8]
-    assert [each.record.timed for each in found] == [
-        how | {"run": words} for words in ("float32", "bfloat16, compiled")
-    ]
-    assert capsys.readouterr().out == (
-        "time, on GPU 1, 256 images a batch, reading included, in 5 turns: small 2 ms an image (1 to 3) in float32, "
-        "big 8 ms an image (7 to 9) in bfloat16, compiled\n"
-    )
 
 
 def test_defaults_suit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -706,7 +568,7 @@ def test_defaults_suit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_labels_given_by_index_in_the_models_configuration_are_understood(classifier: Classifier) -> None:
     config = {**classifier.model.pretrained_cfg, "label_names": {"0": "x", "1": "y", "2": "z"}}
     classifier.model.pretrained_cfg = config
-    assert classifiers._label_names(classifier.model) == (["x", "y", "z"], False)
+    assert classifiers._label_names(classifier.model, is_timms=False) == (["x", "y", "z"], False)
 
 
 @pytest.fixture(autouse=True)

@@ -170,14 +170,19 @@ def test_what_is_of_the_wrong_kind_or_out_of_range_is_one_line(
     [
         ("[" * 100_000 + "]" * 100_000, "is not a timm model's configuration .*more than 500 lists"),
         (" " * (LARGEST_JSON + 1), "is larger than the 8,388,608 bytes"),
+        ("{", "is not a timm model's configuration"),
         ("[]", "is not a timm model's configuration"),
+        ('{"architecture": "nonesuch"}', "knows no nonesuch, the architecture in .*config.json"),
+        ('{"architecture": "test_resnet", "num_classes": 3}', "local-dir.*cannot be loaded"),  # there are no weights
         ('{"architecture": ["test_resnet"]}', "is not a timm model's configuration"),
         ('{"architecture": "test_resnet", "pretrained_cfg": [1]}', "is not a timm model's configuration"),
         ('{"architecture": "test_resnet", "model_args": 5}', "is not a timm model's configuration"),
     ],
-    ids=["deep", "large", "list", "listed", "facts", "arguments"],
+    ids=["deep", "large", "cut", "list", "unknown", "bare", "listed", "facts", "arguments"],
 )
-def test_a_file_that_is_no_configuration_is_one_line(tmp_path: Path, content: str, words: str) -> None:
+def test_a_folder_that_holds_no_model_is_one_line(tmp_path: Path, content: str, words: str) -> None:
+    with pytest.raises(FileNotFoundError, match="config.json does not exist"):
+        load_classifier(f"local-dir:{tmp_path}", device="cpu")
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=words) as caught:
         load_classifier(f"local-dir:{tmp_path}", device="cpu")

@@ -1,15 +1,18 @@
-"""What models take an image, by a clock of our own."""
+"""What models take an image, by a clock of our own, and which way of running one `--fast` takes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from networks import classify
 
 from clcnet.classifiers import timing
-from clcnet.classifiers.classifier import default_batch_size
+from clcnet.classifiers.classifier import Classifier, default_batch_size, load_classifier
+from clcnet.data.images import ImageSet, list_images
 from clcnet.data.outputs import Outputs, Record
 
 CPU = torch.device("cpu")
@@ -31,8 +34,12 @@ def model(name: str, seconds: list[float], clock: list[float]) -> Any:
         clock[0] += next(left)
         return batch
 
-    about = {"name": name, "key": "key", "device": CPU, "device_name": "cpu", "describe_run": lambda: "float32"}
+    about = {"name": name, "key": "key", "device": CPU, "device_name": "GPU", "describe_run": lambda: f"{name}'s way"}
     return SimpleNamespace(**about, input_size=(3, 2, 2), probabilities=probabilities)
+
+
+def outputs_of(*names: str) -> list[Outputs]:
+    return [Outputs.from_probs([[0.5, 0.5]], record=Record(name, "key", loaded_from={"name": name})) for name in names]
 
 
 @pytest.mark.parametrize(
@@ -59,21 +66,27 @@ def test_a_turn_ends_after_four_seconds_or_six_batches_of_which_the_first_does_n
         ([(2, 0.5), (2, 0.1), (2, 0.2), (2, 0.3), (2, 0.4), (2, 0.5)], 0.15),
     ],
 )
-def test_a_turn_over_images_ends_after_four_seconds_once_two_batches_are_timed(
+def test_over_images_models_take_turns_which_end_after_four_seconds_once_two_batches_are_timed(
     clock: list[float], monkeypatch: pytest.MonkeyPatch, rounds: list[tuple[int, float]], mean: float
 ) -> None:
     clock[0] = 100.0
     asked: list[list[int]] = []
+    turns: list[str] = []
 
-    def stream(_: Any, images: Any, batches: list[np.ndarray], *__: Any) -> Iterator[Any]:
+    def stream(models: list[Any], images: Any, batches: list[np.ndarray], *__: Any) -> Iterator[Any]:
         asked[:] = [batch.tolist() for batch in batches]
+        turns.append(models[0].name)
         for size, seconds in rounds:
             clock[0] += seconds
-            yield SimpleNamespace(num_images=size, seconds=seconds)
+            yield SimpleNamespace(num_images=size, seconds=seconds * (2 if models[0].name == "slow" else 1))
 
     monkeypatch.setattr(timing, "stream", stream)
-    found = timing.milliseconds_together([model("m", [], clock)] * 2, range(5), batch_size=2)  # type: ignore[arg-type]
-    np.testing.assert_allclose(found, np.full((5, 2), 1000 * mean))
+    models = [model(name, [], clock) for name in ("fast", "slow")]
+    found = timing.timed_on_images(outputs_of("fast", "slow"), models, range(5), batch_size=2)  # type: ignore[arg-type]
+    assert [each.record.milliseconds for each in found] == pytest.approx([1000 * mean, 2000 * mean])
+    how = {"device": "GPU", "batch_size": 2, "images": "reading included"}
+    assert [each.record.timed for each in found] == [how | {"run": f"{each.name}'s way"} for each in models]
+    assert turns == ["fast", "slow"] * 5
     assert asked == [[0, 1], [2, 3], [4, 0], [1, 2], [3, 4], [0, 1]], "six batches, whose images come again"
 
 
@@ -87,16 +100,55 @@ def test_models_of_tables_are_timed_in_turns_and_their_medians_told(
     }
     models = {name: model(name, times, clock) for name, times in seconds.items()}
     monkeypatch.setattr(timing, "load_classifier", lambda name, device: models[name])
-    records = [Record(name, "key", loaded_from={"name": name}) for name in models]
-    outputs = [Outputs.from_probs([[0.5, 0.5]], record=record) for record in records]
-    timed = [each.record for each in timing.timed_on_noise(outputs, CPU)]
+    timed = [each.record for each in timing.timed_on_noise(outputs_of(*models), CPU)]
     assert [record.milliseconds for record in timed] == pytest.approx([30, 2.5])
-    how = {"device": "cpu", "batch_size": size, "images": "random pixels without reading", "run": "float32"}
-    assert [record.timed for record in timed] == [how, how]
-    told = "slow 30 ms an image (10 to 50) in float32, fast 2.5 ms an image (1 to 3) in float32"
+    how = {"device": "GPU", "batch_size": size, "images": "random pixels without reading"}
+    assert [record.timed for record in timed] == [how | {"run": f"{name}'s way"} for name in models]
+    told = "slow 30 ms an image (10 to 50) in slow's way, fast 2.5 ms an image (1 to 3) in fast's way"
     assert capsys.readouterr().out == (
-        f"time, on cpu, {size} images a batch, random pixels without reading, in 5 turns: {told}\n"
+        f"time, on GPU, {size} images a batch, random pixels without reading, in 5 turns: {told}\n"
     )
     models["fast"].key = "another"
     with pytest.raises(ValueError, match=r"fast cannot be timed \(another one lies there now\)"):
-        timing.timed_on_noise(outputs, CPU)
+        timing.timed_on_noise(outputs_of(*models), CPU)
+
+
+# ---------------------------------------------------------------- the quickest way
+
+
+@pytest.fixture
+def classifier(classifier_dir: Callable[..., Path]) -> Classifier:
+    return load_classifier(f"local-dir:{classifier_dir()}", device="cpu")
+
+
+@pytest.fixture
+def images(image_folder: Callable[..., Path]) -> ImageSet:
+    return list_images(image_folder())
+
+
+def test_fast_takes_what_gains_and_leaves_the_answers_as_they_are(
+    images: ImageSet, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(tried: Classifier, images: object, size: int, batches: list[torch.Tensor]) -> tuple[np.ndarray, float]:
+        assert [len(batch) for batch in batches] == [7, 7, 1]
+        if tried.compile:
+            raise ValueError("no compiler")
+        top1 = np.zeros(15, int)
+        top1[0] = tried.amp is not None  # one of 15 is more than a thousandth
+        return top1, 3.0 - tried.channels_last - (tried.amp is not None)
+
+    monkeypatch.setattr(timing, "_run", run)
+    chosen = timing.fastest(classifier, images, batch_size=7)
+    assert (chosen.channels_last, chosen.amp, chosen.compile) == (True, None, False)
+    assert capsys.readouterr().out == (
+        "--fast: float32, channels last; 1.50 times as fast on 15 images, 100.00% of them with the same top-1\n"
+    )
+
+
+def test_fast_measures_the_model_itself(images: ImageSet, classifier: Classifier) -> None:
+    chosen = timing.fastest(classifier, images, batch_size=5)
+    top1 = [
+        np.concatenate([batch.probs.argmax(axis=1) for batch in classify(each, images)])
+        for each in (classifier, chosen)
+    ]
+    assert (top1[0] == top1[1]).all() and chosen.key == classifier.key

@@ -12,10 +12,10 @@ import numpy as np
 from clcnet import distributed
 from clcnet.cascade.evaluation import Evaluation, with_clcnet
 from clcnet.classifiers.classes import class_readings
-from clcnet.classifiers.classifier import Classifier, default_batch_size
+from clcnet.classifiers.classifier import Classifier
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
 from clcnet.classifiers.loading import sum_up_remarks
-from clcnet.classifiers.timing import milliseconds_together, with_times
+from clcnet.classifiers.timing import timed_on_images
 from clcnet.cli import one_line
 from clcnet.confidence import CLCNET
 from clcnet.data.images import ImageSet
@@ -78,12 +78,10 @@ def evaluation_of_images(
     if not distributed.is_main():
         return None
     if threshold is None:
-        milliseconds = milliseconds_together(models, images, batch_size, workers)
         both = np.intersect1d(seen[0], seen[-1])  # some may have been read by one model alone
         found = [each.subset(np.isin(places, both)) for each, places in zip(found, seen, strict=True)]
         seen = [both]
-        size = batch_size or default_batch_size(models[0].device)
-        found = with_times(found, models, milliseconds, size, "reading included")
+        found = timed_on_images(found, models, images, batch_size, workers)
     return Evaluation(found, images.folds[seen[0]], [model.name for model in models], unreadable, images)
 
 

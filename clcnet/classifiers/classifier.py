@@ -233,12 +233,11 @@ def load_classifier(
     num_classes = num_classes or settings.pop("num_classes", None)
     overrides |= settings
     model = timm_models.create(name, checkpoint, num_classes, overrides["img_size"], channels)
-    if channels and "input_size" not in overrides:
+    if channels:
         overrides["input_size"] = (channels, *resolve_model_data_config(model, overrides)["input_size"][1:])
     resolved = timm_models.resolved_name(name, model) if weight is None else name
-    label_names, inferred = _label_names(model)
-    if inferred and (weight is not None or (":" in name and not name.startswith("hf-hub:timm/"))):
-        label_names, inferred = None, False  # somebody's own thousand classes need not be ImageNet's
+    is_timms = weight is None and (":" not in name or name.startswith("hf-hub:timm/"))
+    label_names, inferred = _label_names(model, is_timms)
     return Classifier(
         model=model.to(device),
         name=resolved,
@@ -262,7 +261,7 @@ def _settings_of_training(checkpoint: checkpoints.Checkpoint, given: dict[str, A
     if "input_size" in settings or isinstance(settings.get("img_size"), list):
         size = settings.pop("input_size", None) or [settings.get("in_chans", 3), *settings["img_size"]]
         settings["in_chans"], settings["img_size"] = size[0], size[1]
-        if size[1] != size[2]:
+        if size[1] != size[2] and given["img_size"] is None:
             raise ValueError(f"weights file {checkpoint.path} is of images of {size[2]}x{size[1]}; give --img-size")
     if given["img_size"] is not None:
         settings.pop("img_size", None)
@@ -285,14 +284,14 @@ def _data_config(model: nn.Module, overrides: dict[str, Any]) -> dict[str, Any]:
     return resolve_model_data_config(model, overrides)
 
 
-def _label_names(model: nn.Module) -> tuple[list[str] | None, bool]:
-    """Names of the model's classes and whether they are only inferred from their number."""
+def _label_names(model: nn.Module, is_timms: bool) -> tuple[list[str] | None, bool]:
+    """Names of the model's classes and whether they are only inferred from their number, as for timm's own weights."""
     names = timm_models.configuration(model).get("label_names")
     if isinstance(names, dict):
         names = [names.get(index, names.get(str(index), "")) for index in range(len(names))]
     if names and len(names) == timm_models.num_classes_of(model):
         return [str(name) for name in names], False
-    subset = infer_imagenet_subset(model)
+    subset = infer_imagenet_subset(model) if is_timms else None  # others' thousand classes need not be ImageNet's
     return (ImageNetInfo(subset).label_names(), True) if subset else (None, False)
 
 
@@ -316,18 +315,15 @@ class HalvingForward:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self._halve(size)
+                if size == 1:
+                    raise MemoryError(
+                        f"{self.classifier.name} and one image do not fit into the memory of {self.classifier.device}"
+                    ) from error
+            self.size = min(self.size, size // 2)
+            _logger.warning("out of memory with %d images at once: going on with %d", size, self.size)
             # outside of the handler, where the failed batch's tensors are no longer held by the traceback
             if self.classifier.device.type == "cuda":
                 torch.cuda.empty_cache()
-
-    def _halve(self, tried: int) -> None:
-        if tried == 1:
-            raise MemoryError(
-                f"{self.classifier.name} and one image do not fit into the memory of {self.classifier.device}"
-            )
-        self.size = min(self.size, tried // 2)
-        _logger.warning("out of memory with %d images at once: going on with %d", tried, self.size)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

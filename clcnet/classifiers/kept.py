@@ -30,7 +30,7 @@ class Kept:
         targets: (N,) their classes as the classifier numbers them, once they are settled; UNKNOWN until then.
         places: (N,) where in the store an image's answer is kept, -1 where there is none.
         reasons: place of an image that this run could not read -> why.
-        remarks: place of one of which the model sees less than there is -> what.
+        remarks: place of one of which the model sees less than there is -> what, of `REMARKS`.
         num_before: how many answers were there before this run.
     """
 
@@ -42,8 +42,8 @@ class Kept:
         self.places, status = self.store.find(self._keys)
         self._failed = status == UNREADABLE
         self.reasons: dict[int, str] = {}
-        remarked = np.flatnonzero((status > READ) & (status <= READ + len(REMARKS)))
-        self.remarks = {place: REMARKS[status[place] - READ - 1] for place in remarked.tolist()}
+        remarked = np.flatnonzero((status > READ) & (status < READ + len(REMARKS)))
+        self.remarks: dict[int, int] = dict(zip(remarked.tolist(), (status[remarked] - READ).tolist(), strict=True))
         self.num_before = int((self.places >= 0).sum())
 
     def known(self, indices: Indices) -> NDArray[np.bool_]:
@@ -68,7 +68,7 @@ class Kept:
         probs[batch.readable] = batch.probs
         status = np.where(batch.readable, READ, UNREADABLE).astype(np.uint8)
         for place, remark in batch.remarks.items():
-            status[batch.indices == place] += 1 + REMARKS.index(remark)
+            status[batch.indices == place] += remark
         places = self.store.append(self._keys[batch.indices], status, probs)
         self.places[batch.answered] = places[batch.readable]
         self.reasons.update(batch.reasons)

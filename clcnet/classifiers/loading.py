@@ -1,4 +1,7 @@
-"""Image files -> what a model sees: decoded as timm's own dataset does, by this process or by others, in batches."""
+"""Image files -> what a model sees: decoded as timm's own dataset does, by this process or by others, in batches.
+
+In step 5 what is decoded is kept for later models.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import contextlib
 import errno
 import multiprocessing.util
 import os
+import secrets
 import shutil
 import stat
+import struct
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -18,15 +24,20 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from timm.data import create_transform
 
+from clcnet import distributed
 from clcnet.classifiers.classifier import Classifier
-from clcnet.classifiers.decoded import REMARK, SHARED, DecodedImages
 from clcnet.data.images import IMAGE_FORMATS, ImageSet
 from clcnet.memory import free_bytes, return_freed_memory
 
+SHARED = Path("/dev/shm")
+_KEPT = "clcnet-"  # how the folders of decoded images begin there
+_KEPT_HEADER = struct.Struct("<IIB")  # width, height, number of the remark
 _WORKER_BYTES = 300 * 2**20  # what a decoding process may take of the memory, roughly
 _LONGEST_TEMPORARY = 70  # bytes of a folder; of a socket's path in it, Unix takes 107
 _LITTLE_SHARED_MEMORY = 2**30
-REMARKS = (  # stores keep their numbers: append only
+_REMARK = "clcnet remark"  # its number, in PIL's `info`
+REMARKS = (  # on images of which a model sees less than there is; stores keep their numbers: append only
+    "",
     "values beyond 8 bits, which are clipped",
     "fractions from 0 to 1, which become black",
     "an orientation tag, which is not heeded",
@@ -47,17 +58,77 @@ def default_workers(prefetched_bytes: int) -> int:
     return max(1, min(room))
 
 
-Example = tuple[torch.Tensor, int, str, str]  # (height, width, channels) uint8, its place, why unread, a remark
-Loaded = tuple[torch.Tensor, dict[int, str], dict[int, str]]  # (B, height, width, channels) uint8; by place: as above
+Example = tuple[torch.Tensor, int, str, int]  # (height, width, channels) uint8, its place, why unread, its remark
+Loaded = tuple[torch.Tensor, dict[int, str], dict[int, int]]  # (B, height, width, channels) uint8; by place: as above
 
 
 def collate(batch: Sequence[Example]) -> Loaded:
     """Make a batch, maybe of nothing."""
     if not batch:
         return torch.empty(0), {}, {}
-    images, places, *texts = zip(*batch, strict=True)
-    reasons, remarks = ({place: text for place, text in zip(places, each, strict=True) if text} for each in texts)
-    return torch.utils.data.default_collate(list(images)), reasons, remarks
+    images = torch.utils.data.default_collate([image for image, *_ in batch])
+    reasons = {place: reason for _, place, reason, _ in batch if reason}
+    return images, reasons, {place: remark for _, place, _, remark in batch if remark}
+
+
+class DecodedImages:
+    """Images that may be asked for again, by their place: one that goes on is decoded once for all models.
+
+    They lie in shared memory, in a quarter of what is free there and of all memory; the processes of a machine share a
+    folder of files, one an image. What does not fit, or lies on another machine, is decoded again: nothing depends on
+    what is kept but time.
+    """
+
+    def __init__(self) -> None:
+        name = distributed.broadcast(f"{_KEPT}{os.getpid()}-{secrets.token_hex(8)}")
+        self._folder, self._least_free = SHARED / name, 0
+        with contextlib.suppress(OSError):  # there is none, and nothing is kept
+            self._remove_left_behind()
+            free, of_memory = shutil.disk_usage(SHARED).free, free_bytes()
+            self._least_free = free - min(free, free if of_memory is None else of_memory) // 4
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+
+    def _remove_left_behind(self) -> None:
+        """What runs left that were killed; of a live one, in another container, it would cost time alone."""
+        for folder in SHARED.glob(f"{_KEPT}*-*"):
+            try:
+                os.kill(int(folder.name.split("-")[1]), 0)
+            except ProcessLookupError:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _path(self, place: int, mode: str) -> Path:
+        return self._folder / f"{place}.{mode}"
+
+    def put(self, place: int, image: Image.Image) -> None:
+        """Keep an image, if there is room."""
+        path, size = self._path(place, image.mode), image.width * image.height * len(image.getbands())
+        try:
+            if shutil.disk_usage(self._folder).free - size > self._least_free:
+                path.write_bytes(_KEPT_HEADER.pack(*image.size, image.info[_REMARK]) + image.tobytes())
+        except OSError:  # full by now, or no such folder
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def take(self, place: int, mode: str) -> Image.Image | None:
+        """An image that is kept."""
+        try:
+            content = self._path(place, mode).read_bytes()
+        except OSError:
+            return None
+        width, height, remark = _KEPT_HEADER.unpack_from(content)
+        image = Image.frombytes(mode, (width, height), memoryview(content)[_KEPT_HEADER.size :])
+        image.info[_REMARK] = remark
+        return image
+
+    def drop(self, places: Iterable[int]) -> None:
+        """Keep these no longer."""
+        for place in places:
+            for mode in ("RGB", "L"):
+                self._path(place, mode).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Keep nothing any more."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class ImageDataset(torch.utils.data.Dataset[Example]):
@@ -81,10 +152,10 @@ class ImageDataset(torch.utils.data.Dataset[Example]):
         try:
             image = self._kept_or_read(position)
             # timm views the channels in front; a device copies them there faster
-            return self._transform(image).permute(1, 2, 0), position, "", image.info.get(REMARK, "")
+            return self._transform(image).permute(1, 2, 0), position, "", image.info[_REMARK]
         except Exception as error:  # PIL's decoders raise nearly everything: OSError, SyntaxError, struct.error, ...
             channels, *sides = self.input_size
-            return torch.zeros(*sides, channels, dtype=torch.uint8), position, self._reason(position, error), ""
+            return torch.zeros(*sides, channels, dtype=torch.uint8), position, self._reason(position, error), 0
 
     def path(self, position: int) -> str:
         """Where the image lies."""
@@ -122,17 +193,15 @@ def read_image(
 ) -> Image.Image:
     """Decode an image as timm's dataset does: first frame, orientation tag unheeded, in the model's mode.
 
-    Its `info[REMARK]` says what of it the model does not see, where there is something. What is no readable image
-    raises nearly everything, as PIL's decoders do.
+    Its `info[_REMARK]` is the number of what of it the model does not see. What is no readable image raises nearly
+    everything, as PIL's decoders do.
     """
     if isinstance(image, Image.Image):
         if image.format not in (None, "MPO", *IMAGE_FORMATS):  # MPO: a JPEG of several pictures, opened as JPEG
             raise ValueError(f"its format, {image.format}, is not one of {' '.join(IMAGE_FORMATS)}; convert it first")
         _refuse_strip(image.size, input_size)
         converted = image.convert(mode)
-        remark = remark_on(image)
-        if remark:
-            converted.info[REMARK] = remark
+        converted.info[_REMARK] = _remark_on(image)
         return converted
     if isinstance(image, str | os.PathLike) and not stat.S_ISREG(os.stat(image).st_mode):
         raise OSError("a directory, pipe or device, not a file")  # a pipe would be waited for forever
@@ -140,25 +209,24 @@ def read_image(
         return read_image(opened, mode, input_size)
 
 
-def remark_on(image: Image.Image) -> str:
-    """What is lost when PIL brings a decoded image into 8 bits of gray or red, green and blue; empty if nothing is."""
+def _remark_on(image: Image.Image) -> int:
+    """What is lost when PIL brings a decoded image into 8 bits of gray or red, green and blue: its place in REMARKS."""
     if image.mode == "F" or image.mode.startswith("I"):
         low, high = cast(tuple[float, float], image.getextrema())
         if low < 0 or high > 255:
-            return REMARKS[0]
+            return 1
         if image.mode == "F" and high <= 1:
-            return REMARKS[1]
+            return 2
     with contextlib.suppress(Exception):  # a broken tag is no broken image
         if image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # PIL turns a TIFF itself
-            return REMARKS[2]
+            return 3
     alpha = image.convert("RGBA").getchannel("A").getextrema() if image.has_transparency_data else (255, 255)
-    return REMARKS[3] if cast(tuple[int, int], alpha)[0] < 255 else ""
+    return 4 if cast(tuple[int, int], alpha)[0] < 255 else 0
 
 
-def sum_up_remarks(remarks: Iterable[str]) -> str:
+def sum_up_remarks(remarks: Iterable[int]) -> str:
     """One line on all of a run's remarks, as timm's way of reading images explains them; empty where there are none."""
-    counts = Counter(remarks)
-    said = "; ".join(f"{count} with {remark}" for remark, count in counts.most_common())
+    said = "; ".join(f"{count} with {REMARKS[remark]}" for remark, count in Counter(remarks).most_common())
     return f"images that the models see otherwise than a viewer shows them, as in timm: {said}" if said else ""
 
 

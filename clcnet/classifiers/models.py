@@ -40,26 +40,17 @@ def create(
         ValueError: timm does not know the name, has no weights for it, the weights do not fit, or it is no classifier.
         OSError: a file is missing, or a download failed.
     """
-    source, model_id = parse_model_name(name)
-    if source is None:
-        trained = _registered(model_id, pretrained=weight is None)
-        if weight is None and trained is not None:
-            _check_num_classes(name, trained, num_classes)  # before anything is downloaded
     model = _create(name, weight is None, num_classes, {"img_size": img_size, "in_chans": in_chans})
     if weight is not None:
         _load_weights(model, weight, name)
-    else:
-        _check_num_classes(name, configuration(model)["num_classes"], num_classes_of(model))
-    _check_num_classes(name, num_classes_of(model), None)
+    trained = configuration(model)["num_classes"] if weight is None else num_classes_of(model)
+    _check_num_classes(name, trained, num_classes_of(model))
     return model.eval()
 
 
 def create_untrained(name: str) -> nn.Module:
     """The same model without its weights, to be looked at; ValueError or OSError where there is none."""
-    source, model_id = parse_model_name(name)
-    if source is None:
-        _registered(model_id, pretrained=False)
-    return _create(name, False, None, {"img_size": None, "in_chans": None}).eval()
+    return _create(name, False, None, {}).eval()
 
 
 def resolved_name(name: str, model: nn.Module) -> str:
@@ -86,8 +77,8 @@ def num_classes_of(model: nn.Module) -> int:
     return cast(int, model.num_classes)
 
 
-def _registered(name: str, pretrained: bool) -> int | None:
-    """How many classes timm's weights of this name have, where it knows them; raises ValueError where it cannot be."""
+def _check_registered(name: str, pretrained: bool, num_classes: int | None) -> None:
+    """Refuse a name that timm does not know, or has no such weights for, before anything is downloaded."""
     architecture, tag = split_model_name_tag(name)
     if not is_model(architecture):
         nearest = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
@@ -98,9 +89,10 @@ def _registered(name: str, pretrained: bool) -> int | None:
         hint = f"it has {', '.join(sorted(known))}" if known else "it has none"
         raise ValueError(f"model {name}: timm {timm.__version__} has no such weights of {architecture}; {hint}")
     config = get_pretrained_cfg(name)
-    if pretrained and (config is None or not config.has_weights):
-        raise ValueError(f"model {name}: timm has no pretrained weights for it; give a weights file")
-    return config.num_classes if config else None
+    if pretrained:
+        if config is None or not config.has_weights:
+            raise ValueError(f"model {name}: timm has no pretrained weights for it; give a weights file")
+        _check_num_classes(name, config.num_classes, num_classes)
 
 
 def _check_num_classes(name: str, trained: int, asked: int | None) -> None:
@@ -119,12 +111,15 @@ def _check_num_classes(name: str, trained: int, asked: int | None) -> None:
 def _create(name: str, pretrained: bool, num_classes: int | None, inputs: dict[str, int | None]) -> nn.Module:
     source, model_id = parse_model_name(name)
     architecture, given = name, dict[str, Any](num_classes=num_classes)
-    config = _read_config(name, source, model_id) if source else None
+    if source:
+        config = _read_config(name, source, model_id)
+    else:
+        _check_registered(model_id, pretrained, num_classes)
     with _explaining(name, source, pretrained):
-        if config is not None:
+        if source:
             place = {"source": source, "file" if source == "local-dir" else "hf_hub_id": model_id}
             facts, architecture, saved = _parse_model_cfg(config, place)
-            chosen = {"num_classes": num_classes, "img_size": "img_size" in saved and inputs["img_size"]}
+            chosen = {"num_classes": num_classes, "img_size": "img_size" in saved and inputs.get("img_size")}
             given = saved | {name: value for name, value in chosen.items() if value}
             given |= {"pretrained_cfg": facts, "pretrained_model_args": saved}
         arguments = timm.models.resolve_model_input_args(architecture, inputs, **given)

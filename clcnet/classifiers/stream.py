@@ -21,8 +21,7 @@ from timm.data.loader import adapt_to_chs
 
 from clcnet import distributed
 from clcnet.classifiers.classifier import Classifier, HalvingForward
-from clcnet.classifiers.decoded import DecodedImages
-from clcnet.classifiers.loading import ImageDataset, Loaded, collate, default_workers, loaded_batches
+from clcnet.classifiers.loading import DecodedImages, ImageDataset, Loaded, collate, default_workers, loaded_batches
 from clcnet.classifiers.schedule import Entering, Indices, Schedule, Task, later_batch_size
 from clcnet.data.images import ImageSet
 
@@ -40,7 +39,7 @@ class Batch:
         readable: (B,) whether an image could be read, as A of them could.
         probs: (A, C) float32, in the model's own order of classes.
         reasons: place of an image that could not be read -> why.
-        remarks: place of one of which the model sees less than there is -> what.
+        remarks: place of one of which the model sees less than there is -> what, of `REMARKS`.
     """
 
     stage: int
@@ -48,7 +47,7 @@ class Batch:
     readable: NDArray[np.bool_]
     probs: NDArray[np.float32]
     reasons: dict[int, str]
-    remarks: dict[int, str] = field(default_factory=dict)
+    remarks: dict[int, int] = field(default_factory=dict)
 
     @property
     def answered(self) -> Indices:
@@ -199,7 +198,7 @@ class Stage:
         )
 
     def launch(
-        self, task: Task, pixels: torch.Tensor, reasons: dict[int, str], remarks: dict[int, str]
+        self, task: Task, pixels: torch.Tensor, reasons: dict[int, str], remarks: dict[int, int]
     ) -> Callable[[], Batch]:
         """Start to classify a batch, maybe of nothing, from pixels as `Loaded`; what is returned waits for it."""
         readable = np.array([place not in reasons for place in task.indices.tolist()], np.bool_)
