@@ -8,7 +8,7 @@ import torch
 
 from clcnet import metrics
 from clcnet.confidence import negative_entropy
-from clcnet.network import training
+from clcnet.network import layers, training
 from clcnet.network.model import CLCNet
 from clcnet.network.training import RECIPES, Settings, Split, fold_splits, split_rows, train_many
 
@@ -136,7 +136,7 @@ def test_the_default_recipe_learns_from_the_score_alone_and_computes_no_masks(mo
     split = Split(np.arange(64), np.arange(64, 128), np.arange(0))
     run = training._Run(probs, correct, [split], Settings(batch_size=64), torch.device("cpu"))
     start = run._new_model(Settings().seed)
-    monkeypatch.setattr(CLCNet, "masks", lambda *_: pytest.fail("masks were computed"))
+    monkeypatch.setattr(layers, "sparsemax", lambda *_: pytest.fail("masks were computed"))
     run.train_epoch()
     network = run.ensemble.bind(run.ensemble.flat.detach())
     assert torch.equal(network.attentive_transformers.weight[0], start.attentive_transformers.weight)
