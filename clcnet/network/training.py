@@ -254,8 +254,8 @@ class _Run:
         self.optimizer = torch.optim.Adam([self.ensemble.flat], lr=self.recipe.learning_rate)
 
         self.rows = [torch.as_tensor(split.train) for split in splits]
-        self.validation_rows = _pad([torch.as_tensor(split.validation) for split in splits]).to(device)
-        self.statistics_rows = _pad([rows[:STATISTICS_ROWS] for rows in self._draw()]).to(device)
+        self.validation_rows = _stack([torch.as_tensor(split.validation) for split in splits]).to(device)
+        self.statistics_rows = _stack([rows[:STATISTICS_ROWS] for rows in self._draw()]).to(device)
         self.steps_per_epoch = max(1, max(len(rows) for rows in self.rows) // settings.batch_size)
         self.num_epochs = min(settings.max_epochs, max(10, round(self.recipe.max_steps / self.steps_per_epoch)))
         self.step = 0
@@ -291,7 +291,7 @@ class _Run:
         """One pass over the training rows; returns the mean loss of each network."""
         self.ensemble.network.train()
         num_rows = self.steps_per_epoch * self.settings.batch_size
-        drawn = torch.stack([_cycle(rows, num_rows) for rows in self._draw()]).to(self.device)
+        drawn = _stack(self._draw(), num_rows).to(self.device)
         losses = torch.zeros(len(self.splits), device=self.device)
         for batch in torch.split(drawn, self.settings.batch_size, dim=1):
             losses += self._train_step(batch)
@@ -375,12 +375,7 @@ class _Run:
         return fit_calibration(model.predict(probs, calibrated=False), probs, correct, held_back)
 
 
-def _cycle(rows: Tensor, length: int) -> Tensor:
-    """The first `length` of the rows, repeated as often as need be."""
-    return rows.repeat(math.ceil(length / len(rows)))[:length]
-
-
-def _pad(rows: list[Tensor]) -> Tensor:
-    """Stack lists of row numbers of different lengths, the shorter ones filled up by repeating them."""
-    longest = max(len(part) for part in rows)
-    return torch.stack([_cycle(part, longest) for part in rows])
+def _stack(rows: Sequence[Tensor], length: int | None = None) -> Tensor:
+    """Row numbers of every network as (models, length): repeated as need be, by default to as many as the longest."""
+    length = length or max(len(part) for part in rows)
+    return torch.stack([part.repeat(math.ceil(length / len(part)))[:length] for part in rows])
