@@ -29,9 +29,9 @@ def share_interval(num_right: float, num_images: int) -> Interval:
     return float(low), float(high)
 
 
-def percentile_interval(samples: Floats, level: float = LEVEL) -> Interval:
+def percentile_interval(samples: Floats) -> Interval:
     """The middle 95% of the bootstrap's figures."""
-    low, high = np.percentile(samples, [50 * (1 - level), 50 * (1 + level)])
+    low, high = np.percentile(samples, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return float(low), float(high)
 
 

@@ -47,34 +47,12 @@ def saved(state: Any) -> bytes:
     return sink.getvalue()
 
 
-def with_params(members: Members, change: Callable[[dict[str, Any]], Any]) -> bytes:
-    params = json.loads(members[PARAMS_MEMBER])
-    change(params)
-    return pack({**members, PARAMS_MEMBER: json.dumps(params).encode()})
-
-
-def with_state(members: Members, change: Callable[[dict[Any, Any]], Any]) -> bytes:
-    state = torch.load(io.BytesIO(members[STATE_MEMBER]), weights_only=True)
-    change(state)
-    return pack({**members, STATE_MEMBER: saved(state)})
-
-
 def declaring(content: bytes, member: str, size: int) -> bytes:
     """The same zip, in whose directory a member claims another size."""
     changed = bytearray(content)
     entry = content.rindex(b"PK\x01\x02", 0, content.rindex(member.encode()))
     struct.pack_into("<I", changed, entry + 24, size)
     return bytes(changed)
-
-
-def bomb(members: Members, member: str) -> bytes:
-    """A zip of a few hundred kilobytes whose member unpacks to 200 MB."""
-    return pack({**members, member: bytes(200 * 2**20)})
-
-
-def nested_bomb(members: Members) -> bytes:
-    """As `bomb`, inside the zip that a torch file is."""
-    return pack({**members, STATE_MEMBER: pack({"archive/data.pkl": b"", "archive/data/0": bytes(200 * 2**20)})})
 
 
 def twice(members: Members) -> bytes:
@@ -84,12 +62,6 @@ def twice(members: Members) -> bytes:
             for name, content in [*members.items(), (STATE_MEMBER, b"")]:
                 archive.writestr(name, content)
     return sink.getvalue()
-
-
-def pickled(members: Members, opcodes: bytes, storage: bytes = b"") -> bytes:
-    """A weights file whose state dict is what these opcodes of pickle build."""
-    state = pack({"archive/data.pkl": b"\x80\2" + opcodes, "archive/data/0": storage}, zipfile.ZIP_STORED)
-    return pack({**members, STATE_MEMBER: state})
 
 
 BYTES_BY_NUMBER = b"cbuiltins\nbytearray\nJ\0\0\0\x20\x85R."  # bytearray(2**29)
@@ -104,20 +76,58 @@ FINAL = "tabnet.final_mapping.weight"
 Make = Callable[[Members], bytes]
 
 
-def params(change: Callable[[dict[str, Any]], Any]) -> Make:
-    return lambda members: with_params(members, change)
-
-
-def state(change: Callable[[dict[Any, Any]], Any]) -> Make:
-    return lambda members: with_state(members, change)
-
-
 def member(name: str, content: bytes) -> Make:
+    """A weights file in which one member is another."""
     return lambda members: pack({**members, name: content})
 
 
+def bomb(name: str, wrapped: Callable[[bytes], bytes] = bytes) -> Make:
+    """A weights file of a few hundred kilobytes, of which a member unpacks to 200 MB."""
+    return lambda members: member(name, wrapped(bytes(200 * 2**20)))(members)
+
+
+def params(change: Callable[[dict[str, Any]], Any]) -> Make:
+    """A weights file whose JSON is changed."""
+
+    def make(members: Members) -> bytes:
+        changed = json.loads(members[PARAMS_MEMBER])
+        change(changed)
+        return member(PARAMS_MEMBER, json.dumps(changed).encode())(members)
+
+    return make
+
+
+def saying(**values: Any) -> Make:
+    return params(lambda changed: changed.update(values))
+
+
+def calibrated(intercept: float, calibration_weights: list[float]) -> Make:
+    return saying(calibration={"intercept": intercept, "weights": calibration_weights, "network": 1})
+
+
+def describing(**values: Any) -> Make:
+    return params(lambda changed: changed["init_params"].update(values))
+
+
+def state(change: Callable[[dict[Any, Any]], Any]) -> Make:
+    """A weights file whose tensors are changed."""
+
+    def make(members: Members) -> bytes:
+        changed = torch.load(io.BytesIO(members[STATE_MEMBER]), weights_only=True)
+        change(changed)
+        return member(STATE_MEMBER, saved(changed))(members)
+
+    return make
+
+
+def holding(value: Any, name: Any = FINAL) -> Make:
+    return state(lambda changed: changed.update({name: value}))
+
+
 def opcodes(built: bytes, storage: bytes = b"") -> Make:
-    return lambda members: pickled(members, built, storage)
+    """A weights file whose state dict is what these opcodes of pickle build."""
+    parts = {"archive/data.pkl": b"\x80\2" + built, "archive/data/0": storage}
+    return member(STATE_MEMBER, pack(parts, zipfile.ZIP_STORED))
 
 
 DEFECTS: dict[str, tuple[Make, str]] = {
@@ -132,64 +142,43 @@ DEFECTS: dict[str, tuple[Make, str]] = {
     "params too deep": (member(PARAMS_MEMBER, b"[" * 100_000), "is not JSON"),
     "params a list": (member(PARAMS_MEMBER, b"[]"), "is not a JSON object"),
     "params without n_d": (params(lambda p: p["init_params"].pop("n_d")), "n_d in"),
-    "params no dict": (params(lambda p: p.update(init_params=3)), "no init_params"),
-    "a size of 0": (params(lambda p: p["init_params"].update(n_steps=0)), "n_steps in"),
-    "an absurd size": (params(lambda p: p["init_params"].update(n_d=10**9)), "n_d in"),
-    "absurd sizes together": (
-        params(lambda p: p["init_params"].update(n_d=1024, n_a=1024, n_steps=32, n_independent=32)),
-        "describes a network",
-    ),
-    "many small layers": (params(lambda p: p["init_params"].update(n_steps=1024, n_shared=1024)), "n_steps in"),
-    "gamma a word": (params(lambda p: p["init_params"].update(gamma="x")), "gamma in"),
-    "gamma NaN": (params(lambda p: p["init_params"].update(gamma=float("nan"))), "gamma"),
-    "gamma at the bound": (params(lambda p: p["init_params"].update(gamma=1e10)), "gamma"),
-    "newer version": (
-        params(lambda p: p.update(format_version=2)),
-        "format version 2, this code reads up to 1; update",
-    ),
-    "unknown mask": (
-        params(lambda p: p["init_params"].update(mask_type="entmax")),
-        "mask_type 'entmax'; only sparsemax is known",
-    ),
-    "a size that is true": (params(lambda p: p["init_params"].update(mapping_dim=True)), "mapping_dim in"),
-    "unknown calibration": (params(lambda p: p.update(calibration=[1])), "calibration"),
-    "calibration of one weight": (
-        params(lambda p: p.update(calibration={"intercept": 1, "weights": [1], "network": 0})),
-        "unknown calibration",
-    ),
-    "calibration NaN": (
-        params(lambda p: p.update(calibration={"intercept": float("nan"), "weights": [0] * 4, "network": 1})),
-        "calibration with numbers that are not finite",
-    ),
+    "params no dict": (saying(init_params=3), "no init_params"),
+    "a size of 0": (describing(n_steps=0), "n_steps in"),
+    "an absurd size": (describing(n_d=10**9), "n_d in"),
+    "absurd sizes together": (describing(n_d=1024, n_a=1024, n_steps=32, n_independent=32), "describes a network"),
+    "many small layers": (describing(n_steps=1024, n_shared=1024), "n_steps in"),
+    "gamma a word": (describing(gamma="x"), "gamma in"),
+    "gamma NaN": (describing(gamma=float("nan")), "gamma"),
+    "gamma at the bound": (describing(gamma=1e10), "gamma"),
+    "newer version": (saying(format_version=2), "format version 2, this code reads up to 1; update"),
+    "unknown mask": (describing(mask_type="entmax"), "mask_type 'entmax'; only sparsemax is known"),
+    "a size that is true": (describing(mapping_dim=True), "mapping_dim in"),
+    "unknown calibration": (saying(calibration=[1]), "calibration"),
+    "calibration of one weight": (calibrated(1, [1]), "unknown calibration"),
+    "calibration NaN": (calibrated(float("nan"), [0] * 4), "calibration with numbers that are not finite"),
     "state no torch file": (member(STATE_MEMBER, b"x"), "not a plain torch state dict"),
     "state empty": (member(STATE_MEMBER, b""), "not a plain torch state dict"),
     "state a list": (member(STATE_MEMBER, saved([1])), "holds a list, not a state dict"),
     "state a number": (member(STATE_MEMBER, saved(1)), "holds a int, not a state dict"),
     "missing key": (state(lambda s: s.pop(FINAL)), f"lacks {FINAL}"),
-    "extra key": (state(lambda s: s.update(more=torch.ones(1))), "holds unknown more"),
+    "extra key": (holding(torch.ones(1), "more"), "holds unknown more"),
     "keys that are no names": (state(lambda s: s.update({1: torch.ones(1), "more": 2})), "a key is a int, not a name"),
-    "another shape": (
-        state(lambda s: s.update({FINAL: torch.ones(1, 9)})),
-        f"{FINAL} in {STATE_MEMBER} has shape (1, 9), expected (1, 8)",
-    ),
-    "no tensor": (state(lambda s: s.update({FINAL: [1.0]})), "is a list, not a tensor"),
-    "a name of two lines": (state(lambda s: s.update({"a\n\x1b[2Jb": torch.ones(1)})), r"holds unknown a\n\x1b[2Jb"),
-    "a sparse tensor": (
-        state(lambda s: s.update({FINAL: torch.ones(1, 8).to_sparse()})),
-        f"{FINAL} holds torch.serialization _get_layout",
-    ),
+    "another shape": (holding(torch.ones(1, 9)), f"{FINAL} in {STATE_MEMBER} has shape (1, 9), expected (1, 8)"),
+    "no tensor": (holding([1.0]), "is a list, not a tensor"),
+    "a name of two lines": (holding(torch.ones(1), "a\n\x1b[2Jb"), r"holds unknown a\n\x1b[2Jb"),
+    "a sparse tensor": (holding(torch.ones(1, 8).to_sparse()), f"{FINAL} holds torch.serialization _get_layout"),
     "a quantised tensor": (
         state(lambda s: s.update({FINAL: torch.quantize_per_tensor(torch.ones(1, 8), 1, 0, torch.qint8)})),
         f"{FINAL} holds torch QInt8Storage",
     ),
     "a tensor without numbers": (
-        state(lambda s: s.update({FINAL: torch.empty(1, 8, device="meta")})),
+        holding(torch.empty(1, 8, device="meta")),
         f"{FINAL} holds torch._utils _rebuild_meta_tensor_no_storage",
     ),
     "NaN inside": (state(lambda s: s[FINAL].fill_(float("nan"))), "values that are not finite numbers"),
     "3e38 inside": (state(lambda s: s[FINAL].fill_(-3e38)), f"{FINAL} in {STATE_MEMBER}"),
     "more than float32 holds": (
-        state(lambda s: s.update({FINAL: torch.full((1, 8), 1e300, dtype=torch.float64)})),
+        holding(torch.full((1, 8), 1e300, dtype=torch.float64)),
         f"{FINAL} in {STATE_MEMBER} holds numbers from 1e+300 to 1e+300",
     ),
     "a negative variance": (
@@ -200,18 +189,12 @@ DEFECTS: dict[str, tuple[Make, str]] = {
         state(lambda s: [s[name].fill_(1e9) for name in s if "glu" in name]),
         "scores may be no numbers",
     ),
-    "whole numbers inside": (
-        state(lambda s: s.update({FINAL: torch.ones(1, 8, dtype=torch.int64)})),
-        f"{FINAL} in {STATE_MEMBER}",
-    ),
+    "whole numbers inside": (holding(torch.ones(1, 8, dtype=torch.int64)), f"{FINAL} in {STATE_MEMBER}"),
     "calibration of 1e308": (
-        params(lambda p: p.update(calibration={"intercept": 0, "weights": [1e308] * 4, "network": 1})),
+        calibrated(0, [1e308] * 4),
         "calibration with numbers that are not finite or not below 1e+10",
     ),
-    "400 digits": (
-        params(lambda p: p.update(calibration={"intercept": 10**400, "weights": [0] * 4, "network": 1})),
-        "unknown calibration",
-    ),
+    "400 digits": (calibrated(10**400, [0] * 4), "unknown calibration"),
     "5000 digits": (member(PARAMS_MEMBER, b'{"fold": %s}' % (b"1" * 5000)), "is not JSON"),
     "a key twice": (member(PARAMS_MEMBER, b'{"a": 1, "a": 2}'), "a key is there twice"),
     "params nested": (
@@ -246,9 +229,12 @@ DEFECTS: dict[str, tuple[Make, str]] = {
         "little-endian",
     ),
     "larger than any": (lambda members: pack(members) + bytes(2**23), "is larger than the 8,388,608 bytes"),
-    "params bomb": (lambda members: bomb(members, PARAMS_MEMBER), f"declares {200 * 2**20:,} bytes, more than"),
-    "state bomb": (lambda members: bomb(members, STATE_MEMBER), f"declares {200 * 2**20:,} bytes, more than"),
-    "bomb inside the state": (nested_bomb, "declares 209,715,200 bytes, more than"),
+    "params bomb": (bomb(PARAMS_MEMBER), f"declares {200 * 2**20:,} bytes, more than"),
+    "state bomb": (bomb(STATE_MEMBER), f"declares {200 * 2**20:,} bytes, more than"),
+    "bomb inside the state": (
+        bomb(STATE_MEMBER, lambda zeros: pack({"archive/data.pkl": b"", "archive/data/0": zeros})),
+        "declares 209,715,200 bytes, more than",
+    ),
     "declares 4 GB": (
         lambda members: declaring(pack(members), STATE_MEMBER, 2**32 - 2),
         "declares 4,294,967,294 bytes, more than",
@@ -293,10 +279,10 @@ def test_files_that_declare_little_take_no_more_memory_than_an_honest_one(tmp_pa
     bombs = {
         "deflated": declaring(pack(zeros), STATE_MEMBER, 100),
         "bzip2": pack(zeros, zipfile.ZIP_BZIP2),
-        "bytes": pickled(members, BYTES_BY_NUMBER),
-        "places": pickled(members, b"}r\xff\xff\xff\x7f."),
-        "norms": with_params(members, lambda p: p["init_params"].update(n_steps=1024, n_shared=1024, n_d=16, n_a=16)),
-        "classes": with_params(members, lambda p: p["init_params"].update(input_dim=2**20)),
+        "bytes": opcodes(BYTES_BY_NUMBER)(members),
+        "places": opcodes(b"}r\xff\xff\xff\x7f.")(members),
+        "norms": describing(n_steps=1024, n_shared=1024, n_d=16, n_a=16)(members),
+        "classes": describing(input_dim=2**20)(members),
     }
     for name, content in {"honest": pack(members), **bombs}.items():
         (tmp_path / name).write_bytes(content)
@@ -405,10 +391,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         f"{SPLIT_FILE} is not a whole list of folds; run train_imagenet_5fold_cv.py again",
     ),
     "a pipe for a split": (lambda folder: os.mkfifo(folder / SPLIT_FILE), f"{SPLIT_FILE} is not a file"),
-    "odd metadata": (
-        save_folds(lambda number: {"fold": ["\n" * 99], "training_folds": 3}),
-        "it held out fold [",
-    ),
+    "odd metadata": (save_folds(lambda number: {"fold": ["\n" * 99], "training_folds": 3}), "it held out fold ["),
 }
 
 

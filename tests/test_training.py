@@ -1,18 +1,16 @@
 """Training: what it may look at, what it promises, and that many networks at once are the same as one at a time."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
 from clcnet import metrics
 from clcnet.confidence import negative_entropy
-from clcnet.network import training
+from clcnet.network import layers, training
 from clcnet.network.model import CLCNet
 from clcnet.network.training import RECIPES, Settings, Split, fold_splits, split_rows, train_many
 
-QUICK = Settings(max_epochs=3, batch_size=64, virtual_batch_size=32)
+HALVES = Split(np.arange(64), np.arange(64, 128), np.arange(0))
 
 
 def made_table(num_rows: int = 600, num_classes: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -27,8 +25,15 @@ def made_table(num_rows: int = 600, num_classes: int = 6, seed: int = 0) -> tupl
     return -np.sort(-probs, axis=1).astype(np.float32), correct
 
 
-def quick(probs: np.ndarray, correct: np.ndarray, splits: list[Split], settings: Settings = QUICK) -> list[CLCNet]:
-    return train_many(probs, correct, splits, settings, progress=False)
+def quick(probs, correct, splits=None, on_epoch=None, **settings) -> list[CLCNet]:
+    """Networks trained in a moment, by default one on a split of all rows."""
+    splits = splits or [split_rows(np.arange(len(probs)), seed=0)]
+    chosen = Settings(**{"max_epochs": 3, "batch_size": 64, "virtual_batch_size": 32} | settings)
+    return train_many(probs, correct, splits, chosen, on_epoch=on_epoch, progress=False)
+
+
+def started(probs: np.ndarray, correct: np.ndarray, splits: list[Split], **settings) -> training._Run:
+    return training._Run(probs, correct, splits, Settings(batch_size=64, **settings), torch.device("cpu"))
 
 
 def parameters(model: CLCNet) -> torch.Tensor:
@@ -63,31 +68,26 @@ def test_a_networks_test_rows_change_nothing_in_it(recipe):
     probs, correct = made_table()
     folds = np.arange(len(probs)) % 5
     splits = fold_splits(folds, np.arange(len(probs)), seed=0)
-    settings = dataclasses.replace(QUICK, recipe=recipe)
-    before = quick(probs, correct, splits[:1], settings)[0]
+    before = quick(probs, correct, splits[:1], recipe=recipe)[0]
     other_probs, other_correct = made_table(seed=9)
     held_out = splits[0].test
     probs[held_out], correct[held_out] = other_probs[held_out], ~other_correct[held_out]
-    after = quick(probs, correct, splits[:1], settings)[0]
+    after = quick(probs, correct, splits[:1], recipe=recipe)[0]
     assert torch.equal(parameters(before), parameters(after))
     assert before.calibration == after.calibration and before.metadata == after.metadata
 
 
 def test_the_same_seed_gives_the_same_network_and_another_one_another():
-    probs, correct = made_table()
-    split = split_rows(np.arange(len(probs)), seed=0)
-    recipes = (dataclasses.replace(QUICK, seed=seed) for seed in (1, 1, 2))
-    first, second, third = (train_many(probs, correct, [split], recipe, progress=False)[0] for recipe in recipes)
+    first, second, third = (quick(*made_table(), seed=seed)[0] for seed in (1, 1, 2))
     assert torch.equal(parameters(first), parameters(second)) and first.calibration == second.calibration
     assert not torch.equal(parameters(first), parameters(third))
 
 
 def test_training_leaves_the_global_random_state_alone():
-    probs, correct = made_table(200)
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    quick(probs, correct, [split_rows(np.arange(200), seed=0)])
+    quick(*made_table(200))
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -106,13 +106,11 @@ def test_stacked_networks_score_as_each_one_alone():
         torch.testing.assert_close(sparsity[index], single_sparsity, rtol=1e-9, atol=1e-9)
 
 
-def test_a_step_of_the_released_recipe_is_adam_with_clipped_gradients(monkeypatch):
+def test_a_step_of_the_released_recipe_is_adam_with_clipped_gradients():
     """One step of the stacked networks against PyTorch's own tools on a single one."""
     probs, correct = made_table(128)
-    split = Split(np.arange(64), np.arange(64, 128), np.arange(0))
-    settings = Settings(batch_size=64, virtual_batch_size=32, recipe="released")
-    run = training._Run(probs, correct, [split, split], settings, torch.device("cpu"))
-    model = run._new_model(settings.seed + 1)  # the second network's start
+    run = started(probs, correct, [HALVES, HALVES], virtual_batch_size=32, recipe="released")
+    model = run._new_model(run.settings.seed + 1)  # the second network's start
     batch = torch.arange(64)
     run.ensemble.network.train()
     run._train_step(batch.expand(2, -1))
@@ -132,11 +130,9 @@ def test_a_step_of_the_released_recipe_is_adam_with_clipped_gradients(monkeypatc
 
 
 def test_the_default_recipe_learns_from_the_score_alone_and_computes_no_masks(monkeypatch):
-    probs, correct = made_table(128)
-    split = Split(np.arange(64), np.arange(64, 128), np.arange(0))
-    run = training._Run(probs, correct, [split], Settings(batch_size=64), torch.device("cpu"))
-    start = run._new_model(Settings().seed)
-    monkeypatch.setattr(CLCNet, "masks", lambda *_: pytest.fail("masks were computed"))
+    run = started(*made_table(128), [HALVES])
+    start = run._new_model(run.settings.seed)
+    monkeypatch.setattr(layers, "sparsemax", lambda *_: pytest.fail("masks were computed"))
     run.train_epoch()
     network = run.ensemble.bind(run.ensemble.flat.detach())
     assert torch.equal(network.attentive_transformers.weight[0], start.attentive_transformers.weight)
@@ -147,17 +143,17 @@ def test_the_released_recipe_draws_wrong_answers_twice_as_often():
     probs, correct = made_table(100)
     correct[:] = np.arange(100) < 50
     split = Split(np.arange(100), np.arange(100), np.arange(0))
-    run = training._Run(probs, correct, [split], Settings(recipe="released"), torch.device("cpu"))
+    run = started(probs, correct, [split], recipe="released")
     drawn = torch.cat([run._draw()[0] for _ in range(400)])
     assert float((drawn < 50).float().mean()) == pytest.approx(1 / 3, abs=0.01)
     assert len(drawn.unique()) == 100
-    (once,) = training._Run(probs, correct, [split], Settings(), torch.device("cpu"))._draw()
+    (once,) = started(probs, correct, [split])._draw()
     assert sorted(once.tolist()) == list(range(100))
 
 
 def test_every_training_row_is_drawn_in_an_epoch_when_batches_divide_them():
-    assert training._cycle(torch.arange(4), 10).tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
-    padded = training._pad([torch.arange(3), torch.arange(5)])
+    assert training._stack([torch.arange(4)], 10).tolist() == [[0, 1, 2, 3, 0, 1, 2, 3, 0, 1]]
+    padded = training._stack([torch.arange(3), torch.arange(5)])
     assert padded.tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 3, 4]]
 
 
@@ -206,8 +202,7 @@ def test_the_released_recipe_keeps_the_best_epoch_and_has_no_calibration():
     probs, correct = made_table(1000)
     split = split_rows(np.arange(1000), seed=0)
     history: list[dict[str, float]] = []
-    settings = Settings(max_epochs=6, batch_size=64, recipe="released")
-    (model,) = train_many(probs, correct, [split], settings, on_epoch=history.append, progress=False)
+    (model,) = quick(probs, correct, [split], history.append, max_epochs=6, recipe="released")
     best = min(history, key=lambda row: row["mse"])
     assert model.metadata["validation"]["epoch"] == best["epoch"]
     raw = model.predict(probs[split.validation], calibrated=False)
@@ -216,12 +211,9 @@ def test_the_released_recipe_keeps_the_best_epoch_and_has_no_calibration():
     np.testing.assert_array_equal(model.predict(probs), model.predict(probs, calibrated=False))
 
 
-def test_patience_ends_training(monkeypatch):
-    probs, correct = made_table(400)
+def test_patience_ends_training():
     history: list[dict[str, float]] = []
-    settings = Settings(max_epochs=200, batch_size=64, patience=2, recipe="released")
-    split = split_rows(np.arange(400), seed=0)
-    (model,) = train_many(probs, correct, [split], settings, on_epoch=history.append, progress=False)
+    (model,) = quick(*made_table(400), on_epoch=history.append, max_epochs=200, patience=2, recipe="released")
     assert history[-1]["epoch"] == model.metadata["validation"]["epoch"] + 2 < 200
 
 
@@ -233,22 +225,22 @@ def test_bad_rows_and_labels_are_refused_with_row_and_value():
     labels = correct.astype(np.int64)
     labels[4] = 2
     with pytest.raises(ValueError, match="row 5 has label 2"):
-        quick(probs, labels, [split_rows(np.arange(100), seed=0)])
+        quick(probs, labels)
     probs[7] = [0.9, 0.05, 0.0, 0.0, 0.0, 0.0]
     with pytest.raises(ValueError, match="row 8.*0.95"):
-        quick(probs, correct, [split_rows(np.arange(100), seed=0)])
+        quick(probs, correct)
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_labels_of_one_class_only_are_refused(label):
     probs, _ = made_table(100)
     with pytest.raises(ValueError, match=f"all 80 training rows have label {label}"):
-        quick(probs, np.full(100, bool(label)), [split_rows(np.arange(100), seed=0)])
+        quick(probs, np.full(100, bool(label)))
 
 
 def test_one_probability_a_row_is_refused():
     with pytest.raises(ValueError, match="at least 2"):
-        quick(np.ones((100, 1), dtype=np.float32), made_table(100)[1], [split_rows(np.arange(100), seed=0)])
+        quick(np.ones((100, 1), dtype=np.float32), made_table(100)[1])
 
 
 @pytest.mark.parametrize("num_classes", [2, 6])
@@ -258,7 +250,7 @@ def test_ties_one_hot_and_uniform_rows_are_trained_on(num_classes):
     probs[20:60] = 0
     probs[20:40, 0] = 1
     probs[40:60, :2] = 0.5
-    (model,) = quick(probs, correct, [split_rows(np.arange(200), seed=0)])
+    (model,) = quick(probs, correct)
     assert np.isfinite(model.predict(probs)).all()
 
 

@@ -53,7 +53,7 @@ class Calibration:
         try:
             numbers = [float(value) for value in (content["intercept"], *content["weights"], content["network"])]
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise ValueError(f"unknown calibration: {short(content)}") from None
+            numbers = []
         if len(numbers) not in (4 + 2, NUM_SCORES + 2):
             raise ValueError(f"unknown calibration: {short(content)}")
         if not all(abs(number) < LARGEST_NUMBER for number in numbers):  # NaN fails too

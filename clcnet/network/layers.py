@@ -25,6 +25,8 @@ BAND = 200  # positions that share one block of the banded product; fewer make t
 RESIDUAL_SCALE = math.sqrt(0.5)
 ALL = slice(None)
 
+Like = tuple[torch.dtype, torch.device]  # of the tensor that a cached one is to go with
+
 
 def descending(x: Tensor) -> Tensor:
     """The last dimension sorted from largest to smallest; no gradient. NumPy's sort is ten times torch's on a CPU."""
@@ -177,7 +179,7 @@ class GhostBatchNorm(nn.Module):
 
 
 @lru_cache(maxsize=32)
-def gaussian_basis(num_positions: int, mapping_dim: int, like: tuple[torch.dtype, torch.device]) -> Tensor:
+def gaussian_basis(num_positions: int, mapping_dim: int, like: Like) -> Tensor:
     """The fixed value matrix: `exp(-(t_j - i/n)^2 / (2 * 0.01^2))`, (n, mapping_dim)."""
     positions = torch.arange(num_positions, dtype=torch.float64) / num_positions
     centres = torch.linspace(0, 1, mapping_dim, dtype=torch.float64)
@@ -187,9 +189,7 @@ def gaussian_basis(num_positions: int, mapping_dim: int, like: tuple[torch.dtype
 
 
 @lru_cache(maxsize=32)
-def _bands(
-    num_positions: int, mapping_dim: int, like: tuple[torch.dtype, torch.device]
-) -> list[tuple[slice, slice, Tensor]]:
+def _bands(num_positions: int, mapping_dim: int, like: Like) -> list[tuple[slice, slice, Tensor]]:
     """The basis cut into blocks of positions, each with the few columns that it reaches."""
     basis = gaussian_basis(num_positions, mapping_dim, like)
     reach = GAUSSIAN_REACH * GAUSSIAN_WIDTH
@@ -312,19 +312,16 @@ class FeatureTransformers(nn.Module):
 
     def forward(self, x: Tensor, blocks: slice = ALL) -> Tensor:
         """x: (..., blocks or 1, B, num_inputs) to (..., blocks, B, width)."""
-        first, *others = zip(self.weights(blocks), self.ghost_norms(), strict=True)
+        first, *others = self.gated_layers(blocks)
         x = self._gated(x, *first, blocks)
         for weight, norm in others:
             x = (x + self._gated(x, weight, norm, blocks)) * RESIDUAL_SCALE
         return x
 
-    def weights(self, blocks: slice = ALL) -> list[Tensor]:
-        """The linear weights of all gated layers, (..., blocks or 1, outputs, inputs)."""
-        return [weight.unsqueeze(-3) for weight in self.shared] + [weight[..., blocks, :, :] for weight in self.own]
-
-    def ghost_norms(self) -> list[GhostBatchNorm]:
-        """The batch norms of all gated layers."""
-        return [norm for norm in self.norms if isinstance(norm, GhostBatchNorm)]
+    def gated_layers(self, blocks: slice = ALL) -> list[tuple[Tensor, GhostBatchNorm]]:
+        """Of every gated layer the linear weight, (..., blocks or 1, outputs, inputs), and the batch norm."""
+        weights = [weight.unsqueeze(-3) for weight in self.shared] + [weight[..., blocks, :, :] for weight in self.own]
+        return list(zip(weights, (norm for norm in self.norms if isinstance(norm, GhostBatchNorm)), strict=True))
 
     @staticmethod
     def _gated(x: Tensor, weight: Tensor, norm: GhostBatchNorm, blocks: slice) -> Tensor:

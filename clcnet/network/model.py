@@ -4,7 +4,7 @@ This file holds the network, its scoring of many rows, and what the released imp
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from clcnet.network.calibration import Calibration
 from clcnet.network.layers import GhostBatchNorm
 from clcnet.strangers import read_bytes
 
+STEPS = slice(1, None)  # of the blocks of the feature transformers; block 0 is TabNet's initial splitter
 _GROUP = 64  # rows that products of matrices are sure to treat alike
 LARGEST_SCORE = 1e37  # on the way to a score; a tenth of float32's largest leaves room for rounding
 
@@ -74,7 +75,6 @@ class CLCNet(nn.Module, ModelHubMixin):
 
         norm = (virtual_batch_size, momentum)
         self.attention = layers.RestrictedSelfAttention(mapping_dim)
-        # Block 0 of the feature transformers is TabNet's initial splitter, block k is step k.
         self.feature_transformers = layers.FeatureTransformers(
             n_steps + 1, mapping_dim, n_d + n_a, n_shared, n_independent, *norm
         )
@@ -91,24 +91,21 @@ class CLCNet(nn.Module, ModelHubMixin):
             (B,), the network's own output, not bounded to [0, 1].
         """
         mapped = self.attention(probs).unsqueeze(-3)
-        return self.final_score(self.feature_transformers(mapped, slice(1, None)))
+        return self.final_score(self.feature_transformers(mapped, STEPS))
 
     def score_and_sparsity(self, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Raw scores (..., B) and M, the mean over steps of `mean_b sum_j m_j log(m_j + epsilon)`, (...)."""
         mapped = self.attention(probs).unsqueeze(-3)  # (..., 1, B, mapping_dim)
         out = self.feature_transformers(mapped)  # (..., n_steps + 1, B, n_d + n_a)
         logits = self.attentive_transformers(out[..., :-1, :, self.n_d :])
-        masks = torch.stack([*self.masks(logits.unbind(-3))], dim=-3)
+        steps: list[Tensor] = []  # the masks, (..., B, mapping_dim) each
+        prior: Tensor | float = 1.0
+        for step_logits in logits.unbind(-3):
+            steps.append(layers.sparsemax(step_logits * prior))
+            prior = prior * (self.gamma - steps[-1])  # features once used become less likely
+        masks = torch.stack(steps, dim=-3)
         sparsity = (masks * torch.log(masks + self.epsilon)).sum(dim=(-3, -2, -1))
         return self.final_score(out[..., 1:, :, :]), sparsity / (self.n_steps * probs.shape[-2])
-
-    def masks(self, logits: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Masks (..., B, mapping_dim) of the steps in order; features once used become less likely."""
-        prior: Tensor | float = 1.0
-        for step_logits in logits:
-            mask = layers.sparsemax(step_logits * prior)
-            prior = prior * (self.gamma - mask)
-            yield mask
 
     def final_score(self, features: Tensor) -> Tensor:
         """features: (..., n_steps, B, n_d + n_a) to (..., B)."""
@@ -233,13 +230,11 @@ class _Scorer:
     """A CLCNet made ready to score many rows: batch norms folded into the linear layers, which then have a bias."""
 
     def __init__(self, model: CLCNet) -> None:
-        self.model, steps = model, slice(1, None)
-        transformers = model.feature_transformers
-        pairs = zip(transformers.weights(), transformers.ghost_norms(), strict=True)
+        self.model = model
         self.layers = []  # each a weight (steps, inputs, outputs) and a bias (steps, 1, outputs)
-        for weight, norm in pairs:
-            scale, bias = (part[steps].unsqueeze(-2) for part in norm.scale_and_shift())
-            self.layers.append(((weight if len(weight) == 1 else weight[steps]).mT * scale, bias))
+        for weight, norm in model.feature_transformers.gated_layers(STEPS):
+            scale, bias = (part[STEPS].unsqueeze(-2) for part in norm.scale_and_shift())
+            self.layers.append((weight.mT * scale, bias))
         self.workspace: Tensor | None = None
 
     def __call__(self, probs: Tensor) -> Tensor:
@@ -305,35 +300,25 @@ def _fill(rows: Tensor) -> Tensor:
 
 def released_names(model: CLCNet) -> Iterator[tuple[str, Tensor]]:
     """All that our network holds, under its released names; a shared layer has several."""
-    prefix = "tabnet.encoder."
-    attention = model.attention
-    yield f"{prefix}res_att.query.weight", attention.query_weight.unsqueeze(-1)
-    yield f"{prefix}res_att.query.bias", attention.query_bias
-    yield f"{prefix}res_att.key.weight", attention.key_weight.unsqueeze(-1)
+    encoder = "tabnet.encoder."
+    attention, transformers, attentive = model.attention, model.feature_transformers, model.attentive_transformers
+    yield f"{encoder}res_att.query.weight", attention.query_weight.unsqueeze(-1)
+    yield f"{encoder}res_att.query.bias", attention.query_bias
+    yield f"{encoder}res_att.key.weight", attention.key_weight.unsqueeze(-1)
     for block in range(model.n_steps + 1):
-        name = f"{prefix}feat_transformers.{block - 1}" if block else f"{prefix}initial_splitter"
-        yield from _block_names(name, model, block)
-    attentive = model.attentive_transformers
+        name = f"{encoder}feat_transformers.{block - 1}" if block else f"{encoder}initial_splitter"
+        for layer, (weight, norm) in enumerate(transformers.gated_layers()):
+            if layer < model.n_shared:
+                prefix = f"{name}.shared.glu_layers.{layer}."
+                yield f"{name}.shared.shared_layers.{layer}.weight", weight[0]
+            else:
+                prefix = f"{name}.specifics.glu_layers.{layer - model.n_shared}."
+            yield f"{prefix}fc.weight", weight[block % len(weight)]  # of a shared layer there is one
+            yield from _norm_names(f"{prefix}bn.bn.", norm, block)
     for step in range(model.n_steps):
-        yield f"{prefix}att_transformers.{step}.fc.weight", attentive.weight[step]
-        yield from _norm_names(f"{prefix}att_transformers.{step}.bn.bn.", attentive.norm, step)
+        yield f"{encoder}att_transformers.{step}.fc.weight", attentive.weight[step]
+        yield from _norm_names(f"{encoder}att_transformers.{step}.bn.bn.", attentive.norm, step)
     yield "tabnet.final_mapping.weight", model.final_weight
-
-
-def _block_names(name: str, model: CLCNet, block: int) -> Iterator[tuple[str, Tensor]]:
-    """One feature transformer: linear weights and batch norms, the shared ones first."""
-    transformers = model.feature_transformers
-    for layer, norm in enumerate(transformers.ghost_norms()):
-        own = layer - model.n_shared
-        if own < 0:
-            weight: Tensor = transformers.shared[layer]
-            yield f"{name}.shared.shared_layers.{layer}.weight", weight
-            prefix = f"{name}.shared.glu_layers.{layer}."
-        else:
-            weight = transformers.own[own][block]
-            prefix = f"{name}.specifics.glu_layers.{own}."
-        yield f"{prefix}fc.weight", weight
-        yield from _norm_names(f"{prefix}bn.bn.", norm, block)
 
 
 def _norm_names(prefix: str, norm: GhostBatchNorm, block: int) -> Iterator[tuple[str, Tensor]]:
@@ -341,18 +326,15 @@ def _norm_names(prefix: str, norm: GhostBatchNorm, block: int) -> Iterator[tuple
         yield prefix + name, getattr(norm, name)[block]
 
 
-def _unread_state(model: CLCNet, input_dim: int) -> dict[str, Tensor]:
+def _unread_state(model: CLCNet) -> dict[str, Tensor]:
     """What the released network carries and never reads, at its neutral values."""
-    width = model.mapping_dim
     state = {}
     for prefix in ("tabnet.initial_bn.", "tabnet.encoder.initial_bn."):
-        state[f"{prefix}weight"], state[f"{prefix}bias"] = torch.ones(input_dim), torch.zeros(input_dim)
-        state[f"{prefix}running_mean"], state[f"{prefix}running_var"] = torch.zeros(input_dim), torch.ones(input_dim)
-    for name in ("query", "key"):
-        state[f"tabnet.encoder.nor_att.{name}.weight"] = torch.zeros(layers.QUERY_WIDTH, 1)
-        state[f"tabnet.encoder.nor_att.{name}.bias"] = torch.zeros(layers.QUERY_WIDTH)
-    state["tabnet.encoder.nor_att.value.weight"] = torch.zeros(width, 1)
-    state["tabnet.encoder.nor_att.value.bias"] = torch.zeros(width)
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            state[prefix + name] = torch.full((model.num_classes,), value)
+    prefix = "tabnet.encoder.nor_att."
+    for name, width in (("query", layers.QUERY_WIDTH), ("key", layers.QUERY_WIDTH), ("value", model.mapping_dim)):
+        state[f"{prefix}{name}.weight"], state[f"{prefix}{name}.bias"] = torch.zeros(width, 1), torch.zeros(width)
     state["tabnet.encoder.res_att.key.bias"] = torch.zeros(layers.QUERY_WIDTH)
     return state
 
@@ -360,9 +342,9 @@ def _unread_state(model: CLCNet, input_dim: int) -> dict[str, Tensor]:
 def to_released_state(model: CLCNet) -> dict[str, Tensor]:
     named = list(released_names(model))
     # one copy a tensor: shared layers stay shared in the file, and nothing else of a larger storage gets in
-    copies = {id(tensor): tensor.detach().cpu().clone() for _, tensor in named}
-    state = {name: copies[id(tensor)] for name, tensor in named}
-    state |= _unread_state(model, model.num_classes)
+    copies = {tensor.data_ptr(): tensor.detach().cpu().clone() for _, tensor in named}
+    state = {name: copies[tensor.data_ptr()] for name, tensor in named}
+    state |= _unread_state(model)
     counters = [name.removesuffix("running_var") + "num_batches_tracked" for name in state if "running_var" in name]
     return state | {name: torch.tensor(0) for name in counters}
 
@@ -370,7 +352,7 @@ def to_released_state(model: CLCNet) -> dict[str, Tensor]:
 def load_released_state(model: CLCNet, state: dict[str, Any]) -> None:
     """Copy a released state dict into the model, after checking every name, shape and number."""
     ours = dict(released_names(model))
-    weights.check_state(state, ours, _unread_state(model, model.num_classes))
+    weights.check_state(state, ours, _unread_state(model))
     with torch.no_grad():
         for name, tensor in ours.items():
             tensor.copy_(state[name])

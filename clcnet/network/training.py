@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from clcnet import metrics
-from clcnet.data.checks import check_sorted_probs
+from clcnet.data.checks import check_answers, check_sorted_probs
 from clcnet.data.images import NUM_FOLDS
 from clcnet.network.calibration import Calibration, fit_calibration
 from clcnet.network.model import CLCNet
@@ -110,12 +110,8 @@ def split_rows(groups: NDArray[Any], seed: int, test_share: float = TEST_SHARE) 
     order = np.random.default_rng(seed).permutation(len(names))
     num_test = max(1, round(test_share * len(names))) if test_share else 0
     num_validation = max(1, round(VALIDATION_SHARE * len(names)))
-    part_of_group = np.zeros(len(names), dtype=np.int64)
-    part_of_group[order[:num_test]] = 2
-    part_of_group[order[num_test : num_test + num_validation]] = 1
-    part = part_of_group[group_of_row]
-    train, validation, test = (np.flatnonzero(part == index) for index in range(3))
-    return Split(train, validation, test)
+    test, validation, train = np.split(order, [num_test, num_test + num_validation])
+    return Split(*(np.flatnonzero(np.isin(group_of_row, part)) for part in (train, validation, test)))
 
 
 def fold_splits(folds: Indices, groups: NDArray[Any], seed: int) -> list[Split]:
@@ -189,9 +185,7 @@ def train_many(
 
 def _check_rows(sorted_probs: NDArray[np.float32], correct: NDArray[Any], splits: Sequence[Split]) -> None:
     check_sorted_probs(sorted_probs)
-    other = np.flatnonzero((correct != 0) & (correct != 1))
-    if other.size:
-        raise ValueError(f"row {other[0] + 1} has label {correct[other[0]]}; labels are 1 (right) or 0 (wrong)")
+    check_answers(correct, None, None, sorted_probs.shape[1], "correct")
     for index, split in enumerate(splits):
         if len(split.train) < 2 or not len(split.validation):
             raise ValueError(
@@ -231,20 +225,12 @@ class _Ensemble:
             setattr(module, name, part.view(-1, *shape))
         return self.network
 
-    def statistics(self) -> list[Tensor]:
-        """The statistics of batch norm, each (models, blocks, features)."""
-        return [tensor for norm in self.network.ghost_norms() for tensor in (norm.running_mean, norm.running_var)]
-
-
-def _unstack(model: CLCNet, flat: Tensor, statistics: Sequence[Tensor]) -> CLCNet:
-    """Put one network's parameters (P,) and statistics into a CLCNet."""
-    sizes = [parameter.numel() for parameter in model.parameters()]
-    for parameter, values in zip(model.parameters(), torch.split(flat, sizes), strict=True):
-        parameter.copy_(values.view_as(parameter))
-    buffers = (getattr(norm, name) for norm in model.ghost_norms() for name in ("running_mean", "running_var"))
-    for buffer, values in zip(buffers, statistics, strict=True):
-        buffer.copy_(values)
-    return model
+    def copy_to(self, model: CLCNet, index: int) -> None:
+        """Copy the parameters that one of the networks is bound to, and its statistics, into a CLCNet."""
+        parameters = [getattr(module, name) for module, name, _ in self.slots]
+        places = [*model.parameters(), *model.buffers()]
+        for place, stacked in zip(places, [*parameters, *self.network.buffers()], strict=True):
+            place.copy_(stacked[index])
 
 
 class _Run:
@@ -268,8 +254,8 @@ class _Run:
         self.optimizer = torch.optim.Adam([self.ensemble.flat], lr=self.recipe.learning_rate)
 
         self.rows = [torch.as_tensor(split.train) for split in splits]
-        self.validation_rows = _pad([torch.as_tensor(split.validation) for split in splits])
-        self.statistics_rows = _pad([rows[:STATISTICS_ROWS] for rows in self._draw()])
+        self.validation_rows = _stack([torch.as_tensor(split.validation) for split in splits]).to(device)
+        self.statistics_rows = _stack([rows[:STATISTICS_ROWS] for rows in self._draw()]).to(device)
         self.steps_per_epoch = max(1, max(len(rows) for rows in self.rows) // settings.batch_size)
         self.num_epochs = min(settings.max_epochs, max(10, round(self.recipe.max_steps / self.steps_per_epoch)))
         self.step = 0
@@ -277,9 +263,6 @@ class _Run:
         self.active = np.ones(len(splits), dtype=bool)
         self.best_mse = np.full(len(splits), np.inf)
         self.best_epoch = np.zeros(len(splits), dtype=np.int64)
-        self.kept_figures: list[dict[str, Any]] = [{} for _ in splits]
-        self.kept_flat = self.average.clone()
-        self.kept_statistics = [tensor.clone() for tensor in self.ensemble.statistics()]
         if self.recipe.fresh_statistics:
             for norm in self.ensemble.network.ghost_norms():
                 norm.momentum = 0.0  # nothing reads what a step would leave there
@@ -287,7 +270,9 @@ class _Run:
     def _new_model(self, seed: int) -> CLCNet:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return CLCNet(self.probs.shape[1], virtual_batch_size=self.settings.virtual_batch_size)
+            model = CLCNet(self.probs.shape[1], virtual_batch_size=self.settings.virtual_batch_size)
+        model.metadata = {"training_arguments": dataclasses.asdict(self.settings), "validation": {}}
+        return model
 
     def _draw(self) -> list[Tensor]:
         """Each network's training rows in random order, or drawn with replacement where wrong answers weigh more."""
@@ -306,7 +291,7 @@ class _Run:
         """One pass over the training rows; returns the mean loss of each network."""
         self.ensemble.network.train()
         num_rows = self.steps_per_epoch * self.settings.batch_size
-        drawn = torch.stack([_cycle(rows, num_rows) for rows in self._draw()]).to(self.device)
+        drawn = _stack(self._draw(), num_rows).to(self.device)
         losses = torch.zeros(len(self.splits), device=self.device)
         for batch in torch.split(drawn, self.settings.batch_size, dim=1):
             losses += self._train_step(batch)
@@ -338,9 +323,9 @@ class _Run:
         """
         network = self.ensemble.bind(self.average)
         if self.recipe.fresh_statistics:
-            _estimate_statistics(network, self.probs[self.statistics_rows.to(self.device)])
+            self._estimate_statistics(network)
         network.eval()
-        scores = network(self.probs[self.validation_rows.to(self.device)]).cpu().numpy()
+        scores = network(self.probs[self.validation_rows]).cpu().numpy()
         figures = []
         is_last = self.recipe.decay and epoch == self.num_epochs
         for index in np.flatnonzero(self.active).tolist():
@@ -352,32 +337,34 @@ class _Run:
             figures.append(
                 {"network": index + 1, "epoch": epoch, "loss": float(loss[index]), "mse": mse, "auroc": auroc}
             )
-            if mse < self.best_mse[index] or is_last:
-                self._keep(index, {"mse": mse, "epoch": epoch})
-            if mse < self.best_mse[index]:
+            is_best = mse < self.best_mse[index]
+            if is_best or is_last:
+                self.ensemble.copy_to(self.models[index], index)
+                self.models[index].metadata["validation"] = {"mse": mse, "epoch": epoch}
+            if is_best:
                 self.best_mse[index], self.best_epoch[index] = mse, epoch
             elif epoch - self.best_epoch[index] >= self.settings.patience:
                 self.active[index] = False
         return figures
 
-    def _keep(self, index: int, figures: dict[str, Any]) -> None:
-        self.kept_figures[index] = figures
-        self.kept_flat[index] = self.average[index]
-        for kept, current in zip(self.kept_statistics, self.ensemble.statistics(), strict=True):
-            kept[index] = current[index]
+    def _estimate_statistics(self, network: CLCNet) -> None:
+        """Set batch norm's statistics to those of many training rows, as one batch."""
+        probs = self.probs[self.statistics_rows]
+        norms = list(network.ghost_norms())
+        for norm in norms:
+            norm.momentum, norm.virtual_batch_size = 1.0, probs.shape[-2]
+        network.train()
+        network.score_and_sparsity(probs)
+        for norm in norms:
+            norm.momentum, norm.virtual_batch_size = 0.0, self.settings.virtual_batch_size
 
     @torch.no_grad()
     def finish(self) -> list[CLCNet]:
         """The networks of the epochs kept, calibrated."""
-        for index, (model, split) in enumerate(zip(self.models, self.splits, strict=True)):
-            _unstack(model, self.kept_flat[index], [tensor[index] for tensor in self.kept_statistics])
+        for model, split in zip(self.models, self.splits, strict=True):
             model.eval()
             if self.recipe.calibrated:
                 model.calibration = self._calibration(model, split)
-            model.metadata = {
-                "training_arguments": dataclasses.asdict(self.settings),
-                "validation": self.kept_figures[index],
-            }
         return self.models
 
     def _calibration(self, model: CLCNet, split: Split) -> Calibration:
@@ -388,24 +375,7 @@ class _Run:
         return fit_calibration(model.predict(probs, calibrated=False), probs, correct, held_back)
 
 
-def _cycle(rows: Tensor, length: int) -> Tensor:
-    """The first `length` of the rows, repeated as often as need be."""
-    return rows.repeat(math.ceil(length / len(rows)))[:length]
-
-
-def _pad(rows: list[Tensor]) -> Tensor:
-    """Stack lists of row numbers of different lengths, the shorter ones filled up by repeating them."""
-    longest = max(len(part) for part in rows)
-    return torch.stack([_cycle(part, longest) for part in rows])
-
-
-def _estimate_statistics(network: CLCNet, probs: Tensor) -> None:
-    """Set batch norm's statistics to those of these rows (models, rows, n), as one batch."""
-    norms = list(network.ghost_norms())
-    before = [(norm.momentum, norm.virtual_batch_size) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.virtual_batch_size = 1.0, probs.shape[-2]
-    network.train()
-    network.score_and_sparsity(probs)
-    for norm, (momentum, virtual_batch_size) in zip(norms, before, strict=True):
-        norm.momentum, norm.virtual_batch_size = momentum, virtual_batch_size
+def _stack(rows: Sequence[Tensor], length: int | None = None) -> Tensor:
+    """Row numbers of every network as (models, length): repeated as need be, by default to as many as the longest."""
+    length = length or max(len(part) for part in rows)
+    return torch.stack([part.repeat(math.ceil(length / len(part)))[:length] for part in rows])

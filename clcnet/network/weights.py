@@ -297,21 +297,19 @@ def _constructor_arguments(params: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"mask_type {short(init_params['mask_type'])}; only sparsemax is known")
     if params.get("masked"):
         raise ValueError("its masks reach the score, which they no longer may; train it again")
-    arguments: dict[str, Any] = {name: _size(init_params, name, most) for name, most in _LARGEST_SIZES.items()}
-    arguments |= {"num_classes": _size(init_params, "input_dim", 2**20)}
+    arguments: dict[str, Any] = {}
+    for name, most in (_LARGEST_SIZES | {"input_dim": 2**20}).items():
+        size = init_params.get(name)
+        if type(size) is not int or not 1 <= size <= most:
+            raise ValueError(f"{name} in {PARAMS_MEMBER} is {short(size)}, not a whole number from 1 to {most}")
+        arguments[name] = size
     for name in _NUMBERS:
-        value: Any = init_params.get(name)
-        if type(value) not in (int, float) or not abs(value) < LARGEST_NUMBER:
-            raise ValueError(f"{name} in {PARAMS_MEMBER} is {short(value)}, not a number below {LARGEST_NUMBER:g}")
-        arguments[name] = float(value)
+        number: Any = init_params.get(name)
+        if type(number) not in (int, float) or not abs(number) < LARGEST_NUMBER:
+            raise ValueError(f"{name} in {PARAMS_MEMBER} is {short(number)}, not a number below {LARGEST_NUMBER:g}")
+        arguments[name] = float(number)
+    arguments["num_classes"] = arguments.pop("input_dim")
     return arguments
-
-
-def _size(init_params: dict[str, Any], name: str, largest: int) -> int:
-    value = init_params.get(name)
-    if type(value) is not int or not 1 <= value <= largest:
-        raise ValueError(f"{name} in {PARAMS_MEMBER} is {short(value)}, not a whole number from 1 to {largest}")
-    return value
 
 
 def _largest_state(arguments: dict[str, Any]) -> int:
