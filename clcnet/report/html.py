@@ -26,7 +26,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     """Fill in a template of this folder."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    values["version"] = "from its repository"
+    values |= {"most_classes": MOST_CLASSES, "version": "from its repository"}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         values["version"] = importlib.metadata.version("clcnet")
     with atomic_path(path) as temporary:
