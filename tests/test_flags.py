@@ -116,15 +116,6 @@ def test_pictures_may_be_as_small_as_one_pixel(workshop: Workshop, tmp_path: Pat
     assert scripts.run(script, *workshop.command(script, tmp_path), "--img-size", 1).code == 0
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_words_without_flags_and_flags_without_values_are_refused(
-    workshop: Workshop, tmp_path: Path, script: str
-) -> None:
-    command = workshop.command(script, tmp_path)
-    assert "unexpected argument 'stray'" in refusal(scripts.run(script, "stray", *command))
-    assert "--device: expected one argument" in refusal(scripts.run(script, *command, "--device"))
-
-
 FILES = {  # of a script: the flag of an output, those of inputs
     GENERATE: ("--output", ["--labels", "--class-map", "--model-weight"]),
     EVALUATE_FOLDS: ("--performance-result", ["--class-map", "--shallow-output", "--deep-output"]),
