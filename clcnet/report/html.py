@@ -41,7 +41,7 @@ def class_rows(names: NDArray[Any], **figures: NDArray[Any]) -> list[dict[str, A
         names: (N,) of the images' classes.
         figures: `deferred` (N,) among them; means in percent of those that are floating, sums of all others.
     """
-    frame = pd.DataFrame({name: figure for name, figure in figures.items()}).groupby(np.asarray(names, dtype=object))
+    frame = pd.DataFrame(figures).groupby(np.asarray(names, dtype=object))
     rows = frame.size().to_frame("images")
     for name, figure in figures.items():
         rows[name] = 100 * frame[name].mean() if figure.dtype.kind == "f" else frame[name].sum()
