@@ -44,7 +44,7 @@ from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.files import check_output, output_lock
 from clcnet.network.weights import weights_or_shipped
 from clcnet.report.folder import print_summary, promise_lines, summarise, summary_lines, write_page
-from clcnet.report.paper_table import distinct_names
+from clcnet.report.tables import distinct_names
 
 STAGES = tuple(cli.PAIR)
 

@@ -16,7 +16,6 @@ Exit codes: 0 done, 2 bad input, 3 done but some images could not be read and ar
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -38,8 +37,10 @@ from clcnet.data.images import ImageSet, errors_file, list_images, write_errors
 from clcnet.data.outputs import load_labelled
 from clcnet.files import check_output, output_lock
 from clcnet.network.weights import weights_or_shipped
-from clcnet.report import cascades, evaluation_report, tables, wanted
-from clcnet.report.paper_table import distinct_names, parse_references
+from clcnet.report import evaluation_report
+from clcnet.report.search_cli import SearchRequest, add_search_arguments
+from clcnet.report.search_report import search_and_report
+from clcnet.report.tables import distinct_names, parse_references, performance_frame, read_results, write_csv
 
 PLACES = tuple(cli.PAIR)
 RELEASED_GRID = "0.05:1.01:0.02"
@@ -67,7 +68,7 @@ def get_args_parser() -> cli.ArgumentParser:
     add("--reference", metavar="NAME:ACCURACY:FLOPS", action="extend", type=parse_references, default=[], help=stands)
     others = "results-table.csv of other cascades, to be printed in one table with this one's"
     add("--join", nargs="+", type=Path, default=[], metavar="FILE", help=others)
-    wanted.add_search_arguments(parser)
+    add_search_arguments(parser)
     add = parser.add_argument_group("output").add_argument
     result = cli.ROOT / "performance-result.csv"
     add("--performance-result", type=Path, default=result, metavar="FILE", help="accuracy and FLOPs at every threshold")
@@ -87,13 +88,13 @@ def one_threshold(args: argparse.Namespace) -> float | None:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, write all files, print the report; returns its figures."""
-    asked = wanted.Wanted.of(args)  # refused before any work
+    request = SearchRequest.of(args)  # refused before any work
     grid = cli.threshold_grid(args.thresholds or [RELEASED_GRID])
     folder = args.results_folder or args.performance_result.parent / "results"
     inputs = [args.shallow_output, args.deep_output, args.class_map]
     check_output(args.performance_result, inputs=[*inputs, *args.outputs, *args.join])
     check_output(folder / "results-table.md")
-    joined = [tables.read_results(path) for path in args.join]
+    joined = [read_results(path) for path in args.join]
     load = load_tables if args.outputs or args.shallow_output or args.deep_output else run_models
     if load is load_tables and args.cost == "time":
         raise ValueError("tables do not say what models take in time; name the models, to have them run")
@@ -120,19 +121,18 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             steps = cross_fitted(rule, found.outputs, found.folds)
             curve = sweep(steps, grid)
             names = distinct_names(found.models)
-            recommendation = recommend(steps, found.folds, asked.goal_of_flops, names, args.least_saving, args.seed)
-            tables.write_csv(tables.performance_frame(curve, found.milliseconds), args.performance_result)
+            recommendation = recommend(steps, found.folds, request.goal_of_flops, names, args.least_saving, args.seed)
+            write_csv(performance_frame(curve, found.milliseconds), args.performance_result)
             if know_classes(found.outputs):
-                asked = dataclasses.replace(asked, milliseconds=found.milliseconds if load is run_models else None)
-                outcome |= cascades.search_and_report(
-                    found.outputs, found.folds, asked, folder, folder / "cascade.json", found.images
-                )
+                milliseconds = found.milliseconds if load is run_models else None
+                places = folder, folder / "cascade.json", found.images
+                outcome |= search_and_report(found.outputs, found.folds, request, *places, milliseconds)
             outcome |= evaluation_report.write_report(found, steps, args.reference, joined, folder, args.seed)
             outcome["recommendation"] = recommendation
             print(evaluation_report.describe_recommendation(recommendation, found, steps))
         else:
             curve = evaluation.at_threshold(rule, found.outputs, threshold)
-            tables.write_csv(tables.performance_frame(curve), args.performance_result)
+            write_csv(performance_frame(curve), args.performance_result)
             print(evaluation_report.describe_threshold(curve, found))
         if found.unreadable:
             print(f"{len(found.unreadable)} images could not be read: {errors_file(args.performance_result)}")

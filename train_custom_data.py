@@ -13,7 +13,6 @@ test (80/10/10). In --results-folder: report.html, cascades.csv and recommendati
 """
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,8 @@ from clcnet.distributed import resolve_device
 from clcnet.files import atomic_paths, check_output, output_lock, write_rows
 from clcnet.network.training import split_rows
 from clcnet.network.training_cli import add_training_arguments, figures_of, print_figures, simple_figures, train
-from clcnet.report import cascades, wanted
+from clcnet.report.search_cli import SearchRequest, add_search_arguments
+from clcnet.report.search_report import search_and_report
 
 
 def get_args_parser() -> cli.ArgumentParser:
@@ -44,7 +44,7 @@ def get_args_parser() -> cli.ArgumentParser:
     add_training_arguments(parser)
     where = "tables of the search (default: results, in --weight-save)"
     parser.add_argument_group("output").add_argument("--results-folder", type=Path, metavar="FOLDER", help=where)
-    wanted.add_search_arguments(parser)
+    add_search_arguments(parser)
     photos = "the images that the tables are of, for thumbnails in the report"
     parser.add_argument_group("report").add_argument("--images", type=Path, metavar="FOLDER", help=photos)
     return parser
@@ -52,7 +52,7 @@ def get_args_parser() -> cli.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Search, train, save; returns the recommendation, the held-out figures, the suggested threshold and the paths."""
-    asked = wanted.Wanted.of(args)  # refused before any work
+    request = SearchRequest.of(args)  # refused before any work
     device = resolve_device(args.device)
     print(f"device: {device}")
     path, split_path = (check_output(args.weight_save / f"CLCNet_custom_data{end}") for end in (".zip", "_split.csv"))
@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     table, source = concatenated(outputs, args.cls_output)
     correct = table.correct
     assert correct is not None
-    found = search(args, asked, outputs, folder, device) if len(outputs) > 1 else {}
+    found = search(args, request, outputs, folder, device) if len(outputs) > 1 else {}
     accuracies = {str(name): 100 * correct[source == k].mean() for k, name in enumerate(args.cls_output)}
     cli.print_lines(*doubts(accuracies))
     with output_lock(path):
@@ -89,7 +89,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def search(
-    args: argparse.Namespace, asked: wanted.Wanted, tables: list[Outputs], folder: Path, device: torch.device
+    args: argparse.Namespace, request: SearchRequest, tables: list[Outputs], folder: Path, device: torch.device
 ) -> dict[str, Any]:
     """Find the best cascade of the tables' models, where they know classes and are over the same images."""
     photos = list_images(args.images, any_folder=True) if args.images else None
@@ -102,14 +102,14 @@ def search(
     if not know_classes(evaluation.outputs):
         print("no cascade was searched for: CSV tables do not know classes; make the tables as .parquet")
         return {}
+    milliseconds = None
     if args.cost == "time" or args.price_per_hour:
         from clcnet.classifiers.timing import timed_on_noise  # timm takes seconds to import, and tables need none of it
 
         evaluation.outputs = timed_on_noise(evaluation.outputs, device)
-        asked = dataclasses.replace(asked, milliseconds=evaluation.milliseconds)
-    return cascades.search_and_report(
-        evaluation.outputs, evaluation.folds, asked, folder, args.weight_save / "cascade.json", photos
-    )
+        milliseconds = evaluation.milliseconds
+    policy = args.weight_save / "cascade.json"
+    return search_and_report(evaluation.outputs, evaluation.folds, request, folder, policy, photos, milliseconds)
 
 
 def _verdict(rows: dict[str, dict[str, float]], num_rows: int) -> str:

@@ -35,8 +35,7 @@ from clcnet.classifiers.flops import count_flops
 from clcnet.confidence import max_softmax
 from clcnet.data.outputs import Outputs, Record
 from clcnet.network.model import CLCNet
-from clcnet.report.paper_table import PAPER_REFERENCES, results_frame
-from clcnet.report.tables import markdown
+from clcnet.report.tables import PAPER_REFERENCES, markdown, results_frame
 
 NUM_IMAGES, NUM_CLASSES = 50_000, 1000
 REPEATS = 5

@@ -34,7 +34,7 @@ from clcnet.confidence import margin, max_softmax
 from clcnet.data.outputs import load_labelled
 from clcnet.network.weights import SPLIT_FILE
 from clcnet.report import tables
-from clcnet.report.paper_table import (
+from clcnet.report.tables import (
     COLUMNS,
     TEXTS,
     accuracy_interval,

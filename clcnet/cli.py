@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import contextlib
 import difflib
 import io
 import json
@@ -116,13 +117,10 @@ def true_or_false(text: str) -> bool:
 
 def _number(kind: Callable[[str], Any], accepts: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
-        if not accepts(value):
-            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
-        return value
+        with contextlib.suppress(ValueError):
+            if accepts(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
 
     return parse
 
@@ -382,17 +380,17 @@ def threshold_grid(words: Sequence[str]) -> list[float] | None:
             numbers = [float(number) for number in word.split(":")]
         except ValueError:
             numbers = []
-        if len(numbers) == 3 and numbers[2] > 0 and all(map(math.isfinite, numbers)):
-            start, stop, step = numbers
-            if (stop - start) / step > _MOST_THRESHOLDS:
-                raise ValueError(
-                    f"--thresholds: {word} names more than {_MOST_THRESHOLDS:,} of them; take a larger step"
-                )
-            grid += [round(start + step * index, 10) for index in range(int((stop - start) / step + 1e-9) + 1)]
-        elif len(numbers) == 1 and not math.isnan(numbers[0]):
-            grid += numbers
-        else:
-            raise ValueError(f"--thresholds: {word!r} is neither a number, nor START:STOP:STEP, nor all")
+        match numbers:
+            case [start, stop, step] if step > 0 and all(map(math.isfinite, numbers)):
+                if (stop - start) / step > _MOST_THRESHOLDS:
+                    raise ValueError(
+                        f"--thresholds: {word} names more than {_MOST_THRESHOLDS:,} of them; take a larger step"
+                    )
+                grid += [round(start + step * index, 10) for index in range(int((stop - start) / step + 1e-9) + 1)]
+            case [number] if not math.isnan(number):
+                grid.append(number)
+            case _:
+                raise ValueError(f"--thresholds: {word!r} is neither a number, nor START:STOP:STEP, nor all")
     if not grid:
         raise ValueError(f"--thresholds {' '.join(words)}: no threshold lies in this range")
     return sorted(set(grid))

@@ -2,16 +2,18 @@
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clcnet import cli
+
+Main = Callable[[argparse.Namespace], dict[str, Any]]
 
 
 @pytest.fixture
@@ -66,9 +68,9 @@ def test_threshold_searching_stands_alone_or_takes_a_word(
         (["--thresh", "1"], "unknown flag --thresh; did you mean --threshold?"),
         (["--zzzzzz"], "unknown flag --zzzzzz;"),
         (["stray"], "unexpected argument 'stray'"),
-        (["--threshold", "nan"], "nan is not a threshold"),
+        (["--threshold", "nan"], "'nan' is not a threshold"),
         (["--threshold", "half"], "'half' is not a threshold"),
-        (["--batch-size", "-3"], "-3 is not a whole number of at least 1"),
+        (["--batch-size", "-3"], "'-3' is not a whole number of at least 1"),
         (["--threshold-searching", "maybe"], "'maybe' is neither True nor False"),
     ],
 )
@@ -82,6 +84,25 @@ def test_a_wrong_flag_gets_one_line_and_exit_code_2(
     assert printed.startswith("error: ") and printed.count("\n") == 1 and message in printed
 
 
+@pytest.fixture(autouse=True)
+def no_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+
+
+def run(main: Main) -> object:
+    """The exit code of a script."""
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(main, cli.ArgumentParser())
+    return exit_.value.code
+
+
+def raising(error: Exception) -> Main:
+    def main(args: argparse.Namespace) -> dict[str, Any]:
+        raise error
+
+    return main
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -90,86 +111,61 @@ def test_a_wrong_flag_gets_one_line_and_exit_code_2(
         (OSError(28, "No space left on device"), "error: No space left on device\n"),
     ],
 )
-def test_the_users_errors_become_one_line(
-    error: Exception, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["eval.py"])
-
-    def main(args: argparse.Namespace) -> dict[str, Any]:
-        raise error
-
-    with pytest.raises(SystemExit) as exit_:
-        cli.run(main, cli.ArgumentParser())
-    assert exit_.value.code == 2
+def test_the_users_errors_become_one_line(error: Exception, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(raising(error)) == 2
     assert capsys.readouterr().err == line
 
 
 @pytest.mark.parametrize(("outcome", "code"), [({}, 0), ({"num_unreadable": 0}, 0), ({"num_unreadable": 2}, 3)])
-def test_images_left_out_give_exit_code_3(outcome: dict[str, int], code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["eval.py"])
-    with pytest.raises(SystemExit) as exit_:
-        cli.run(lambda args: outcome, cli.ArgumentParser())
-    assert exit_.value.code == code
+def test_images_left_out_give_exit_code_3(outcome: dict[str, int], code: int) -> None:
+    assert run(lambda args: outcome) == code
 
 
 def test_torchrun_is_told_why_a_run_failed_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "error.json"
     for name, value in {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_ERROR_FILE": str(file)}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["eval.py"])
-
-    def refuse(args: argparse.Namespace) -> dict[str, Any]:
-        raise ValueError("no such\nfolder")
-
-    for main, code in [(lambda args: {"num_unreadable": 2}, 0), (refuse, 2)]:
-        assert not file.exists()
-        with pytest.raises(SystemExit) as exit_:
-            cli.run(main, cli.ArgumentParser())
-        assert exit_.value.code == code
+    assert run(lambda args: {"num_unreadable": 2}) == 0 and not file.exists()
+    assert run(raising(ValueError("no such\nfolder"))) == 2
     assert json.loads(file.read_text())["message"] == "error: no such folder"
 
 
-def test_an_error_amid_a_progress_bar_stands_on_a_line_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_amid_a_progress_bar_stands_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     def main(args: argparse.Namespace) -> dict[str, int]:
         sys.stderr.write("\rshallow: 10%")
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
-    monkeypatch.setattr(sys, "argv", ["script.py"])
-    with pytest.raises(SystemExit):
-        cli.run(main, argparse.ArgumentParser())
+    run(main)
     bar, line, _ = capsys.readouterr().err.split("\n")
     assert bar == "\rshallow: 10%"
     assert line.startswith("error: a process that decodes images died") and "--workers" in line
 
 
-def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["eval.py"])
-
-    def main(args: argparse.Namespace) -> dict[str, Any]:
-        raise KeyError("ours")
-
+def test_our_own_errors_keep_their_traceback() -> None:
     with pytest.raises(KeyError):
-        cli.run(main, cli.ArgumentParser())
+        run(raising(KeyError("ours")))
 
 
+either_signal = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 INTERRUPTED = "\ninterrupted: no file is half-written; give the same command to start again\n"
+
+
+def started(script: str) -> subprocess.Popen[str]:
+    command, pipe = [sys.executable, "-c", script], subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
 
 
 def signalled(script: str, word: str, number: signal.Signals) -> tuple[int, str]:
     """Run a program, send it a signal once it has printed a word, and return its exit code and stderr."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
-    )
+    process = started(script)
     assert process.stdout is not None and process.stdout.readline() == f"{word}\n"
     process.send_signal(number)
     _, printed = process.communicate(timeout=20)
     return process.returncode, printed
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_end_with_one_line_and_130(number: signal.Signals, tmp_path: Path) -> None:
+@either_signal
+def test_ctrl_c_and_sigterm_end_with_one_line_and_130(number: signal.Signals) -> None:
     script = (
         "import time\nfrom clcnet import cli\n"
         "def main(args):\n    print('started', flush=True)\n    time.sleep(60)\n"
@@ -178,7 +174,7 @@ def test_ctrl_c_and_sigterm_end_with_one_line_and_130(number: signal.Signals, tm
     assert signalled(script, "started", number) == (130, INTERRUPTED)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@either_signal
 def test_a_signal_while_torch_is_being_imported_is_one_line_and_130(number: signal.Signals) -> None:
     script = (
         "import time\nfrom clcnet import cli\ncli.expect_interrupts()\n"
@@ -188,7 +184,7 @@ def test_a_signal_while_torch_is_being_imported_is_one_line_and_130(number: sign
     assert signalled(script, "importing", number) == (130, INTERRUPTED)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@either_signal
 def test_a_signal_that_comes_when_all_is_done_changes_neither_the_exit_code_nor_the_last_line(
     number: signal.Signals,
 ) -> None:
@@ -201,13 +197,10 @@ def test_a_signal_that_comes_when_all_is_done_changes_neither_the_exit_code_nor_
 
 
 def test_a_reader_that_ends_early_costs_one_line() -> None:
-    script = (
+    process = started(
         "from clcnet import cli\n"
         "def main(args):\n    while True:\n        print('row ' * 100)\n"
         "cli.run(main, cli.ArgumentParser())\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
     )
     assert process.stdout is not None and process.stderr is not None
     process.stdout.readline()

@@ -116,39 +116,24 @@ def test_pictures_may_be_as_small_as_one_pixel(workshop: Workshop, tmp_path: Pat
     assert scripts.run(script, *workshop.command(script, tmp_path), "--img-size", 1).code == 0
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_words_without_flags_and_flags_without_values_are_refused(
-    workshop: Workshop, tmp_path: Path, script: str
-) -> None:
-    command = workshop.command(script, tmp_path)
-    assert "unexpected argument 'stray'" in refusal(scripts.run(script, "stray", *command))
-    assert "--device: expected one argument" in refusal(scripts.run(script, *command, "--device"))
+FILES = {  # of a script: the flag of an output, those of inputs
+    GENERATE: ("--output", ["--labels", "--class-map", "--model-weight"]),
+    EVALUATE_FOLDS: ("--performance-result", ["--class-map", "--shallow-output", "--deep-output"]),
+    EVALUATE_CUSTOM: ("--result", ["--labels", "--class-map", "--weight"]),
+    TRAIN_FOLDS: ("--log", ["--cls-output"]),
+    TRAIN_CUSTOM: ("--log", ["--cls-output"]),
+}
 
 
-@pytest.mark.parametrize(
-    ("script", "flags"),
-    [
-        (GENERATE, ["--output", "--labels"]),
-        (GENERATE, ["--output", "--class-map"]),
-        (GENERATE, ["--output", "--model-weight"]),
-        (EVALUATE_FOLDS, ["--performance-result", "--class-map"]),
-        (EVALUATE_FOLDS, ["--performance-result", "--shallow-output"]),
-        (EVALUATE_FOLDS, ["--performance-result", "--deep-output"]),
-        (EVALUATE_CUSTOM, ["--result", "--labels"]),
-        (EVALUATE_CUSTOM, ["--result", "--class-map"]),
-        (EVALUATE_CUSTOM, ["--result", "--weight"]),
-        (TRAIN_FOLDS, ["--log", "--cls-output"]),
-        (TRAIN_CUSTOM, ["--log", "--cls-output"]),
-    ],
-)
+@pytest.mark.parametrize(("script", "given"), [(script, each) for script in FILES for each in FILES[script][1]])
 def test_an_output_that_is_also_an_input_is_refused_and_stays_as_it_is(
-    workshop: Workshop, tmp_path: Path, script: str, flags: list[str]
+    workshop: Workshop, tmp_path: Path, script: str, given: str
 ) -> None:
     file = tmp_path / "both.csv"
     file.write_bytes(workshop.table("shallow").read_bytes())
     before = file.read_bytes()
     (tmp_path / "link.csv").symlink_to(file)
-    words = [*workshop.command(script, tmp_path), flags[0], tmp_path / "link.csv", flags[1], file]
+    words = [*workshop.command(script, tmp_path), FILES[script][0], tmp_path / "link.csv", given, file]
     assert f"output {tmp_path / 'link.csv'} is also an input" in refusal(scripts.run(script, *words))
     assert file.read_bytes() == before
 

@@ -25,7 +25,7 @@ from clcnet.cascade.selection import Goal
 from clcnet.cascade.verdict import Scored, Single, Units, Verdict, judge
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.data.outputs import Record
-from clcnet.report.wanted import CostFile
+from clcnet.report.search_cli import CostFile
 
 Factory = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("one_thread")

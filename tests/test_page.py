@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from PIL import Image
 from clcnet import Outputs
 from clcnet.cascade.selection import Goal
 from clcnet.data.images import ImageSet, balanced_folds
-from clcnet.report import cascades, plots
-from clcnet.report.cascades import Wanted
+from clcnet.report import plots
+from clcnet.report.search_cli import SearchRequest
+from clcnet.report.search_report import search_and_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NUM_IMAGES = 900
@@ -63,8 +65,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, flops, lift in (("small", 0.05, 1.5), ("large", 0.5, 3.0))
     ]
     images = ImageSet(folder, names, names, targets, CLASSES, balanced_folds(names, targets))
-    wanted = Wanted(Goal("match"), milliseconds=[1, 8], price_per_hour=2, images_per_month=1e6)
-    cascades.search_and_report(outputs, images.folds, wanted, folder / "results", folder / "cascade.json", images)
+    request = SearchRequest(Goal("match"), price_per_hour=2, images_per_month=1e6)
+    places = folder / "results", folder / "cascade.json"
+    search_and_report(outputs, images.folds, request, *places, images, milliseconds=[1, 8])
     return folder / "results"
 
 
@@ -122,7 +125,7 @@ def test_thumbnails_are_at_most_24_and_say_which_images_they_are(page: str) -> N
     assert "Rescued: small is wrong" in page and "Lost: " in page
 
 
-def look(page: str, folder: Path, width: int, dark: bool = False) -> dict[str, object]:
+def look(page: str, folder: Path, width: int, dark: bool) -> dict[str, Any]:
     """Open the page in a window of this width, move the slider, and tell what there is to see."""
     if CHROMIUM is None:
         pytest.skip("needs chromium: apt-get install chromium")
@@ -136,7 +139,7 @@ def look(page: str, folder: Path, width: int, dark: bool = False) -> dict[str, o
     words += ["--window-size=1500,3100", "--dump-dom", (folder / "frame.html").as_uri()]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     (found,) = re.findall(r'<pre id="probe">(.*?)</pre>', done.stdout, flags=re.DOTALL)
-    seen: dict[str, object] = json.loads(html.unescape(found))
+    seen: dict[str, Any] = json.loads(html.unescape(found))
     return seen
 
 
@@ -147,10 +150,9 @@ def test_in_a_browser_the_slider_moves_the_figures_at_any_width_by_day_and_by_ni
     seen = look(page, tmp_path, width, dark)
     rows, places = embedded(page, "rows"), re.findall(r"places = \[\[([\d.]+),", page)
     assert seen["seen"] == [] and seen["outside"] == 0 and seen["broken"] == 0 and seen["inside"]
-    assert seen["width"] <= seen["inner"] == width  # type: ignore[operator]
+    assert seen["width"] <= seen["inner"] == width
     assert seen["paper"] == ("rgb(22, 22, 22)" if dark else "rgb(255, 255, 255)")
     steps = seen["steps"]
-    assert isinstance(steps, list)
     for step, row in zip(steps, (rows[0], rows[-1]), strict=False):
         assert step[:5] == [row[name] for name in ("accuracy", "cost", "deferred", "money", "models")]
     assert steps[0][5] == places[0] and float(steps[0][5]) < float(steps[1][5])
@@ -179,7 +181,7 @@ def test_where_a_single_model_is_recommended_the_page_says_so(tmp_path: Path) ->
     one = Outputs.from_logits(logits, None, targets, "one", 1.0)
     same = dataclasses.replace(one, record=dataclasses.replace(one.record, model="same", flops=1.02))
     folds = balanced_folds(one.names, targets)
-    cascades.search_and_report([one, same], folds, Wanted(Goal("match")), tmp_path, tmp_path / "cascade.json")
+    search_and_report([one, same], folds, SearchRequest(Goal("match")), tmp_path, tmp_path / "cascade.json")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "No cascade is recommended" in page and "Verdict: use one" in page
     assert "<figure>" not in page  # no images at hand

@@ -10,7 +10,7 @@ import pytest
 
 from clcnet.cascade.curve import surest_steps, sweep
 from clcnet.cascade.selection import Reference
-from clcnet.report.paper_table import (
+from clcnet.report.tables import (
     PAPER_REFERENCES,
     _gain_interval,
     accuracy_interval,
@@ -19,9 +19,9 @@ from clcnet.report.paper_table import (
     distinct_names,
     merge_frames,
     parse_references,
+    performance_frame,
     results_frame,
 )
-from clcnet.report.tables import format_saving, performance_frame
 
 NUM_IMAGES = 10_000
 FOLDS = np.arange(NUM_IMAGES) % 5
@@ -170,11 +170,7 @@ def test_names_are_shortened_as_in_the_paper():
     assert distinct_names(["resnet56", "resnet56"]) == ["resnet56", "resnet56 (2)"]
 
 
-def test_a_saving_of_less_than_once_is_printed_and_one_that_some_resamples_lack_is_none():
-    assert format_saving(0.9, (0.5, 1.2)) == "0.90x [0.50, 1.20]"
-    assert format_saving(2.0, (0.0, 3.0)) == "2.00x [none, 3.00]"
-
-
-def test_accuracy_interval_is_exact():
+def test_accuracy_interval_is_that_of_the_number_of_right_answers():
     assert accuracy_interval(80.0, 10) == pytest.approx((44.39, 97.48), abs=0.01)
-    assert accuracy_interval(99.9, 1000) == pytest.approx(tuple(plain.exact(999, 1000)))
+    for right in range(100):  # of 99, whose percentages are no decimals
+        assert accuracy_interval(100 * right / 99, 99) == pytest.approx(tuple(plain.exact(right, 99)))

@@ -20,8 +20,8 @@ from clcnet.cascade.policy import Policy
 from clcnet.cascade.promises import Promise, choosing_images
 from clcnet.cascade.selection import Goal
 from clcnet.data.outputs import Outputs
-from clcnet.report.cascades import search_and_report
-from clcnet.report.wanted import Wanted
+from clcnet.report.search_cli import SearchRequest
+from clcnet.report.search_report import search_and_report
 from tests.test_fused import simulated
 
 FOLDS = np.arange(6000) % 5
@@ -36,8 +36,8 @@ def models() -> list[Outputs]:
 
 
 def ask(models: list[Outputs], folder: Path, stages: int = 2, **promises: float) -> tuple[Policy, dict]:
-    wanted = Wanted(Goal("match"), max_stages=stages, promise=Promise(**promises))
-    found = search_and_report(models, FOLDS, wanted, folder, folder / "cascade.json")
+    request = SearchRequest(Goal("match"), max_stages=stages, promise=Promise(**promises))
+    found = search_and_report(models, FOLDS, request, folder, folder / "cascade.json")
     assert json.loads((folder / "recommendation.json").read_text()) == json.loads(json.dumps(found["recommendation"]))
     return Policy.load(folder / "cascade.json"), found["recommendation"]
 
@@ -96,8 +96,8 @@ def test_images_that_certify_choose_nothing(models: list[Outputs], tmp_path: Pat
 
 def test_where_images_are_too_few_it_is_said_what_could_be_promised(models: list[Outputs], tmp_path: Path) -> None:
     few = [out.subset(range(100)) for out in models]
-    wanted = Wanted(Goal("match"), promise=Promise(most_drop=0.05))
-    found = search_and_report(few, FOLDS[:100], wanted, tmp_path, tmp_path / "cascade.json")["recommendation"]
+    request = SearchRequest(Goal("match"), promise=Promise(most_drop=0.05))
+    found = search_and_report(few, FOLDS[:100], request, tmp_path, tmp_path / "cascade.json")["recommendation"]
     assert found["choice"] == "model 2" and found["certificate"] is None
     assert "60 images are too few to promise that it loses at most 0.05 points; " in found["reason"]
     assert Policy.load(tmp_path / "cascade.json").models[0].model == "model 2"

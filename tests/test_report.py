@@ -16,7 +16,7 @@ from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.outputs import Outputs, Record
 from clcnet.report import plots
 from clcnet.report import tables as report
-from clcnet.report.paper_table import COLUMNS, results_frame
+from clcnet.report.tables import COLUMNS, results_frame
 
 RANDOM = np.random.default_rng(0)
 NUM_IMAGES = 200
@@ -84,7 +84,7 @@ def test_flops_are_printed_as_in_the_paper(flops, text):
 def test_intervals_stand_in_brackets():
     assert report.format_interval((75.957, 77.6)) == " [75.96, 77.60]"
     assert report.format_interval(None) == ""
-    assert report.format_saving(2.0, (1.5, 2.6)) == "2.00x [1.50, 2.60]"
+    assert report.format_saving(0.9, (0.5, 1.2)) == "0.90x [0.50, 1.20]"
     assert report.format_saving(2.0, (0.0, 2.6)) == "2.00x [none, 2.60]"
     assert report.format_saving(2.0, None) == "2.00x"
 

@@ -15,7 +15,6 @@ from clcnet.cascade.verdict import Recommendation
 from clcnet.data.outputs import Outputs
 from clcnet.metrics import format_flops
 from clcnet.report import plots, tables
-from clcnet.report.paper_table import accuracy_interval, distinct_names, merge_frames, results_frame
 
 
 def write_report(
@@ -37,12 +36,12 @@ def write_report(
     """
     outputs = [with_rivals(each, evaluation.folds) for each in evaluation.outputs]
     models = evaluation.models
-    names = distinct_names(models)
+    names = tables.distinct_names(models)
     contenders, left_out = compare(outputs, evaluation.folds)
     comparison = tables.comparison_frame(contenders, seed)
     confidences = tables.confidence_frame(names, outputs)
-    results = results_frame(steps, models, evaluation.folds, references, seed, contenders[0].name)
-    results = merge_frames([*joined, results])
+    results = tables.results_frame(steps, models, evaluation.folds, references, seed, contenders[0].name)
+    results = tables.merge_frames([*joined, results])
     texts = {
         "confidences": (confidences, tables.confidence_markdown(confidences)),
         "comparison": (comparison, tables.comparison_markdown(comparison)),
@@ -85,10 +84,10 @@ def describe_threshold(curve: Curve, evaluation: Evaluation) -> str:
     """What the one threshold asked for gives, beside the models whose answers on all images are known."""
     alone = ", ".join(
         f"{name} alone {each.accuracy:.2f}% at {format_flops(each.record.flops or 0)}"
-        for name, each in zip(distinct_names(evaluation.models), evaluation.outputs, strict=True)
+        for name, each in zip(tables.distinct_names(evaluation.models), evaluation.outputs, strict=True)
         if len(each) == len(evaluation.folds)
     )
-    interval = accuracy_interval(curve.accuracy[0], curve.num_images)
+    interval = tables.accuracy_interval(curve.accuracy[0], curve.num_images)
     return (
         f"Threshold {curve.thresholds[0]:g}: accuracy {curve.accuracy[0]:.2f}%{tables.format_interval(interval)}, "
         f"{100 * curve.deferral[0]:.2f}% deferred, {format_flops(curve.flops[0])} FLOPs an image "
@@ -99,9 +98,9 @@ def describe_threshold(curve: Curve, evaluation: Evaluation) -> str:
 def describe_recommendation(recommendation: Recommendation, evaluation: Evaluation, steps: Steps) -> str:
     """The threshold to take, what it gives, and the verdict."""
     scored, fitted, verdict = recommendation.scored, recommendation.cross_fitted, recommendation.verdict
-    models, last = distinct_names(evaluation.models), float(steps.flops[-1])
+    models, last = tables.distinct_names(evaluation.models), float(steps.flops[-1])
     ceiling = sweep(oracle(steps.own, steps.flops), [0.1])  # sends on exactly the images that a later model gets right
-    ceiling_interval = accuracy_interval(ceiling.accuracy[0], ceiling.num_images)
+    ceiling_interval = tables.accuracy_interval(ceiling.accuracy[0], ceiling.num_images)
     nearest = "" if recommendation.reached else " No threshold gets there; this one comes nearest."
     lines = [
         f"For {recommendation.goal.describe()}, take threshold {recommendation.threshold:g}: accuracy "

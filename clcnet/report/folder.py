@@ -95,15 +95,15 @@ def promise_lines(policy: Policy, drift: Sequence[str], answers: Answers, unsure
 
 def summary_lines(outcome: dict[str, Any], stage_names: Sequence[str]) -> list[str]:
     """Accuracy where known, deferral, and cost against the last model's."""
-    first, *later = (f"the {name} model" if _is_pair(stage_names) else name for name in stage_names)
+    first, *later = _called(stage_names)
     lines = []
     if "accuracy" in outcome:
         lines.append(f"accuracy {outcome['accuracy']:.2f}% ({first} alone {outcome['first_accuracy']:.2f}%)")
-    for name, shown in zip(stage_names[1:], later, strict=True):
+    for name, shown in zip(stage_names[1:], later, strict=False):
         seen, stands = outcome["num_seen"][name], outcome["num_answered_by"][name]
         share = seen / outcome["num_images"]
         lines.append(f"deferred to {shown}: {share:.1%} of the images ({seen}); its answer stands for {stands}")
-    if "accuracy" in outcome and not np.isnan(outcome["accuracies_on_last_seen"]).any() and later:
+    if "accuracy" in outcome and not np.isnan(outcome["accuracies_on_last_seen"]).any() and len(stage_names) > 1:
         on_last = outcome["accuracies_on_last_seen"]
         lines.append(f"on the deferred ones {first} has {on_last[0]:.2f}%, {later[-1]} {on_last[-1]:.2f}%")
     most = [row for row in outcome["classes"][:MOST_NAMED] if row["num_deferred"]]
@@ -111,44 +111,40 @@ def summary_lines(outcome: dict[str, Any], stage_names: Sequence[str]) -> list[s
         by = "" if "accuracy" in outcome else f", by the answers of {first}"
         parts = [f"{row['name']}: {row['deferred']:.0f}% ({row['num_deferred']} of {row['images']})" for row in most]
         lines.append(f"classes that defer most{by}: {', '.join(map(one_line, parts))}")
-    flops, last = f"FLOPs: {format_flops(outcome['flops'])} an image", _last(stage_names)
-    if last and math.isnan(outcome["flops_saving"]):  # it was not loaded
-        flops += f"; those of {last} are not known"
-    elif last:
+    flops = f"FLOPs: {format_flops(outcome['flops'])} an image"
+    if later and math.isnan(outcome["flops_saving"]):  # it was not loaded
+        flops += f"; those of {later[-1]} are not known"
+    elif later:
         alone, saving = format_flops(outcome["last_flops"]), _times(outcome["flops_saving"], "many")
-        flops += f"; {last} on every image: {alone}, {saving}"
+        flops += f"; {later[-1]} on every image: {alone}, {saving}"
     return [*lines, flops]
 
 
 def print_summary(outcome: dict[str, Any], stage_names: Sequence[str], output: Path) -> None:
     """Print that, the time against the last model's, and where the page and the result are."""
-    print(*summary_lines(outcome, stage_names), _describe_time(outcome, _last(stage_names)), sep="\n")
+    print(*summary_lines(outcome, stage_names), _describe_time(outcome, _called(stage_names)[1:]), sep="\n")
     print(f"all of it on one page: {page_file(output)}")
     unreadable = outcome["num_unreadable"]
     left_out = f", {unreadable} unreadable left out ({errors_file(output)})" if unreadable else ""
     print(f"{outcome['num_images']} images{left_out}; result in {output}")
 
 
-def _last(stage_names: Sequence[str]) -> str:
-    """What to call the last model; a policy may hold one alone."""
-    return "the deep model" if _is_pair(stage_names) else stage_names[-1] if len(stage_names) > 1 else ""
+def _called(stage_names: Sequence[str]) -> list[str]:
+    """What to call the models: the deep one of the specification's two as well, which a threshold may leave unasked."""
+    is_pair = tuple(stage_names) in (tuple(PAIR), tuple(PAIR)[:1])
+    return [f"the {name} model" for name in PAIR] if is_pair else [*stage_names]
 
 
-def _is_pair(stage_names: Sequence[str]) -> bool:
-    """Whether these are the specification's two models, of which a threshold may leave the deep one unasked."""
-    return tuple(stage_names) in (tuple(PAIR), tuple(PAIR)[:1])
-
-
-def _describe_time(outcome: dict[str, Any], last: str) -> str:
+def _describe_time(outcome: dict[str, Any], later: Sequence[str]) -> str:
     if outcome["num_from_store"]:
         return f"time: not compared; {outcome['num_from_store']} answers were in the store"
     text = f"time: {outcome['seconds']:.1f} s, {outcome['images_per_second']:.1f} images/s{outcome['waiting']}"
-    if not last:
+    if not later:
         return text
     if math.isnan(outcome["time_saving"]):
-        return f"{text}; that of {last} is not known"
+        return f"{text}; that of {later[-1]} is not known"
     alone = f"about {outcome['last_seconds']:.1f} s by its time on the deferred ones"
-    return f"{text}; {last} on every image: {alone}, {_times(outcome['time_saving'], 'long')}"
+    return f"{text}; {later[-1]} on every image: {alone}, {_times(outcome['time_saving'], 'long')}"
 
 
 def _times(saving: float, word: str) -> str:
@@ -183,12 +179,11 @@ def write_page(
     kinds |= {"Deferred, and answered as at first": answers.deferred & ~changed}
     html.write_page(
         page_file(output),
-        "run.html",
+        "folder.html",
         lines=lines,
         models=models,
         labelled=labelled,
-        classes=classes[: html.MOST_CLASSES],
-        left_out=len(classes[html.MOST_CLASSES :]),
+        classes=classes,
         thumbnails=[(title, html.thumbnails(images, answers.places[of])) for title, of in kinds.items()],
         result=output.name,
     )

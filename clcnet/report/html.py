@@ -26,7 +26,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     """Fill in a template of this folder."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    values["version"] = "from its repository"
+    values |= {"most_classes": MOST_CLASSES, "version": "from its repository"}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         values["version"] = importlib.metadata.version("clcnet")
     with atomic_path(path) as temporary:
@@ -41,7 +41,7 @@ def class_rows(names: NDArray[Any], **figures: NDArray[Any]) -> list[dict[str, A
         names: (N,) of the images' classes.
         figures: `deferred` (N,) among them; means in percent of those that are floating, sums of all others.
     """
-    frame = pd.DataFrame({name: figure for name, figure in figures.items()}).groupby(np.asarray(names, dtype=object))
+    frame = pd.DataFrame(figures).groupby(np.asarray(names, dtype=object))
     rows = frame.size().to_frame("images")
     for name, figure in figures.items():
         rows[name] = 100 * frame[name].mean() if figure.dtype.kind == "f" else frame[name].sum()

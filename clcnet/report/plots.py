@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clcnet import metrics
@@ -70,8 +71,7 @@ def plot_accuracy_and_cost(
         num_images: that all of it was measured on.
         name: of the front.
     """
-    figure = Figure(figsize=(6, 5.2), dpi=72, layout="constrained")  # an SVG's own points, for `places_of`
-    axes = figure.subplots()
+    figure, axes = _figure(6, 5.2, dpi=72)  # an SVG's own points, for `places_of`
     for line, (cost, accuracy) in lines.items():
         colour, dashes, width = _style(line, list(lines))
         axes.plot(cost, accuracy, color=colour, linestyle=dashes, linewidth=width, label=line)
@@ -93,7 +93,6 @@ def plot_accuracy_and_cost(
         axes.set_xscale("log")
     if unit.startswith("multiply"):
         axes.xaxis.set_major_formatter(lambda flops, _: format_flops(flops))
-    axes.grid(color="#dddddd", linewidth=0.6)
     figure.legend(fontsize=9, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -131,6 +130,13 @@ def places_of(figure: Figure, points: Sequence[tuple[float, float]]) -> list[tup
     return [(round(x, 2), round(figure.bbox.height - y, 2)) for x, y in places]
 
 
+def _figure(width: float, height: float, dpi: float | None = None) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    axes = figure.subplots()
+    axes.grid(color="#dddddd", linewidth=0.6)
+    return figure, axes
+
+
 def _style(name: str, others: Sequence[str]) -> tuple[str, Any, float]:
     """Colour, dashes and width of one of several lines; a name without a style of its own gets the next free one."""
     if name in _STYLES:
@@ -143,8 +149,7 @@ def _style(name: str, others: Sequence[str]) -> tuple[str, Any, float]:
 @_own_style
 def plot_risk_coverage(scores: Mapping[str, Floats], correct: Bools, model: str) -> Figure:
     """Share of wrong answers against share of images answered, the surest first."""
-    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure(6.4, 4.8)
     for name, confidence in scores.items():
         colour, dashes, width = _style(name, list(scores))
         coverage, risk = metrics.risk_coverage_curve(confidence, correct)
@@ -152,7 +157,6 @@ def plot_risk_coverage(scores: Mapping[str, Floats], correct: Bools, model: str)
         axes.plot(100 * coverage, 100 * risk, color=colour, linestyle=dashes, linewidth=width, label=label)
     axes.set(xlabel="images answered (%), surest first", ylabel="wrong answers among them (%)", title=model)
     axes.set_ylim(0, 100 * (1 - correct.mean()) * 1.3 + 0.5)  # the few surest images make a ragged start
-    axes.grid(color="#dddddd", linewidth=0.6)
     axes.legend(fontsize=8, loc="upper left")
     return figure
 
@@ -160,23 +164,19 @@ def plot_risk_coverage(scores: Mapping[str, Floats], correct: Bools, model: str)
 @_own_style
 def plot_reliability(scores: Mapping[str, Floats], correct: Bools, model: str) -> Figure:
     """Accuracy against confidence in bins of equal width; on the diagonal a confidence means what it says."""
-    figure = Figure(figsize=(5.6, 5.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure(5.6, 5.2)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
     for marker, (name, confidence) in zip(_MARKERS, scores.items(), strict=False):
         if confidence.min() < 0 or confidence.max() > 1:  # a released CLCNet's score is no probability
             continue
-        counts, mean_confidence, accuracy = metrics.calibration_bins(confidence, correct)
-        shown = counts >= LEAST_IN_BIN
-        low, high = np.full(len(counts), np.nan), np.full(len(counts), np.nan)
-        for index in np.flatnonzero(shown):
-            num_right = round(accuracy[index] * counts[index])
-            low[index], high[index] = (end / 100 for end in exact_interval(num_right, int(counts[index])))
+        bins = metrics.calibration_bins(confidence, correct)
+        counts, mean_confidence, accuracy = (each[bins[0] >= LEAST_IN_BIN] for each in bins)
+        low, high = exact_interval((accuracy * counts).round(), counts)
         colour, dashes, width = _style(name, list(scores))
         axes.errorbar(
-            mean_confidence[shown],
-            accuracy[shown],
-            yerr=np.stack([accuracy - low, high - accuracy])[:, shown],
+            mean_confidence,
+            accuracy,
+            yerr=np.stack([accuracy - low / 100, high / 100 - accuracy]),
             color=colour,
             linestyle=dashes,
             linewidth=width,
@@ -190,7 +190,6 @@ def plot_reliability(scores: Mapping[str, Floats], correct: Bools, model: str) -
     label = f"share of right answers, in bins of {LEAST_IN_BIN} images or more"
     axes.set(xlabel="confidence", ylabel=label, title=model, xlim=(0, 1), ylim=(0, 1))
     axes.set_aspect("equal")
-    axes.grid(color="#dddddd", linewidth=0.6)
     axes.legend(fontsize=8, loc="upper left")
     return figure
 
@@ -198,13 +197,11 @@ def plot_reliability(scores: Mapping[str, Floats], correct: Bools, model: str) -
 @_own_style
 def plot_histogram(confidence: Floats, name: str, correct: Bools, model: str) -> Figure:
     """How the confidences of right and of wrong answers are spread, each as shares of its own number."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure(6.4, 4.2)
     edges = np.linspace(min(confidence.min(), 0), max(confidence.max(), 1), 41)
     for answers, kind, colour, dashes in (("right", correct, BLACK, "-"), ("wrong", ~correct, ORANGE, (0, (4, 1.5)))):
         share = 100 * np.histogram(confidence[kind], edges)[0] / max(kind.sum(), 1)
         axes.stairs(share, edges, color=colour, linestyle=dashes, linewidth=1.6, label=f"{answers} ({kind.sum():,})")
     axes.set(xlabel=f"confidence ({name})", ylabel="share of them (%)", title=model)
-    axes.grid(color="#dddddd", linewidth=0.6)
     figure.legend(fontsize=9, loc="outside lower center", ncols=2, frameon=False)
     return figure

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -14,13 +13,14 @@ from matplotlib.figure import Figure
 from clcnet.cascade.curve import oracle, sweep
 from clcnet.cascade.rule import CLCNET, Surest, known
 from clcnet.cascade.rules import cross_fitted, steps_of
-from clcnet.cascade.search import Cascades, Found
+from clcnet.cascade.search import Found
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.images import ImageSet
 from clcnet.data.outputs import Outputs
 from clcnet.metrics import Bools, Floats, format_flops
 from clcnet.report import html, plots
-from clcnet.report.searched import Searched
+from clcnet.report.search_cli import SearchResult
+from clcnet.report.tables import format_interval
 
 MOST_CASCADES = 500  # on the slider
 COLUMNS = {
@@ -37,64 +37,60 @@ _SVG = plots.STYLE | {"svg.fonttype": "none", "font.size": 11}  # text stays tex
 
 def write_page(
     path: Path,
-    searched: Searched,
+    result: SearchResult,
     verdict: str,
     give_up: tuple[list[str], list[list[str]]],
-    price_per_hour: float | None = None,
-    images_per_month: float | None = None,
     images: ImageSet | None = None,
 ) -> Figure:
     """Write the page; returns its picture of accuracy and cost.
 
     Args:
         path: of the page.
-        searched: what the search came to.
+        result: what the search came to.
         verdict: in words.
         give_up: what giving up accuracy saves, header and rows.
-        price_per_hour, images_per_month: what turns time into money.
         images: where the images lie; without them there are no thumbnails.
     """
-    cascades, found, folds = searched.cascades, searched.found, searched.folds
-    units, single, rival = searched.units, searched.verdict.single, searched.verdict.rival
-    raw = searched.singles[: len(searched.names)]
-    shown = [*cascades.front, *([] if single and cascades.front else [found])]
+    front, found, folds = result.cascades.front, result.found, result.folds
+    single, rival = result.verdict.single, result.verdict.rival
+    shown = [*front, *([] if single and front else [found])]
     shown = sorted(shown, key=lambda each: float(each.cross_fitted.costs[0]))[:MOST_CASCADES]
-    rows = [_row(searched, each, price_per_hour, images_per_month) for each in shown]
+    rows = [_row(result, each) for each in shown]
     start = 0 if single else next(place for place, each in enumerate(shown) if each is found)
-    recommended = found.cross_fitted if single is None else single.scored
+    recommended, unit = found.cross_fitted if single is None else single.scored, result.units.names[0]
     with matplotlib.rc_context(_SVG):
         figure = plots.plot_accuracy_and_cost(
             [_point(each) for each in shown],
-            [(each.name, each.cost, each.scored.accuracy) for each in raw],
-            _lines(searched.outputs, cascades),
+            [(each.name, each.cost, each.scored.accuracy) for each in result.raw],
+            _lines(result),
             (float(recommended.costs[0]), recommended.accuracy),
-            ("multiply-adds" if units.names[0] == "FLOPs" else units.names[0]) + " an image",
+            ("multiply-adds" if unit == "FLOPs" else unit) + " an image",
             len(folds),
         )
         curve, places = _inline(figure), plots.places_of(figure, [_point(each)[:2] for each in shown])
-        chain = [searched.outputs[model] for model in found.choice.chain]
-        steps = steps_of(found.rule, chain) if searched.promised else cross_fitted(found.rule, chain, folds)
+        chain = [result.outputs[model] for model in found.choice.chain]
+        steps = steps_of(found.rule, chain) if result.request.promise else cross_fitted(found.rule, chain, folds)
         last = found.choice.decide(steps.confidence)
         everyone = np.arange(len(folds))
         confidence, correct = steps.confidence[last, everyone], steps.correct[last, everyone]
         sure = plots.plot_reliability({found.rule.confidence: confidence}, correct, "the cascade's answers")
         reliability = _inline(sure) if 0 <= confidence.min() and confidence.max() <= 1 else ""
-    outputs, first, best = searched.outputs[0], known(chain[0].correct, chain[0]), rival.scored.correct
-    gained, lost = correct & ~best, ~correct & best
+    outputs, first, best = result.outputs[0], known(chain[0].correct, chain[0]), rival.scored.correct
+    lost = ~correct & best
     named = np.array(outputs.record.class_names or range(outputs.num_classes))[outputs.targets]
-    figures = {"deferred": (last > 0).astype(float), "gained": gained, "lost": lost, "right": correct.astype(float)}
+    shares = {"deferred": (last > 0).astype(float), "right": correct.astype(float)}
     classes = [
         (row["name"], row["images"], f"{row['deferred']:.0f}%", row["gained"], row["lost"], f"{row['right']:.1f}%")
-        for row in html.class_rows(named, **figures)
+        for row in html.class_rows(named, gained=correct & ~best, lost=lost, **shares)
     ]
-    kinds = (
-        (f"Rescued: {raw[found.choice.chain[0]].name} is wrong, the cascade is right", ~first & correct & (last > 0)),
-        (f"Lost: {rival.name} is right, the cascade is wrong", lost),
-    )
+    kinds = {
+        f"Rescued: {result.names[found.choice.chain[0]]} is wrong, the cascade is right": ~first & correct & (last > 0),
+        f"Lost: {rival.name} is right, the cascade is wrong": lost,
+    }
     columns = [(name, title) for name, title in COLUMNS.items() if name in rows[0]]
     html.write_page(
         path,
-        "page.html",
+        "search.html",
         verdict=verdict,
         give_up=[give_up[0], *give_up[1]],
         rows=rows,
@@ -105,13 +101,12 @@ def write_page(
         places=places,
         curve=curve,
         reliability=reliability,
-        classes=classes[: html.MOST_CLASSES],
-        left_out=len(classes[html.MOST_CLASSES :]),
+        classes=classes,
         rival=rival.name,
-        thumbnails=[(title, _thumbnails(outputs, images, of)) for title, of in kinds] if images else [],
+        thumbnails=[(title, _thumbnails(outputs, images, of)) for title, of in kinds.items()] if images else [],
         num_images=len(folds),
         num_folds=len(np.unique(folds)),
-        models=[_model_row(*each) for each in zip(searched.names, searched.outputs, strict=True)],
+        models=[_model_row(*each) for each in zip(result.names, result.outputs, strict=True)],
     )
     return figure
 
@@ -121,30 +116,30 @@ def _point(found: Found) -> tuple[float, float, float, float]:
     return float(fitted.costs[0]), fitted.accuracy, *fitted.accuracy_interval
 
 
-def _row(searched: Searched, found: Found, price: float | None, images_per_month: float | None) -> dict[str, str]:
+def _row(result: SearchResult, found: Found) -> dict[str, str]:
     """What the slider shows of a cascade."""
-    fitted, units = found.cross_fitted, searched.units
-    low, high = fitted.accuracy_interval
+    fitted, units = found.cross_fitted, result.units
     row = {
-        "models": searched.chain_of(found),
+        "models": result.chain_of(found),
         "thresholds": " ".join(f"{threshold:.4g}" for threshold in found.choice.thresholds) or "none",
-        "accuracy": f"{fitted.accuracy:.2f}% [{low:.2f}, {high:.2f}]",
+        "accuracy": f"{fitted.accuracy:.2f}%{format_interval(fitted.accuracy_interval)}",
         "cost": units.format(float(fitted.costs[0])),
         "deferred": f"{100 * found.shares[1]:.1f}%" if len(found.shares) > 1 else "0%",
     }
     milliseconds = units.of(fitted.costs, "milliseconds")
     if milliseconds is not None:
         row["time"] = f"{milliseconds:.3g} ms"
-        if price is not None and images_per_month is not None:
-            row["money"] = f"{milliseconds * images_per_month / 3.6e6 * price:,.2f}"
+    month = result.a_month(fitted)
+    if month:
+        row["money"] = f"{month[1]:,.2f}"
     return row
 
 
-def _lines(outputs: Sequence[Outputs], cascades: Cascades) -> dict[str, tuple[Floats, Floats]]:
+def _lines(result: SearchResult) -> dict[str, tuple[Floats, Floats]]:
     """Cost and accuracy, at all thresholds, of the rules that the cascade is held against."""
-    costs = np.array([float(scored.costs[0]) for scored in cascades.raw])
+    costs = np.array([single.cost for single in result.raw])
     order = np.argsort(costs, kind="stable")
-    chain = [outputs[model] for model in order]
+    chain = [result.outputs[model] for model in order]
     rules = {"the paper's rule": Surest(CLCNET), **{name: Surest(name) for name in SIMPLE_CONFIDENCES}}
     steps = {name: steps_of(rule, chain) for name, rule in rules.items() if rule.applies_to(chain)}
     steps["oracle"] = oracle([known(each.correct, each) for each in chain], costs[order])
