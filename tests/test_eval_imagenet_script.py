@@ -14,7 +14,7 @@ from forking import run_together
 from networks import classify
 
 import eval_imagenet_5fold_cv as script
-from clcnet.cascade import comparison, from_images, selection
+from clcnet.cascade import comparison, evaluation_images, selection
 from clcnet.classifiers import timing
 from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import load_classifier
@@ -79,7 +79,7 @@ def run(images, weights, tmp_path, monkeypatch):
     def call(*words, split=images, weight_save=weights, draw=False):
         if not draw:
             monkeypatch.setattr(plots, "save", lambda *_: [])
-            monkeypatch.setattr(from_images, "milliseconds_together", one_millisecond)
+            monkeypatch.setattr(evaluation_images, "milliseconds_together", one_millisecond)
         flags = ["--imagenet-split", split, "--weight-save", weight_save, "--store", tmp_path / "store"]
         flags += ["--performance-result", tmp_path / "out" / "performance-result.csv", "--device", "cpu", "-j", "0"]
         return script.main(script.get_args_parser().parse_args([str(word) for word in [*flags, *words]]))
@@ -312,7 +312,7 @@ def in_a_process(words):
     evaluation_report.write_report = lambda *_: {}
     evaluation_report.describe_recommendation = lambda *_: ""
     timing.TURNS = timing._BATCHES = 2
-    from_images.milliseconds_together = lambda *given: np.ones_like(timing.milliseconds_together(*given))
+    evaluation_images.milliseconds_together = lambda *given: np.ones_like(timing.milliseconds_together(*given))
     script.main(script.get_args_parser().parse_args(words))
 
 
