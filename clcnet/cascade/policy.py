@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
@@ -112,7 +112,7 @@ class Policy(ModelHubMixin):
     models: list[Record]
     rule: Rule
     thresholds: list[float]
-    expected: Expected | None = field(default=None)
+    expected: Expected | None = None
     certificate: Certificate | None = None
     unsure_below: float | None = None
 
