@@ -173,7 +173,7 @@ def load_tables(args: argparse.Namespace) -> evaluation.Evaluation:
 def run_models(args: argparse.Namespace) -> evaluation.Evaluation | None:
     """Classify with both models, each image at most once; None in processes other than the main one."""
     # timm takes seconds to import, and tables need none of it
-    from clcnet.cascade.from_images import evaluation_of_images
+    from clcnet.cascade.evaluation_images import evaluation_of_images
     from clcnet.classifiers.classifier import Classifier, load_classifier
     from clcnet.classifiers.timing import fastest
 

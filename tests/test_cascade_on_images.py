@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,12 +56,19 @@ class MaxSoftmax:
         return probs[:, 0]
 
 
+def of_two(models: Sequence[nn.Module], threshold: float = 0.6, transform: Any = colour) -> Cascade:
+    return Cascade(*((model, transform) for model in models), MaxSoftmax(), threshold)
+
+
+# the deep model contradicts the shallow one, and is surer
+CASCADE = of_two([Counting(4.0), Counting(-40.0)])
 PICTURES = [picture(255, 0, 0), picture(130, 140, 120), picture(0, 0, 200), picture(128, 128, 128)]
 
 
 @pytest.fixture
 def models() -> tuple[Counting, Counting]:
-    return Counting(4.0), Counting(-40.0)  # the deep one contradicts the shallow one, and is surer
+    """Those of `CASCADE`, not asked yet."""
+    return Counting(4.0), Counting(-40.0)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -127,11 +135,10 @@ def test_fused_answers_of_a_list_of_which_a_part_goes_on_are_those_of_its_images
 
 
 def test_the_deep_model_sees_the_deferred_images_and_no_other(models) -> None:
-    cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.6)
-    _, _, answered_by = cascade(PICTURES)
+    _, _, answered_by = of_two(models)(PICTURES)
     assert answered_by.tolist() == [0, 1, 0, 0]  # the grey one goes on too, but neither model prefers a class
     assert (models[0].batches, models[1].batches) == ([4], [2])
-    assert Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), -999)(PICTURES[:3]).names == ["0", "1", "2"]
+    assert of_two(models, -999)(PICTURES[:3]).names == ["0", "1", "2"]
     assert models[1].batches == [2], "where nothing is deferred it is not called"
     Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), math.inf, batch_size=3)(PICTURES * 2)
     assert models[0].batches[2:] == models[1].batches[1:] == [3, 3, 2]
@@ -156,29 +163,27 @@ def test_a_compiled_model_is_not_compiled_anew_for_every_number_of_images(
     assert len(compiled) == 3  # the first size, any size, and a single image: padding as in step 5 would cost more
 
 
-def test_paths_and_pictures_of_any_mode_give_the_same(models, tmp_path: Path) -> None:
-    cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.6)
+def test_paths_and_pictures_of_any_mode_give_the_same(tmp_path: Path) -> None:
     for index, image in enumerate(PICTURES):
         image.save(tmp_path / f"{index}.png")
     paths = [tmp_path / "0.png", str(tmp_path / "1.png"), tmp_path / "2.png", tmp_path / "3.png"]
     others = [image.convert("RGBA") for image in PICTURES]
     for same in (others, [path.read_bytes() for path in map(Path, paths)], [*map(np.asarray, PICTURES)]):
-        for one, other in zip(cascade(paths), cascade(same), strict=True):
+        for one, other in zip(CASCADE(paths), CASCADE(same), strict=True):
             np.testing.assert_array_equal(one, other)
     grey = np.full((5, 4), 128, np.uint8)
-    assert cascade([grey, PICTURES[3]]).confidences.tolist() == pytest.approx([1 / 3, 1 / 3])
-    assert len(cascade(np.stack([np.asarray(image) for image in PICTURES])).labels) == 4
+    assert CASCADE([grey, PICTURES[3]]).confidences.tolist() == pytest.approx([1 / 3, 1 / 3])
+    assert len(CASCADE(np.stack([np.asarray(image) for image in PICTURES])).labels) == 4
 
 
-def test_a_single_image_instead_of_a_list_is_refused(models) -> None:
-    cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)
+def test_a_single_image_instead_of_a_list_is_refused() -> None:
     for image in ("cat.jpg", Path("cat.jpg"), PICTURES[0], b"bytes", np.asarray(PICTURES[0])):
         with pytest.raises(TypeError, match="takes a list of images"):
-            cascade(image)
+            CASCADE(image)
 
 
-def test_no_image_gives_empty_answers(models) -> None:
-    labels, confidences, answered_by = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)([])
+def test_no_image_gives_empty_answers() -> None:
+    labels, confidences, answered_by = CASCADE([])
     assert labels.shape == confidences.shape == answered_by.shape == (0,)
 
 
@@ -194,15 +199,15 @@ def test_pictures_of_every_mode_are_converted_as_timm_converts_them(models) -> N
     palette.putpalette([0, 0, 0, 9, 200, 30])
     turned = picture(1, 2, 3).resize((4, 2))
     turned.getexif()[0x0112] = 6  # on its side, which timm's loader does not heed
-    Cascade((models[0], keep), (models[1], keep), MaxSoftmax(), -math.inf)([*grey_and_red, palette, turned])
+    of_two(models, -math.inf, keep)([*grey_and_red, palette, turned])
     assert {image.mode for image in seen} == {"RGB"}
     assert [image.size for image in seen] == [(3, 2), (2, 5), (2, 2), (4, 2)]
     assert [image.getpixel((0, 0)) for image in seen] == [(77, 77, 77), (255, 0, 0), (9, 200, 30), (1, 2, 3)]
 
 
-def assert_second_fails(cascade: Cascade, image: Picture, words: str) -> None:
+def assert_second_fails(image: Picture, words: str) -> None:
     """Between two others, whose answers are those that they get without it."""
-    found, expected = cascade([PICTURES[0], image, PICTURES[1]]), cascade([PICTURES[0], PICTURES[1]])
+    found, expected = CASCADE([PICTURES[0], image, PICTURES[1]]), CASCADE([PICTURES[0], PICTURES[1]])
     assert list(found.errors) == [1] and re.search(words, found.errors[1]), found.errors
     assert (found.labels[1], found.answered_by[1], found.names[1]) == (-1, -1, "")
     assert np.isnan(found.confidences[1])
@@ -210,8 +215,7 @@ def assert_second_fails(cascade: Cascade, image: Picture, words: str) -> None:
         np.testing.assert_array_equal(one[[0, 2]], other)
 
 
-def test_an_image_that_cannot_be_read_is_named(models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.png").write_text("no image")
     PICTURES[0].resize((200, 200)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-30])
@@ -223,11 +227,11 @@ def test_an_image_that_cannot_be_read_is_named(models, tmp_path: Path, monkeypat
         ((tmp_path / "cut.png").read_bytes(), "image 2 of the list cannot be read"),
         (b"", "image 2 of the list cannot be read"),
     ):
-        assert_second_fails(cascade, image, words)
+        assert_second_fails(image, words)
     with Image.open(tmp_path / "cut.png") as opened:
-        assert_second_fails(cascade, opened, "image 2 of the list cannot be read")
+        assert_second_fails(opened, "image 2 of the list cannot be read")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # PIL's error for it is neither OSError nor ValueError
-    assert_second_fails(cascade, tmp_path / "whole.png", "whole.png cannot be read .*40000 pixels")
+    assert_second_fails(tmp_path / "whole.png", "whole.png cannot be read .*40000 pixels")
 
 
 @pytest.fixture
@@ -244,38 +248,35 @@ def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return trace
 
 
-def test_no_image_has_a_program_run(models, tmp_path: Path, ghostscript: Path) -> None:
-    cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)
+def test_no_image_has_a_program_run(tmp_path: Path, ghostscript: Path) -> None:
     script = tmp_path / "script.jpg"
     PICTURES[0].save(script, "EPS")
-    assert_second_fails(cascade, script, "cannot identify image file .*script.jpg")
-    assert_second_fails(cascade, script.read_bytes(), "cannot identify image file")
+    assert_second_fails(script, "cannot identify image file .*script.jpg")
+    assert_second_fails(script.read_bytes(), "cannot identify image file")
     words = r"image 2 of the list cannot be read \(its format, EPS, is not one of JPEG .*; convert it first\)"
     with Image.open(script) as opened:
-        assert_second_fails(cascade, opened, words)
+        assert_second_fails(opened, words)
     assert not ghostscript.exists()
 
 
 @pytest.mark.parametrize("extension", IMAGE_EXTENSIONS)
-def test_images_of_every_listed_extension_are_read_and_taken_from_pil(models, tmp_path: Path, extension: str) -> None:
-    cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)
+def test_images_of_every_listed_extension_are_read_and_taken_from_pil(tmp_path: Path, extension: str) -> None:
     PICTURES[0].convert("1" if extension == ".pbm" else "RGB").save(tmp_path / f"x{extension}")
     if extension == ".jpg":  # a photograph of several pictures is one too
         PICTURES[0].save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (3, 2))])
     with Image.open(tmp_path / f"x{extension}") as opened:
-        assert len(cascade([tmp_path / f"x{extension}", opened]).labels) == 2
+        assert len(CASCADE([tmp_path / f"x{extension}", opened]).labels) == 2
         assert opened.format == "MPO" or extension != ".jpg"
 
 
-def test_what_is_neither_picture_nor_path_is_refused(models) -> None:
-    cascade = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5)
+def test_what_is_neither_picture_nor_path_is_refused() -> None:
     for image, words in (
         (np.zeros((2, 2, 3)), r"image 2 of the list is float64 of shape \(2, 2, 3\)"),
         (np.zeros((3, 2, 2), np.uint8), r"image 2 of the list is uint8 of shape \(3, 2, 2\)"),
         (7, "image 2 of the list is a int"),
     ):
         with pytest.raises(TypeError, match=words):
-            cascade([PICTURES[0], image])  # type: ignore[list-item]
+            CASCADE([PICTURES[0], image])  # type: ignore[list-item]
 
 
 def test_an_error_of_a_transform_is_not_blamed_on_the_image(models) -> None:
@@ -283,14 +284,14 @@ def test_an_error_of_a_transform_is_not_blamed_on_the_image(models) -> None:
         raise ArithmeticError("of the transform")
 
     with pytest.raises(ArithmeticError, match="of the transform"):
-        Cascade((models[0], broken), (models[1], colour), MaxSoftmax(), 0.5)(PICTURES)
+        of_two(models, transform=broken)(PICTURES)
 
 
 @pytest.mark.parametrize(("broken", "place"), [(SHALLOW, 1), (DEEP, 2)])
 def test_an_answer_that_is_not_a_number_names_the_picture_and_the_model(models, broken: int, place: int) -> None:
     models[broken].weight.data.fill_(math.nan)
     models[broken].__class__ = type("Broken", (Counting,), {})
-    found = Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.6)(PICTURES)
+    found = of_two(models)(PICTURES)
     assert list(found.errors) == ([0, 1, 2, 3] if broken == SHALLOW else [1, 3])
     assert found.errors[place - 1].startswith(f"image {place} of the list: the answer of Broken is not a number")
     assert [label == -1 for label in found.labels] == [index in found.errors for index in range(4)]
@@ -307,35 +308,34 @@ class Small(Counting):
 
 
 def test_a_batch_larger_than_the_memory_is_answered_in_pieces_and_the_next_call_knows(caplog) -> None:
-    expected = Cascade((Counting(4.0), colour), (Counting(-40.0), colour), MaxSoftmax(), 0.6)(PICTURES * 3)
+    expected = CASCADE(PICTURES * 3)
     deep = Small(-40.0)
-    cascade = Cascade((Small(4.0), colour), (deep, colour), MaxSoftmax(), 0.6)
+    small = of_two([Small(4.0), deep])
     for _ in range(2):
-        for one, other in zip(cascade(PICTURES * 3), expected, strict=True):
+        for one, other in zip(small(PICTURES * 3), expected, strict=True):
             np.testing.assert_array_equal(one, other)
     assert deep.batches == [6, 3, 3, 3, 3]
     assert "out of memory with 6 images at once: going on with 3" in caplog.text
 
 
-def test_a_model_for_which_one_image_is_too_much_is_an_error(models) -> None:
+def test_a_model_for_which_one_image_is_too_much_is_an_error() -> None:
     class Tiny(nn.Module):
         def forward(self, batch: torch.Tensor) -> torch.Tensor:
             raise torch.OutOfMemoryError("out of memory")
 
     with pytest.raises(MemoryError, match="Tiny and one image do not fit"):
-        Cascade((Tiny(), colour), (models[1], colour), MaxSoftmax(), 0.6)(PICTURES)
+        of_two([Tiny(), Counting(4.0)])(PICTURES)
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_of_no_images_is_refused(models, batch_size: int) -> None:
-    with pytest.raises(ValueError, match=f"batch_size is {batch_size}; give 1 or more"):
-        Cascade((models[0], colour), (models[1], colour), MaxSoftmax(), 0.5, batch_size)
-
-
-def test_a_cascade_needs_one_threshold_between_two_models_and_a_number(models) -> None:
-    for thresholds, message in (([0.5, 0.5], "2 models need 1 thresholds, not 2"), ([math.nan], "threshold is NaN")):
+def test_a_cascade_needs_one_threshold_between_two_models_a_number_and_some_images_at_once(models) -> None:
+    for thresholds, batch_size, message in (
+        ([0.5, 0.5], None, "2 models need 1 thresholds, not 2"),
+        ([math.nan], None, "threshold is NaN"),
+        ([0.5], 0, "batch_size is 0; give 1 or more"),
+        ([0.5], -1, "batch_size is -1; give 1 or more"),
+    ):
         with pytest.raises(ValueError, match=message):
-            Cascade.of([(model, colour) for model in models], Surest("max softmax"), thresholds)
+            Cascade.of([(model, colour) for model in models], Surest("max softmax"), thresholds, batch_size)
 
 
 # ---------------------------------------------------------------- timm models
@@ -357,14 +357,10 @@ def images(image_folder: Factory) -> ImageSet:
 
 
 @pytest.fixture
-def clcnet() -> CLCNet:
+def of_timm(shallow: Classifier, deep: Classifier, images: ImageSet) -> Cascade:
+    """CLCNet's, with a threshold that defers 13 of the 27 images."""
     torch.manual_seed(0)
-    return CLCNet(num_classes=3).eval()
-
-
-@pytest.fixture
-def cascade(shallow: Classifier, deep: Classifier, clcnet: CLCNet, images: ImageSet) -> Cascade:
-    """One whose threshold defers 13 of the 27 images."""
+    clcnet = CLCNet(num_classes=3).eval()
     confidences = np.sort(Cascade(shallow, deep, clcnet, -math.inf)(images.paths).confidences)
     return Cascade(shallow, deep, clcnet, float(confidences[12:14].mean()))
 
@@ -393,13 +389,13 @@ def test_each_model_sees_an_image_through_its_own_preprocessing_and_in_its_own_m
             assert confidences[index] == pytest.approx(both[stage].max(), abs=1e-5)
 
 
-def test_a_strip_that_would_fill_the_memory_is_refused(cascade: Cascade) -> None:
-    found = cascade([Image.new("L", (1, 2_000_000))])
+def test_a_strip_that_would_fill_the_memory_is_refused(of_timm: Cascade) -> None:
+    found = of_timm([Image.new("L", (1, 2_000_000))])
     assert "image 1 of the list cannot be read" in found.errors[0] and "too long and thin" in found.errors[0]
 
 
-def test_answers_have_the_names_that_the_first_model_gives_its_classes(cascade: Cascade, images: ImageSet) -> None:
-    found = cascade([*images.paths, "absent.png"])
+def test_answers_have_the_names_that_the_first_model_gives_its_classes(of_timm: Cascade, images: ImageSet) -> None:
+    found = of_timm([*images.paths, "absent.png"])
     assert found.names == [*(("ant", "bee", "cat")[label] for label in found.labels[:-1]), ""]
 
 

@@ -14,6 +14,7 @@ from scipy.stats import fisher_exact, ks_2samp
 from clcnet.cascade.drift import DriftError, Expected, Watch, confidence_chance, find_drift, quantiles, share_chance
 
 THRESHOLD = 0.7
+EXPECTED = Expected(2000, 80.0, (78.0, 82.0), [1.0, 0.41], 1.0)  # of two models; nothing of confidences
 
 
 def steps(random: np.random.Generator, num_images: int, shift: float = 0.0) -> list[np.ndarray]:
@@ -57,33 +58,31 @@ def test_distances_from_quantiles_worked_out_by_hand() -> None:
 
 
 def test_a_share_of_89_percent_where_41_were_expected_is_an_alarm_by_50_images() -> None:
-    measured = Expected(2000, 80.0, (78.0, 82.0), [1.0, 0.41], 1.0)
-    (line,) = find_drift([np.full(50, 0.9), np.full(45, 0.5)], measured)
+    (line,) = find_drift([np.full(50, 0.9), np.full(45, 0.5)], EXPECTED)
     assert line == "90.0% of 50 images go on past model 1, 41.0% were expected"
-    assert find_drift([np.full(50, 0.5), np.full(26, 0.5)], measured) == []
-    assert find_drift([np.empty(0), np.empty(0)], measured) == []
+    assert find_drift([np.full(50, 0.5), np.full(26, 0.5)], EXPECTED) == []
+    assert find_drift([np.empty(0), np.empty(0)], EXPECTED) == []
     first = quantiles([np.arange(1, 101) / 100])[0]
-    (line,) = find_drift([np.full(50, 0.9), np.full(20, 0.5)], replace(measured, quantiles=[first, []]))
+    (line,) = find_drift([np.full(50, 0.9), np.full(20, 0.5)], replace(EXPECTED, quantiles=[first, []]))
     assert line == "model 1's confidences differ: their median is 0.900, 0.500 was expected"
 
 
 def test_the_tests_of_a_look_share_its_level_and_looks_that_of_the_watch() -> None:
     """Two models make three tests; the first look has half of the watch's level, the second a sixth."""
-    measured = Expected(2000, 80.0, (78.0, 82.0), [1.0, 0.41], 1.0)
     chance = share_chance(30, 50, 820, 2000)
     table = np.full((50, 2), 0.5)
     table[30:, 1] = np.nan
     for part, alarmed in ((0.99, False), (1.01, True)):
-        assert bool(find_drift([np.full(50, 0.5), np.full(30, 0.5)], measured, 3 * chance * part)) == alarmed
+        assert bool(find_drift([np.full(50, 0.5), np.full(30, 0.5)], EXPECTED, 3 * chance * part)) == alarmed
         for looks, share in ((1, 2), (2, 6)):
-            watch = Watch(measured, window=50, level=3 * share * chance * part)
+            watch = Watch(EXPECTED, window=50, level=3 * share * chance * part)
             for _ in range(looks):
                 watch.add(table)
             assert watch.num_looks == looks and bool(watch.found) == alarmed
 
 
 def test_a_watch_looks_when_its_window_is_full_and_then_after_every_half_of_one() -> None:
-    watch, looks = Watch(Expected(2000, 80.0, (78.0, 82.0), [1.0, 0.41], 1.0), window=4), []
+    watch, looks = Watch(EXPECTED, window=4), []
     for _ in range(9):
         watch.add(np.full((1, 2), 0.5))
         looks.append(watch.num_looks)

@@ -249,17 +249,14 @@ def test_an_image_is_decoded_once_for_all_models_where_there_is_room(
 # ---------------------------------------------------------------- the stream below
 
 
-def sizes(rounds: list[Round], stage: int) -> list[int]:
-    return [found.num_images for found in rounds if found.stage == stage]
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_later_models_work_on_full_batches_between_those_of_the_first_one(scene: Scene, workers: int) -> None:
     def every_other(batch: Batch) -> list[tuple[int, Indices]]:
         return [(1, batch.indices[::2])] if batch.stage == 0 else []
 
     rounds = list(stream(scene.models[:2], scene.images, cut(np.arange(27), 4), 4, workers, every_other))
-    assert sizes(rounds, 0) == [4, 4, 4, 4, 4, 4, 3] and sizes(rounds, 1) == [4, 4, 4, 2]
+    sizes = [[found.num_images for found in rounds if found.stage == stage] for stage in (0, 1)]
+    assert sizes == [[4, 4, 4, 4, 4, 4, 3], [4, 4, 4, 2]]
     stages = [found.stage for found in rounds if found.stage != NOTHING]
     assert stages.index(1) < len(stages) - 1 - stages[::-1].index(0)
 

@@ -1,4 +1,4 @@
-"""A cascade on images, for a service to hold: `Cascade`.
+"""`Cascade`: a cascade on images in memory, for a service to hold.
 
 from clcnet import Cascade, CLCNet
 from clcnet.classifiers.classifier import load_classifier
@@ -35,6 +35,7 @@ from clcnet.cascade.rule import Rule, Surest
 from clcnet.classifiers.classes import match_classes
 from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size
 from clcnet.classifiers.loading import read_image
+from clcnet.classifiers.schedule import cut
 from clcnet.confidence import CLCNET, Network
 from clcnet.data.outputs import UNKNOWN, Outputs
 from clcnet.distributed import resolve_device
@@ -153,7 +154,7 @@ class Cascade:
         self.rule, self.thresholds = rule, [float(threshold) for threshold in thresholds]
         self.batch_size = batch_size or default_batch_size(self.models[0].device)
         self._forwards = [HalvingForward(model, self.batch_size) for model in self.models]
-        self._orders = match_classes(self.models)
+        self._orders = [slice(None) if order is None else order for order in match_classes(self.models)]
         self._class_names = self.models[0].label_names
 
     def __call__(self, images: Sequence[Picture]) -> Predictions:
@@ -187,29 +188,28 @@ class Cascade:
         self, named: Sequence[tuple[str, Picture]], errors: dict[int, str], stage: int, images: Ints
     ) -> tuple[Outputs, Bools]:
         """What a model says of these images, its classes in the first model's order, and of which; errors are noted."""
-        model, order, pieces, read = self.models[stage], self._orders[stage], [], np.zeros(len(images), bool)
-        for start in range(0, len(images), self.batch_size):
-            tensors, rows = [], []
-            for row, image in enumerate(images[start : start + self.batch_size].tolist(), start):
+        model, answers = self.models[stage], dict[int, NDArray[np.float32]]()
+        for batch in cut(images, self.batch_size):
+            tensors = dict[int, torch.Tensor]()
+            for image in batch.tolist():
                 name, given = named[image]
-                picture = _read(given, name, model)
-                if isinstance(picture, str):
-                    errors[image] = picture
-                else:
-                    tensors.append(model.transform(picture))
-                    rows.append(row)
-            if not rows:
-                continue
-            probs = self._forwards[stage](torch.stack(tensors)).cpu().numpy()
-            read[rows] = sound = np.isfinite(probs).all(axis=1)
-            for image in images[rows][~sound].tolist():
-                errors[image] = (
-                    f"image {named[image][0]}: the answer of {model.name} is not a number; check its weights, or run "
-                    "without mixed precision (--amp)"
-                )
-            pieces.append(probs[sound] if order is None else probs[sound][:, order])
-        probs = np.concatenate(pieces) if pieces else np.empty((0, 2), np.float32)
-        return Outputs.from_probs(probs, list(map(str, images[read]))), read  # rules see that images are the same
+                try:
+                    picture = read_image(_for_pil(given), model.image_mode, model.input_size)
+                except Exception as error:  # PIL's decoders raise nearly everything: OSError, SyntaxError, ...
+                    errors[image] = f"image {name} cannot be read ({error})"
+                else:  # what a transform raises is not the image's fault
+                    tensors[image] = model.transform(picture)
+            if tensors:
+                probs = self._forwards[stage](torch.stack([*tensors.values()])).cpu().numpy()
+                answers |= zip(tensors, probs[:, self._orders[stage]], strict=True)
+        for image in [image for image, probs in answers.items() if not np.isfinite(probs).all()]:
+            del answers[image]
+            errors[image] = (
+                f"image {named[image][0]}: the answer of {model.name} is not a number; check its weights, or run "
+                "without mixed precision (--amp)"
+            )
+        probs = np.stack([*answers.values()]) if answers else np.empty((0, 2), np.float32)
+        return Outputs.from_probs(probs, [*map(str, answers)]), np.isin(images, [*answers])  # rules see the same images
 
 
 class _PlainModel:
@@ -251,11 +251,7 @@ def _name(image: Picture, place: int) -> str:
     return f"{place} of the list"
 
 
-def _read(image: Picture, name: str, model: Classifier | _PlainModel) -> Image.Image | str:
-    """The image as the model's transform takes it, or why it cannot be read."""
-    try:
-        picture = io.BytesIO(image) if isinstance(image, bytes) else image
-        picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-        return read_image(picture, model.image_mode, model.input_size)
-    except Exception as error:  # PIL's decoders raise nearly everything: OSError, SyntaxError, struct.error, ...
-        return f"image {name} cannot be read ({error})"
+def _for_pil(image: Picture) -> Image.Image | io.BytesIO | str | os.PathLike[str]:
+    if isinstance(image, bytes):
+        return io.BytesIO(image)
+    return Image.fromarray(image) if isinstance(image, np.ndarray) else image

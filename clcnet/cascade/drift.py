@@ -153,13 +153,10 @@ class Watch:
             self._seen += len(confidence)
             if self._seen >= self.window // 2 and len(self._new) == self.window:
                 self._seen = 0
-                self._look()
+                self.num_looks += 1
+                level = self.level / (self.num_looks * (self.num_looks + 1))
+                self.found = find_drift([column[~np.isnan(column)] for column in self._new.T], self._expected, level)
+                for line in self.found:
+                    logging.getLogger(__name__).warning("drift: %s", line)
             if self.found and self.on_drift == "stop":
                 raise DriftError(f"the images are not like those of the policy: {'; '.join(self.found)}")
-
-    def _look(self) -> None:
-        self.num_looks += 1
-        steps = [column[~np.isnan(column)] for column in self._new.T]
-        self.found = find_drift(steps, self._expected, self.level / (self.num_looks * (self.num_looks + 1)))
-        for line in self.found:
-            logging.getLogger(__name__).warning("drift: %s", line)

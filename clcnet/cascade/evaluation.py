@@ -1,7 +1,7 @@
 """What all models said of the same images, from tables, judged by the CLCNet of each image's own fold.
 
-`from_images` has the same of images. Image i is judged by the network that was not trained on its fold. Nothing here
-chooses a threshold.
+`evaluation_images` has the same of images. Image i is judged by the network that was not trained on its fold.
+Nothing here chooses a threshold.
 """
 
 import csv

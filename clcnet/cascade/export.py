@@ -53,27 +53,6 @@ _SIMPLE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class _Judge(nn.Module):
-    """How sure a rule is of answers: sorted probabilities (M, n) of one model, or of the pool, to (M,) float64."""
-
-    def __init__(self, rule: Surest | Fused, place: int) -> None:
-        super().__init__()
-        self.name, self.network = rule.confidence, rule.network
-        self.temperature = rule.temperatures[place] if self.name == TEMPERED and isinstance(rule, Surest) else 1.0
-
-    def forward(self, sorted_probs: Tensor) -> Tensor:
-        if self.name == TEMPERED:
-            logits = sorted_probs.log() - sorted_probs[:, :1].log()
-            return 1 / (logits / self.temperature).exp().sum(dim=1).double()
-        if self.name != CLCNET:
-            if self.name not in _SIMPLE:
-                raise ValueError(f"the confidence {self.name!r} has no form in ONNX; write it in _SIMPLE of {__name__}")
-            return _SIMPLE[self.name](sorted_probs)
-        assert isinstance(self.network, CLCNet), "a policy's network is CLCNet"
-        raw, calibration = self.network(sorted_probs), self.network.calibration
-        return (raw if calibration is None else calibration.apply(raw, sorted_probs)).double()
-
-
 class _Step(nn.Module):
     """A rule once k models have spoken: probabilities, k of (M, C), to labels, confidence and answered_by, (M,)."""
 
@@ -83,8 +62,7 @@ class _Step(nn.Module):
         super().__init__()
         if not isinstance(rule, Surest | Fused) or type(rule) not in (Surest, Last, Average, Fused):
             raise ValueError(f"the rule {rule.name!r} cannot be exported")
-        self.rule = rule
-        self.judges = nn.ModuleList(_Judge(rule, place) for place in range(count))
+        self.rule, self.network = rule, rule.network
         pool = rule.pools[count - 1] if isinstance(rule, Fused) else None
         self.weights = [] if pool is None else pool.weights.astype(np.float32).tolist()
         offsets = None if pool is None or pool.offsets is None else torch.from_numpy(pool.offsets).float()
@@ -99,15 +77,40 @@ class _Step(nn.Module):
             if self.offsets is not None:
                 scores = scores + self.offsets
             pooled = scores.softmax(dim=-1)
-            return pooled.argmax(dim=1), self.judges[0](_descending(pooled)), last
+            return pooled.argmax(dim=1), self.confidence(_descending(pooled)), last
         if isinstance(rule, Last):
-            return said[-1].argmax(dim=1), self.judges[-1](_descending(said[-1])), last
-        sure = torch.stack([judge(_descending(probs)) for judge, probs in zip(self.judges, said, strict=True)])
+            return said[-1].argmax(dim=1), self.confidence(_descending(said[-1]), count - 1), last
+        sure = torch.stack([self.confidence(_descending(probs), place) for place, probs in enumerate(said)])
         if isinstance(rule, Average):
             return torch.stack(said).sum(dim=0).argmax(dim=1), sure.mean(dim=0), last
         answered_by = sure.argmax(dim=0)  # the first of equals
         labels = torch.stack([probs.argmax(dim=1) for probs in said])
         return labels.gather(0, answered_by[None])[0], sure.amax(dim=0), answered_by
+
+    def confidence(self, sorted_probs: Tensor, place: int = 0) -> Tensor:
+        """How sure sorted probabilities (M, C) are, of one model or of the pool: (M,) float64."""
+        name = self.rule.confidence
+        if name == TEMPERED and isinstance(self.rule, Surest):
+            logits = sorted_probs.log() - sorted_probs[:, :1].log()
+            return 1 / (logits / self.rule.temperatures[place]).exp().sum(dim=1).double()
+        if name != CLCNET:
+            if name not in _SIMPLE:
+                raise ValueError(f"the confidence {name!r} has no form in ONNX; write it in _SIMPLE of {__name__}")
+            return _SIMPLE[name](sorted_probs)
+        assert isinstance(self.network, CLCNet), "a policy's network is CLCNet"
+        raw, calibration = self.network(sorted_probs), self.network.calibration
+        return (raw if calibration is None else calibration.apply(raw, sorted_probs)).double()
+
+
+class _Alone(nn.Module):
+    """CLCNet by itself: sorted probabilities (M, C) to (M,) float32."""
+
+    def __init__(self, network: CLCNet) -> None:
+        super().__init__()
+        self.step = _Step(Surest(CLCNET, network=network), 1)
+
+    def forward(self, sorted_probs: Tensor) -> Tensor:
+        return self.step.confidence(sorted_probs).float()
 
 
 def _descending(probs: Tensor) -> Tensor:
@@ -124,8 +127,7 @@ class _Stage(nn.Module):
 
     def forward(self, images: Tensor, earlier: list[Tensor]) -> tuple[Tensor, ...]:
         probs = self.model(images).float().softmax(dim=-1)
-        if self.order is not None:
-            probs = probs[:, self.order]
+        probs = probs if self.order is None else probs[:, self.order]
         return probs, *self.step([*earlier, probs])
 
 
@@ -161,15 +163,9 @@ def export_clcnet(network: CLCNet, num_classes: int | None = None) -> onnx.Model
     """CLCNet alone, calibrated where it is, for rows of so many classes, its own where none are given."""
     check_extras()
     count = num_classes or network.num_classes
-    judge = _Judge(Surest(CLCNET, network=network), 0)
-    model = _to_onnx(_InFloat32(judge), (torch.full((2, count), 1 / count),), ["probs"], ["confidences"], "CLCNet")
+    rows = torch.full((2, count), 1 / count)
+    model = _to_onnx(_Alone(network), (rows,), ["probs"], ["confidences"], "CLCNet")
     return _checked(model, {"num_classes": str(count)})
-
-
-class _InFloat32(nn.Sequential):
-    def forward(self, probs: Tensor) -> Tensor:
-        confidence: Tensor = super().forward(probs).float()
-        return confidence
 
 
 def check_extras() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
@@ -111,7 +112,7 @@ class Policy(ModelHubMixin):
     models: list[Record]
     rule: Rule
     thresholds: list[float]
-    expected: Expected | None = field(default=None)
+    expected: Expected | None = None
     certificate: Certificate | None = None
     unsure_below: float | None = None
 
@@ -134,14 +135,15 @@ class Policy(ModelHubMixin):
             weights: of the CLCNet that the rule asks, if it asks one.
         """
         path = Path(path)
-        seen = _seen_from(path.parent)
+        seen = functools.partial(_seen_from, os.path.realpath(path.parent))
         content = {
             "format": FORMAT,
             "version": VERSION,
             "models": [dataclasses.asdict(_moved(model, seen)) for model in self.models],
             "rule": self.rule.to_json(),
             "clcnet": weights and {"file": seen(str(weights)), "digest": _digest(weights)},
-            "thresholds": [_to_json(threshold) for threshold in self.thresholds],
+            # JSON knows no infinity
+            "thresholds": [each if math.isfinite(each) else str(each) for each in self.thresholds],
             "expected": self.expected and dataclasses.asdict(self.expected),
             "certificate": self.certificate and dataclasses.asdict(self.certificate),
             "unsure_below": self.unsure_below,
@@ -162,7 +164,8 @@ class Policy(ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         for model in self.models:
-            if "weight" in model.loaded_from or _local(model.loaded_from.get("name", "local-dir:")):
+            name = model.loaded_from.get("name", "local-dir:")
+            if "weight" in model.loaded_from or name.strip().lower().startswith("local"):
                 raise ValueError(
                     f"model {model.model} of the policy lies on this machine alone; push it to the Hub with timm's "
                     "push_to_hf_hub, and give all models' names there, or in timm, with policy.naming(...)"
@@ -181,25 +184,20 @@ class Policy(ModelHubMixin):
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """What it is made of and what it was measured to do."""
-        expected, shares = self.expected, self.expected.shares if self.expected else [None] * len(self.models)
-        models = [
-            (
-                model.model,
-                model.loaded_from.get("name", ""),
-                "" if model.flops is None else format_flops(model.flops),
-                "" if share is None else f"{share:.1%}",
-            )
-            for model, share in zip(self.models, shares, strict=True)
-        ]
-        measured = ["Nothing was measured."]
-        if expected:
-            low, high = expected.accuracy_interval
+        shares, measured = [""] * len(self.models), ["Nothing was measured."]
+        if self.expected:
+            low, high = self.expected.accuracy_interval
+            shares = [f"{share:.1%}" for share in self.expected.shares]
             measured = [
-                f"On {expected.num_images:,} images that nothing in it was chosen on: top-1 {expected.accuracy:.2f}% "
-                f"[{low:.2f}, {high:.2f}] at {format_flops(expected.flops)} multiply-adds an image."
+                f"On {self.expected.num_images:,} images that nothing in it was chosen on: top-1 "
+                f"{self.expected.accuracy:.2f}% [{low:.2f}, {high:.2f}] at {format_flops(self.expected.flops)} "
+                "multiply-adds an image."
             ]
         if self.certificate:
             measured += ["", self.certificate.describe()]
+        costs = ["" if model.flops is None else format_flops(model.flops) for model in self.models]
+        sources = [model.loaded_from.get("name", "") for model in self.models]
+        models = [*zip([model.model for model in self.models], sources, costs, shares, strict=True)]
         return hub.policy_card(self.rule.name, self.thresholds, models, measured)
 
     @classmethod
@@ -215,13 +213,13 @@ class Policy(ModelHubMixin):
             raise FileNotFoundError(f"policy {path} does not exist; train_custom_data.py and step 4 write one")
         raw = read_bytes(path, LARGEST_JSON)
         try:
-            content = parse_json(raw)
+            content, found = parse_json(raw), functools.partial(_found_from, os.path.realpath(path.parent))
             if content["format"] != FORMAT or content["version"] != VERSION:
                 raise ValueError(f"it is version {content['version']} of {content['format']!r}")
             expected = content["expected"]
-            models = [Record.checked(model, f"model {place}") for place, model in enumerate(content["models"], 1)]
+            records = [Record.checked(model, f"model {place}") for place, model in enumerate(content["models"], 1)]
             policy = cls(
-                models=[_moved(model, _lying_beside(path.parent)) for model in models],
+                models=[_moved(record, found) for record in records],
                 rule=rule_from_json(content["rule"], _network(content["clcnet"], path.parent, device)),
                 thresholds=[*map(_from_json, content["thresholds"])],
                 expected=expected
@@ -281,11 +279,6 @@ class Policy(ModelHubMixin):
         return classifiers
 
 
-def _to_json(threshold: float) -> float | str:
-    """JSON knows no infinity."""
-    return threshold if math.isfinite(threshold) else str(threshold)
-
-
 def _from_json(threshold: Any) -> float:
     if threshold in ("inf", "-inf") or is_number(threshold, -MOST, MOST):
         return float(threshold)
@@ -310,36 +303,22 @@ def _moved(model: Record, move: Callable[[str], str]) -> Record:
     return dataclasses.replace(model, loaded_from=source)
 
 
-def _seen_from(folder: Path) -> Callable[[str], str]:
-    """From a path as this run knows it to how a policy in `folder` names it; what does not lie here stays."""
-    there = os.path.realpath(folder)
-
-    def seen(path: str) -> str:
-        near = not os.path.isabs(path) or os.path.abspath(path).startswith(f"{there}{os.sep}")
-        return os.path.relpath(os.path.abspath(path), there) if near and os.path.exists(path) else path
-
-    return seen
+def _seen_from(folder: str, path: str) -> str:
+    """How a policy in this folder names a path of this run; what does not lie here stays."""
+    near = not os.path.isabs(path) or os.path.abspath(path).startswith(f"{folder}{os.sep}")
+    return os.path.relpath(os.path.abspath(path), folder) if near and os.path.exists(path) else path
 
 
-def _lying_beside(folder: Path) -> Callable[[str], str]:
+def _found_from(folder: str, path: str) -> str:
     """The way back; what does not lie there is taken as this run would, as policies of earlier versions mean it."""
-
-    def found(path: str) -> str:
-        there = os.path.join(os.path.realpath(folder), path)
-        return os.path.relpath(there) if not os.path.isabs(path) and os.path.exists(there) else path
-
-    return found
+    there = os.path.join(folder, path)
+    return os.path.relpath(there) if not os.path.isabs(path) and os.path.exists(there) else path
 
 
 def _digest(path: Path) -> str:
     """Of a weights file, or of a folder as `save_pretrained` makes it."""
     files = [path / name for name in (CONFIG_FILE, TENSORS_FILE)] if path.is_dir() else [path]
     return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=16).hexdigest()
-
-
-def _local(name: str) -> bool:
-    """Whether a model's name is a folder of this machine."""
-    return name.strip().lower().startswith("local")
 
 
 def _network(reference: dict[str, str] | None, folder: Path, device: torch.device | str) -> CLCNet | None:

@@ -1,13 +1,14 @@
-"""A cascade over a folder of images: each model sees only what goes on to it, and nothing that the store knows."""
+"""Step 5: a cascade over a folder. Each model sees only the images that go on to it, and none that the store knows."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +21,11 @@ from clcnet.classifiers.classes import Reading, match_classes
 from clcnet.classifiers.classifier import Classifier, default_batch_size
 from clcnet.classifiers.kept import Kept, kept_answers
 from clcnet.classifiers.loading import sum_up_remarks
-from clcnet.classifiers.schedule import NOTHING, Entering, Indices
+from clcnet.classifiers.schedule import NOTHING, Entering, Indices, cut
 from clcnet.classifiers.stream import Batch, Round, stream
 from clcnet.data.images import ImageSet
 from clcnet.data.outputs import UNKNOWN
-from clcnet.files import atomic_path, csv_writer
+from clcnet.files import atomic_path, write_rows
 from clcnet.strangers import for_spreadsheet
 
 _IMAGES_AT_ONCE = 1024  # of those that the store knows
@@ -94,12 +95,18 @@ class _Run:
     def __init__(self, kept: Sequence[Kept], orders: Sequence[Indices | None], answers: Answers) -> None:
         self.kept, self.orders, self.answers = kept, orders, answers
 
+    def begin(self, batch_size: int) -> tuple[list[Indices], Entering]:
+        """Batches of the first model, and images that wait for later ones since the store knows its answers."""
+        everything = self.answers.places
+        waiting = [pair for pair in self.enter(0, everything) if pair[0] > 0]
+        return self.kept[0].missing(everything, batch_size), waiting
+
     def enter(self, stage: int, indices: Indices) -> Entering:
         """Images that are to see a model: what the store knows is decided at once, the rest is given back."""
         known = self.kept[stage].known(indices)
         entering = [(stage, indices[~known])] if not known.all() else []
-        for start in range(0, int(known.sum()), _IMAGES_AT_ONCE):
-            entering += self.decide(stage, indices[known][start : start + _IMAGES_AT_ONCE])
+        for part in cut(indices[known], _IMAGES_AT_ONCE):
+            entering += self.decide(stage, part)
         return entering
 
     def take(self, batch: Batch) -> Entering:
@@ -148,48 +155,29 @@ def run_folder(
     orders = match_classes(classifiers)
     batch_size = batch_size or default_batch_size(classifiers[0].device)
     with contextlib.ExitStack() as stack:
-        kept = [stack.enter_context(kept_answers(store, model, images)) for model in classifiers]
-        mine = [one for one in kept if one is not None]
-        run = _Run(mine, orders, Answers(rule, thresholds, len(images))) if mine else None
-        first, waiting = distributed.broadcast(_begin(run, batch_size) if run else None)
-        stopwatch = Stopwatch(len(classifiers))
-        decide: Callable[[Batch], Entering] = run.take if run else lambda batch: []
-        rounds = stream(classifiers, images, first, batch_size, workers, decide, waiting)
-        for found in _with_progress(rounds, len(images), sum(map(len, first)), stopwatch, quiet=run is None):
-            stopwatch.add(found)
-        if run is None:
+        in_all = [stack.enter_context(kept_answers(store, model, images)) for model in classifiers]
+        kept = [one for one in in_all if one]  # none but in the main process
+        run = _Run(kept, orders, Answers(rule, thresholds, len(images)))
+        first, waiting = distributed.broadcast(run.begin(batch_size) if kept else None)
+        stopwatch, num_known = Stopwatch(len(classifiers)), len(images) - sum(map(len, first))
+        bar = tqdm(total=len(images), initial=num_known, unit="img", desc="cascade", smoothing=0.1, disable=not kept)
+        with bar:
+            for found in stream(classifiers, images, first, batch_size, workers, run.take, waiting):
+                stopwatch.add(found)
+                if found.stage > 0:
+                    bar.set_postfix_str(f"{stopwatch.num_images(1)} deferred", refresh=False)
+                elif found.stage == 0:
+                    bar.update(found.num_images)
+        if not kept:
             return None
-        mine[0].refuse_nothing_read()
-        unreadable = {place: reason for one in mine for place, reason in one.reasons.items()}
-        note = mine[0].settle(readings)
-        run.answers.targets = mine[0].targets
-        run.answers.correct = run.answers.labels == run.answers.targets
-        remarks = {place: remark for one in mine for place, remark in one.remarks.items()}
+        kept[0].refuse_nothing_read()
+        note, targets = kept[0].settle(readings), kept[0].targets
+        run.answers.targets, run.answers.correct = targets, run.answers.labels == targets
+        unreadable = {place: reason for one in kept for place, reason in one.reasons.items()}
+        remarks = {place: remark for one in kept for place, remark in one.remarks.items()}
         notes = [line for line in (note, sum_up_remarks(remarks.values())) if line]
-        before = [one.num_before for one in mine]
-        return FolderRun(
-            run.answers.read(), dict(sorted(unreadable.items())), stopwatch, before, mine[0].targets, notes
-        )
-
-
-def _begin(run: _Run, batch_size: int) -> tuple[list[Indices], Entering]:
-    """Batches of the first model, and images that wait for later ones since the store knows the first one's answers."""
-    everything = run.answers.places
-    waiting = [pair for pair in run.enter(0, everything) if pair[0] > 0]
-    return run.kept[0].missing(everything, batch_size), waiting
-
-
-def _with_progress(
-    rounds: Iterator[Round], num_images: int, num_missing: int, stopwatch: Stopwatch, quiet: bool
-) -> Iterator[Round]:
-    known = num_images - num_missing
-    with tqdm(total=num_images, initial=known, unit="img", desc="cascade", smoothing=0.1, disable=quiet) as bar:
-        for found in rounds:
-            yield found
-            if found.stage > 0:
-                bar.set_postfix_str(f"{stopwatch.num_images(1)} deferred", refresh=False)
-            elif found.stage == 0:
-                bar.update(found.num_images)
+        before = [one.num_before for one in kept]
+        return FolderRun(run.answers.read(), dict(sorted(unreadable.items())), stopwatch, before, targets, notes)
 
 
 def write_result(
@@ -213,28 +201,26 @@ def write_result(
         spreadsheet_safe: see to it that a spreadsheet takes no name for a formula.
     """
     cell = for_spreadsheet if spreadsheet_safe else str
-    columns = ["file", "predict", "GT", "class_name", "confidence", "answered_by"]
-    columns += [] if unsure is None else ["unsure"]
-    columns += [f"{name}_{what}" for name in stage_names for what in ("predict", "confidence")]
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        writer = csv_writer(file)
-        writer.writerow(map(cell, columns))
+
+    def rows() -> Iterator[list[Any]]:
+        columns = ["file", "predict", "GT", "class_name", "confidence", "answered_by"]
+        columns += [] if unsure is None else ["unsure"]
+        columns += [f"{name}_{what}" for name in stage_names for what in ("predict", "confidence")]
+        yield [*map(cell, columns)]
         for row, place in enumerate(answers.places):
             label, target = answers.labels[row], answers.targets[row]
             own = [*zip(answers.own_labels[:, row], answers.own_confidence[:, row], strict=True)]
             own += [(UNKNOWN, np.nan)] * (len(stage_names) - len(own))
-            writer.writerow(
-                [
-                    cell(images.files[place]),
-                    label,
-                    target if target != UNKNOWN else "",
-                    cell(class_names[label]) if class_names else "",
-                    answers.confidence[row],
-                    cell(stage_names[answers.answered_by[row]]),
-                    *(() if unsure is None else [int(unsure[row])]),
-                    *(cell for pair in own for cell in (pair if pair[0] != UNKNOWN else ("", ""))),
-                ]
-            )
+            yield [
+                cell(images.files[place]),
+                label,
+                target if target != UNKNOWN else "",
+                cell(class_names[label]) if class_names else "",
+                answers.confidence[row],
+                cell(stage_names[answers.answered_by[row]]),
+                *([] if unsure is None else [int(unsure[row])]),
+                *(each for pair in own for each in (pair if pair[0] != UNKNOWN else ("", ""))),
+            ]
+
+    with atomic_path(path) as temporary:
+        write_rows(temporary, rows())

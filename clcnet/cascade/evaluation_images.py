@@ -1,4 +1,4 @@
-"""What models say of an image set, for the evaluation: each sees an image once, and none that the store knows."""
+"""Step 4 on images: what two models say of them. Each sees an image once, and none that the store knows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clcnet import distributed
 from clcnet.cascade.evaluation import Evaluation, with_clcnet
 from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import Classifier
-from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
+from clcnet.classifiers.kept import classify_missing, kept_answers
 from clcnet.classifiers.loading import sum_up_remarks
 from clcnet.classifiers.timing import timed_on_images
 from clcnet.cli import one_line
@@ -23,12 +23,10 @@ from clcnet.data.outputs import Outputs
 from clcnet.metrics import Ints
 from clcnet.network.model import CLCNet
 
-LoadModel = Callable[[int], Classifier]  # the model of a place, 0 for the shallow one
-
 
 def evaluation_of_images(
     images: ImageSet,
-    load_model: LoadModel,
+    load_model: Callable[[int], Classifier],
     networks: Sequence[CLCNet],
     threshold: float | None,
     given_flops: Sequence[float | None],
@@ -40,7 +38,7 @@ def evaluation_of_images(
 
     Args:
         images: with classes.
-        load_model: makes the classifier of a place; the deep one is not made if nothing is deferred to it.
+        load_model: makes the shallow classifier, 0, or the deep one, 1, which is not made if nothing is deferred to it.
         networks: of each fold; none where nothing is to be deferred.
         threshold: the only one of interest, or None for all; then the models are timed too.
         given_flops: by place, None where they are to be counted.
@@ -54,7 +52,7 @@ def evaluation_of_images(
     found: list[Outputs] = []
     models: list[Classifier] = []
     unreadable: dict[int, str] = {}
-    asked: Ints | None = np.arange(len(images))
+    asked = np.arange(len(images))
     with contextlib.ExitStack() as stack:
         for place, label in enumerate(("shallow model", "deep model")):
             models.append(load_model(place))
@@ -65,13 +63,18 @@ def evaluation_of_images(
                 print(f"{label}: {models[-1].describe()}", flush=True)
             classify_missing(kept, models[-1], images, asked, batch_size, workers)
             if kept:
-                assert asked is not None
-                seen.append(asked[kept.known(asked)])
                 for note in filter(None, (kept.settle(readings), sum_up_remarks(kept.remarks.values()))):
                     print(f"{label}: {one_line(note)}", flush=True)
-                found.append(_answers(kept, seen[-1], given_flops[place], networks))
                 unreadable |= kept.reasons
-                asked = _deferred(found[-1], seen[-1], threshold)
+                seen.append(asked[kept.known(asked)])
+                outputs = kept.outputs(seen[-1])
+                if given_flops[place] is not None:
+                    outputs = replace(outputs, record=replace(outputs.record, flops=given_flops[place]))
+                found.append(with_clcnet(outputs, images.folds[seen[-1]], networks))
+                asked = seen[-1][:0]
+                if networks:
+                    limit = np.inf if threshold is None else threshold
+                    asked = seen[-1][found[-1].scores[CLCNET] < limit]
             asked = distributed.broadcast(asked)
             if not len(asked):
                 break
@@ -83,19 +86,3 @@ def evaluation_of_images(
         seen = [both]
         found = timed_on_images(found, models, images, batch_size, workers)
     return Evaluation(found, images.folds[seen[0]], [model.name for model in models], unreadable, images)
-
-
-def _answers(kept: Kept, places: Ints, flops: float | None, networks: Sequence[CLCNet]) -> Outputs:
-    """What a model said of images, with how sure the network of each one's fold is of that."""
-    outputs = kept.outputs(places)
-    if flops is not None:
-        outputs = replace(outputs, record=replace(outputs.record, flops=flops))
-    return with_clcnet(outputs, kept.images.folds[places], networks)
-
-
-def _deferred(shallow: Outputs, places: Ints, threshold: float | None) -> Ints:
-    """Places of the images that the deep model is to see, of those that the shallow one could read."""
-    confidence = shallow.scores.get(CLCNET)
-    if confidence is None:
-        return places[:0]
-    return places if threshold is None else places[confidence < threshold]
