@@ -157,12 +157,13 @@ class Outputs:
             ValueError: it holds no outputs; the message names the file and the row.
         """
         source = str(path)
-        names, sorted_probs, labels, classes, targets, record = read_rows(Path(path))
-        check_sorted_probs(sorted_probs, source)
-        check_answers(labels, classes, targets, sorted_probs.shape[1], source)
-        targets = None if targets is None or (targets == UNKNOWN).all() else targets
-        correct = None if (labels == UNKNOWN).any() else labels.astype(bool)
-        return cls(names, sorted_probs, classes, targets, correct, Record.checked(record, source))
+        rows = read_rows(Path(path))
+        check_sorted_probs(rows.sorted_probs, source)
+        check_answers(rows.correct, rows.classes, rows.targets, rows.sorted_probs.shape[1], source)
+        targets = None if rows.targets is None or (rows.targets == UNKNOWN).all() else rows.targets
+        correct = None if (rows.correct == UNKNOWN).any() else rows.correct.astype(bool)
+        record = Record.checked(rows.record, source)
+        return cls(rows.names, rows.sorted_probs, rows.classes, targets, correct, record)
 
     def save(self, path: Path | str) -> None:
         """Write .parquet, or .csv without classes, targets and record; only a finished file replaces another."""
