@@ -23,7 +23,7 @@ def map_rows(function: Callable[[slice], T], num_rows: int) -> list[T]:
     chunks = [slice(start, start + ROWS_A_CHUNK) for start in range(0, num_rows, ROWS_A_CHUNK)]
     if len(chunks) < 2:
         return [function(chunk) for chunk in chunks]
-    with ThreadPoolExecutor(max(num_cores(), 2)) as threads:
+    with ThreadPoolExecutor(num_cores() + 4) as threads:  # more than cores, as some wait for Python's lock
         return [*threads.map(function, chunks)]
 
 
