@@ -41,12 +41,10 @@ from clcnet.classifiers.loading import sum_up_remarks
 from clcnet.classifiers.stream import describe_waiting
 from clcnet.classifiers.timing import fastest
 from clcnet.data import sources
-from clcnet.data.checks import ROWS_A_CHUNK, doubts
+from clcnet.data.checks import doubts, rows_at_once
 from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.data.tables import TableWriter, check_table_output
 from clcnet.files import atomic_path, output_lock
-
-_COLUMNS_AT_ONCE = 1 << 13  # of all chunks of rows that are sorted and encoded side by side
 
 
 def get_args_parser() -> cli.ArgumentParser:
@@ -123,7 +121,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def write_table(kept: Kept, output: Path) -> tuple[int, int]:
     """Write the table, in bounded memory, and the errors file; returns the numbers of rows and of right answers."""
     answered = np.flatnonzero(kept.places >= 0)
-    num_right, step = 0, ROWS_A_CHUNK * max(_COLUMNS_AT_ONCE // kept.classifier.num_classes, 1)
+    num_right, step = 0, rows_at_once(kept.classifier.num_classes)
     named = name_classes(kept.images, kept.targets, kept.classifier)
     record = dataclasses.replace(kept.record, class_names=named)
     with output_lock(output), atomic_path(output) as temporary, TableWriter(temporary, record) as writer:

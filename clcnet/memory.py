@@ -1,4 +1,4 @@
-"""How much memory a run may still take, and how it is kept. stdlib alone."""
+"""How much of the machine a run may take: its cores, its memory, and how that is kept. stdlib alone."""
 
 import contextlib
 import ctypes
@@ -43,6 +43,11 @@ def return_freed_memory() -> None:
 def _tell_library(function: str, *arguments: int) -> None:
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library than glibc
         getattr(ctypes.CDLL(None), function)(*arguments)
+
+
+def num_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_bytes() -> int | None:

@@ -4,7 +4,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,14 +26,11 @@ GB = 10**9
     ],
 )
 def test_the_narrowest_limit_counts(
-    machine: int | None,
-    container: int | None,
-    process: int | None,
-    expected: int | None,
-    monkeypatch: pytest.MonkeyPatch,
+    machine: object, container: object, process: object, expected: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("machine", machine), ("container", container), ("process", process)):
-        monkeypatch.setattr(memory, f"_of_{name}", lambda value=value: value)
+    monkeypatch.setattr(memory, "_of_machine", lambda: machine)
+    monkeypatch.setattr(memory, "_of_container", lambda: container)
+    monkeypatch.setattr(memory, "_of_process", lambda: process)
     assert memory.free_bytes() == expected
 
 
@@ -46,25 +42,16 @@ def test_this_machine_has_some_memory_free_and_not_more_than_it_has() -> None:
     assert free is not None and 0 < free <= memory._fields(meminfo)["MemTotal:"] * 1024
 
 
-@pytest.fixture
-def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """A container of the newer kind, with the limit given, that uses 700 bytes, 300 of them as file cache."""
-    limit, used, statistics = (tmp_path / name for name in ("memory.max", "memory.current", "memory.stat"))
-    used.write_text("700\n")
-    statistics.write_text("anon 400\ninactive_file 300\n")
-    places = [
-        (tmp_path / "none", tmp_path / "none", tmp_path / "none", "x"),
-        (limit, used, statistics, "inactive_file"),
-    ]
-    monkeypatch.setattr(memory, "_CONTAINERS", places)
-    return limit.write_text  # type: ignore[return-value]
-
-
 @pytest.mark.parametrize(("limit", "free"), [("1000\n", 600), ("max\n", None)])
 def test_a_containers_limit_counts_its_file_cache_as_free(
-    container: Callable[[str], None], limit: str, free: int | None
+    tmp_path: Path, limit: str, free: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    container(limit)
+    """In a container of the newer kind that uses 700 bytes, 300 of them as file cache."""
+    places = [tmp_path / name for name in ("memory.max", "memory.current", "memory.stat")]
+    for place, content in zip(places, (limit, "700\n", "anon 400\ninactive_file 300\n"), strict=True):
+        place.write_text(content)
+    none = [tmp_path / "none"] * 3
+    monkeypatch.setattr(memory, "_CONTAINERS", [(*none, "x"), (*places, "inactive_file")])
     assert memory._of_container() == free
 
 

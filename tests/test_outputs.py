@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clcnet.data.checks import check_sorted_probs
+from clcnet.data.checks import check_sorted_probs, rows_at_once
 from clcnet.data.images import list_images
 from clcnet.data.outputs import UNKNOWN, Outputs, Record, concatenated, load_labelled, match_rows, sort_probs
 from clcnet.data.tables import TableWriter, encode_rows
@@ -93,6 +93,17 @@ def test_rows_written_piece_by_piece_are_the_same_rows(tmp_path: Path, extension
     pieces, whole = tmp_path / f"pieces.{extension}", tmp_path / f"whole.{extension}"
     assert_same(Outputs.load(pieces), Outputs.load(whole))
     assert extension == "parquet" or pieces.read_bytes() == whole.read_bytes()
+
+
+def test_more_cores_encode_more_rows_at_once_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, written = random_table(2100, 1000), set()
+    for cores, chunks in ((1, 8), (8, 8), (96, 98)):
+        monkeypatch.setattr("clcnet.data.checks.num_cores", lambda cores=cores: cores)
+        assert rows_at_once(1000) == 512 * chunks and rows_at_once(100_000) == 512 * 2
+        monkeypatch.setattr("clcnet.data.tables.rows_at_once", lambda _, cores=cores: 512 * cores)
+        table.save(tmp_path / "t.csv")
+        written.add((tmp_path / "t.csv").read_bytes())
+    assert len(written) == 1
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from timm.data import create_transform
 from clcnet import distributed
 from clcnet.classifiers.classifier import Classifier
 from clcnet.data.images import IMAGE_FORMATS, ImageSet
-from clcnet.memory import free_bytes, return_freed_memory
+from clcnet.memory import free_bytes, num_cores, return_freed_memory
 
 SHARED = Path("/dev/shm")
 _KEPT = "clcnet-"  # how the folders of decoded images begin there
@@ -50,9 +50,8 @@ def default_workers(prefetched_bytes: int) -> int:
 
     No more than fit into the memory, and than hand over batches of so many bytes each in half of the shared memory.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    room = [cores // processes - 1, (free_bytes() or 2**40) // processes // _WORKER_BYTES]
+    room = [num_cores() // processes - 1, (free_bytes() or 2**40) // processes // _WORKER_BYTES]
     if SHARED.is_dir():
         room.append(shutil.disk_usage(SHARED).free // 2 // processes // prefetched_bytes)
     return max(1, min(room))

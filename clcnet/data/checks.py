@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clcnet.confidence import SUM_TOLERANCE
+from clcnet.memory import num_cores
 from clcnet.metrics import Bools
 
 ROWS_A_CHUNK = 512  # bounds the memory of sorting, checking and writing, large enough to keep pyarrow busy
-UNKNOWN = -1  # the target of an image whose class is not known, and the label of an answer to it
+_COLUMNS_AT_ONCE, _COLUMNS_A_CORE = 1 << 13, 1 << 10  # of all chunks side by side; bounds the memory
+UNKNOWN = -1  # the target of an image whose class is not known; whether an answer to it is right
 TOO_GOOD = 99.5  # percent, beyond which a model has probably seen the images before
 T = TypeVar("T")
 
@@ -21,8 +23,14 @@ def map_rows(function: Callable[[slice], T], num_rows: int) -> list[T]:
     chunks = [slice(start, start + ROWS_A_CHUNK) for start in range(0, num_rows, ROWS_A_CHUNK)]
     if len(chunks) < 2:
         return [function(chunk) for chunk in chunks]
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(num_cores() + 4) as threads:  # more than cores, as some wait for Python's lock
         return [*threads.map(function, chunks)]
+
+
+def rows_at_once(num_classes: int) -> int:
+    """How many rows to sort or encode side by side: a chunk for each core, or fewer where rows are long."""
+    columns = max(_COLUMNS_AT_ONCE, _COLUMNS_A_CORE * num_cores())
+    return ROWS_A_CHUNK * max(columns // num_classes, 2)
 
 
 def doubts(accuracies: dict[str, float]) -> list[str]:
@@ -86,28 +94,28 @@ def _defect(row: NDArray[Any]) -> str:
 
 
 def check_answers(
-    labels: NDArray[Any], classes: NDArray[Any] | None, targets: NDArray[Any] | None, num_classes: int, source: str
+    correct: NDArray[Any], classes: NDArray[Any] | None, targets: NDArray[Any] | None, num_classes: int, source: str
 ) -> None:
     """Refuse answers that contradict each other, by the first row at fault.
 
     Args:
-        labels: (N,) 1 where the answer is right, 0 where not; UNKNOWN only where there are targets.
+        correct: (N,) 1 where the answer is right, 0 where not; UNKNOWN only where there are targets.
         classes: (N, n) the class behind each probability.
         targets: (N,) classes, or UNKNOWN.
         num_classes: n.
         source: what to call them in the message.
     """
-    bad = (labels != 0) & (labels != 1) & ((labels != UNKNOWN) | (targets is None))
-    refuse_rows(bad, source, lambda row: f"has label {labels[row]:.6g}; labels are 1 (right) or 0 (wrong)")
+    bad = (correct != 0) & (correct != 1) & ((correct != UNKNOWN) | (targets is None))
+    refuse_rows(bad, source, lambda row: f"has label {correct[row]:.6g}; labels are 1 (right) or 0 (wrong)")
     if targets is not None:
         check_targets(targets, num_classes, source)
     if classes is not None:
         whole = np.concatenate(map_rows(lambda rows: _have_every_class(classes[rows]), len(classes)))
         refuse_rows(~whole, source, lambda row: f"does not name every class from 0 to {num_classes - 1} once")
         if targets is not None:
-            bad = (targets != UNKNOWN) & (labels != UNKNOWN) & ((classes[:, 0] == targets) != (labels == 1))
+            bad = (targets != UNKNOWN) & (correct != UNKNOWN) & ((classes[:, 0] == targets) != (correct == 1))
             words = "answers {} where {} is right, but has label {:g}"
-            refuse_rows(bad, source, lambda row: words.format(classes[row, 0], targets[row], labels[row]))
+            refuse_rows(bad, source, lambda row: words.format(classes[row, 0], targets[row], correct[row]))
 
 
 def check_targets(targets: NDArray[Any], num_classes: int, source: str) -> None:

@@ -1,14 +1,14 @@
 """Listing images: which images there are, in which order, of which class, in which fold.
 
 Three layouts are understood, on disk or in a tar file: class folders, the five-part layout
-`split_part_1..5/<class>/<file>`, and a flat folder, with or without a file of labels; besides these timm's data sets.
-Nothing here decodes an image; those that a run could not decode are named in a file beside its output.
+`split_part_1..5/<class>/<file>`, and a flat folder, with or without a file of labels. Other images than those of a
+folder come from `sources.py`; which of them is of which class is for `labels.py`. Nothing here decodes an image; those
+that a run could not decode are named in a file beside its output.
 """
 
 import dataclasses
 import hashlib
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 from clcnet.data import labels as words
 from clcnet.data.checks import UNKNOWN
-from clcnet.data.labels import first_few, fit_class_map, natural_key, plain
+from clcnet.data.labels import first_few, fit_class_map, natural_key, number_classes, plain
 from clcnet.data.sources import DataSetOptions, Opened, Source, file_state, is_data_set, open_data_set, open_tar
 from clcnet.files import atomic_path, write_rows
 from clcnet.strangers import for_spreadsheet
@@ -34,7 +34,6 @@ IMAGE_EXTENSIONS = tuple(
 )
 _SYSTEM_FOLDERS = ("@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "lost+found")
 _THUMBNAILS = ("thumbs", "thumbnails", "_thumbs", "_thumbnails")
-_SPLIT = re.compile(r"(train|val|dev|test)(ing|id|idation)?[-_ ]?[0-9]*", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +101,7 @@ def image_keys(images: ImageSet) -> NDArray[np.uint8]:
     root = os.path.abspath(os.path.realpath(images.root))
     keys = bytearray()
     for file in images.files:
-        state = images.source.keys[file] if images.source else file_state(os.path.join(root, file))
+        state = images.source.items[file][1] if images.source else file_state(os.path.join(root, file))
         keys += hashlib.blake2b(state, digest_size=16).digest()
     return np.frombuffer(bytes(keys), np.uint8).reshape(-1, 16)
 
@@ -158,13 +157,13 @@ def list_images(
     notes += [_in_words(passed_over)] if passed_over else []
     if not files:
         raise ValueError("; ".join([f"image folder {root} holds no images ({' '.join(IMAGE_EXTENSIONS)})", *notes]))
-    files = _in_natural_order(files, {file: file.split("/")[-2] if "/" in file else "" for file in files})
-    parts = _parts(root, files)
-    ways = words.below_what_they_share({file.rpartition("/")[0] for file in files}, skip=parts is not None)
+    files.sort()
+    part_of = _parts(root, files)
+    ways = words.below_what_they_share({file.rpartition("/")[0] for file in files}, skip=bool(part_of))
     map_names = set().union(*words.class_map_readings(Path(class_map))) if class_map is not None else set()
-    _check_splits(root, ways, map_names)
-    has_class_folders = _has_class_folders(root, files, parts, any_folder, notes)
-    classes_by, known = "folders", None
+    words.check_splits(root, ways, map_names)
+    has_class_folders = words.has_class_folders(root, files, bool(part_of), any_folder, notes)
+    classes_by, known = "folders", list[str]()
     class_of: dict[str, str] = {}  # by file, where it is known
     if labels is not None:
         if has_class_folders:
@@ -175,7 +174,7 @@ def list_images(
         classes_by, class_of = "labels", dict(zip(files, of_files, strict=True))
         notes += more
     elif has_class_folders:
-        of_folder = _settle(root, ways, map_names or set(map(plain, model_classes)), any_folder, notes)
+        of_folder = words.settle(root, ways, map_names or set(map(plain, model_classes)), any_folder, notes)
         class_of = {file: of_folder[file.rpartition("/")[0]] for file in files} if of_folder else {}
     if class_map is not None:
         if class_of and any_folder and labels is None and map_names.isdisjoint(class_of.values()):
@@ -184,31 +183,26 @@ def list_images(
         classes_by = "map"
         name_of, known = fit_class_map(Path(class_map), set(class_of.values()))
         class_of = {file: name_of[name] for file, name in class_of.items()}
-    if class_of and labels is None:
-        files = _in_natural_order(files, class_of)
-    known = known or sorted(set(class_of.values()), key=natural_key)
-    index_of = {name: index for index, name in enumerate(known)}
-    targets = np.array([index_of[class_of[file]] if class_of else UNKNOWN for file in files], dtype=np.int64)
+    files = _in_natural_order(files, class_of if labels is None else {})
+    targets, known = number_classes([class_of.get(file) for file in files], known)
     names = _unique_names(files)
-    parts = _parts(root, files)
-    folds = np.array(parts, dtype=np.int64) if parts is not None else balanced_folds(names, targets)
+    folds = np.array([part_of[file] for file in files]) if part_of else balanced_folds(names, targets)
     return ImageSet(root, files, names, targets, known, folds, classes_by, passed_over, notes, source)
 
 
 def _of_data_set(name: str, options: DataSetOptions, class_map: Path | str | None) -> ImageSet:
     """The images of one of timm's data sets, in its own order."""
-    found = open_data_set(name, options)
-    classes_by, known, targets = found.classes_by, found.class_names, found.targets
+    source = open_data_set(name, options)
+    files = [*source.items]
+    classes_by = "labels" if any(isinstance(label, str) for label in source.labels) else "data set"
+    targets, known = number_classes(source.labels, source.class_names)
     if class_map is not None:
         name_of, mapped = fit_class_map(Path(class_map), known)
-        index_of = {name: index for index, name in enumerate(mapped)}
-        places = np.array([*(index_of[name_of[name]] for name in known), UNKNOWN])
-        classes_by, known, targets = "map", mapped, places[targets]
-    files = [*found.source.items]
+        labels = [None if target == UNKNOWN else name_of[known[target]] for target in targets.tolist()]
+        classes_by, (targets, known) = "map", number_classes(labels, mapped)
     names = _unique_names(files)
     folds = balanced_folds(names, targets)
-    left_out = found.passed_over, found.notes
-    return ImageSet(name, files, names, targets, known, folds, classes_by, *left_out, found.source)
+    return ImageSet(name, files, names, targets, known, folds, classes_by, source.passed_over, source.notes, source)
 
 
 def balanced_folds(names: Sequence[str], targets: np.ndarray, num_folds: int = NUM_FOLDS) -> np.ndarray:
@@ -301,83 +295,30 @@ def _in_words(passed_over: Mapping[str, str]) -> str:
     return f"passed over: {'; '.join(parts)}"
 
 
-def _in_natural_order(files: list[str], group_of: Mapping[str, str]) -> list[str]:
-    """Sort by class folder, as `group_of` names that of each file, and file name; where both are the same, by path."""
+def _in_natural_order(files: list[str], class_of: Mapping[str, str]) -> list[str]:
+    """Sort by class, or by folder where none is known, and by file name; where both are the same, by path."""
+    group_of = class_of or {file: _tail(file, 2).rpartition("/")[0] for file in files}
     groups = sorted(set(group_of.values()), key=natural_key)
     place = {group: position for position, group in enumerate(groups)}  # quicker to compare than keys
     return sorted(files, key=lambda file: (place[group_of[file]], natural_key(_tail(file, 1)), file))
 
 
-def _parts(root: Path, files: list[str]) -> list[int] | None:
-    """The part of each image, from 0, or None where the folder is not cut into parts."""
-    tops = [file.partition("/")[0] for file in files]
-    present = [name for name in PART_NAMES if name in set(tops)]
+def _parts(root: Path, files: list[str]) -> dict[str, int]:
+    """The part of each image, from 0; empty where the folder is not cut into parts."""
+    top_of = {file: file.partition("/")[0] for file in files}
+    tops = set(top_of.values())
+    present = [name for name in PART_NAMES if name in tops]
     if not present:
-        return None
+        return {}
     if len(present) < NUM_FOLDS:
         missing = ", ".join(name for name in PART_NAMES if name not in present)
         raise ValueError(
             f"image folder {root} holds images in {', '.join(present)} but not {missing}; give all five parts"
         )
-    stray = next((file for file, top in zip(files, tops, strict=True) if top not in PART_NAMES), None)
+    stray = next((file for file in files if top_of[file] not in PART_NAMES), None)
     if stray:
         raise ValueError(f"image folder {root}: {stray} lies outside the five parts; move it into one of them")
-    return [PART_NAMES.index(top) for top in tops]
-
-
-def _check_splits(root: Path, ways: Mapping[str, tuple[str, ...]], known: Collection[str]) -> None:
-    """Refuse what holds train/ and val/: merged, the images that a model was trained on would flatter it."""
-    place = {way[0]: folder[: len(folder) - len("/".join(way[1:]))].rstrip("/") for folder, way in ways.items() if way}
-    split_of = {name: found[1].lower() for name in place if name not in known and (found := _SPLIT.fullmatch(name))}
-    if len(set(split_of.values())) > 1:
-        raise ValueError(
-            f"image folder {root} holds several splits ({', '.join(sorted(split_of))}); name the one that you mean, "
-            f"such as {root / place[max(split_of)]}"
-        )
-
-
-def _has_class_folders(
-    root: Path, files: list[str], parts: list[int] | None, any_folder: bool, notes: list[str]
-) -> bool:
-    """Whether folders say which class images have: not in a flat folder, or where images lie beside folders and may."""
-    depth = 0 if parts is None else 1
-    flat = [path for path in files if path.count("/") == depth]
-    if len(flat) == len(files) and parts is None:
-        return False
-    if flat and any_folder:
-        notes.append(f"{flat[0]} lies beside folders, so no folder is taken for a class")
-    elif flat:
-        raise ValueError(f"image folder {root}: {flat[0]} lies beside the class folders; move it into one of them")
-    return not flat
-
-
-def _settle(
-    root: Path, ways: Mapping[str, tuple[str, ...]], known: Collection[str], any_folder: bool, notes: list[str]
-) -> dict[str, str]:
-    """The class of each folder, the innermost on its way or the outermost, by the classes that are known; else timm's.
-
-    Empty where no folder may be a class.
-    """
-    inner, outer = ({folder: way[end] for folder, way in ways.items()} for end in (-1, 0))
-    if inner == outer:
-        return inner
-    for reading in (inner, outer):
-        if known and set(reading.values()) <= set(known):
-            return reading
-    doubt = words.doubt_innermost(set(ways.values()))
-    if not doubt:
-        innermost, outermost = (first_few(sorted(set(way.values()), key=natural_key)) for way in (inner, outer))
-        notes.append(
-            f"the classes are the innermost folders ({innermost}), as in timm, not the outermost ({outermost})"
-        )
-        return inner
-    if any_folder:
-        notes.append(f"{doubt}, so no folder is taken for a class; a --class-map settles it")
-        return {}
-    raise ValueError(
-        f"image folder {root}: {doubt}, so the class may be the innermost folder or the outermost; give a "
-        "--class-map that names the classes, or one folder for each class"
-    )
+    return {file: PART_NAMES.index(top) for file, top in top_of.items()}
 
 
 def _tail(path: str, num_names: int) -> str:

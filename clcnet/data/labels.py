@@ -12,13 +12,19 @@ import struct
 import unicodedata
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from clcnet.data.checks import UNKNOWN
 from clcnet.strangers import read_bytes
 
 _DIGITS = re.compile(r"([0-9]+)")
+_SPLIT = re.compile(r"(train|val|dev|test)(ing|id|idation)?[-_ ]?[0-9]*", re.IGNORECASE)
 _WHOLE_NUMBER = re.compile(r"([0-9]+)(\.0+)?")  # pandas writes whole numbers as 3.0 where a cell of the column is empty
 _WORDNET_LINE = re.compile(r"(n\d{8})\s")
 _SEPARATORS = (",", "\t", ";", None)  # the last for white space, as in Caffe's val.txt
@@ -31,6 +37,28 @@ _LARGEST, _MOST_LINES, _LONGEST_LINE = 2**27, 2**22, 4000  # bytes, of a file; l
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _ANOTHER = (0, 0)  # closeness of names of two images
 _LARGEST_META = 2**23  # bytes unpacked, of meta.mat, which is 2 MB
+
+
+def number_classes(labels: Sequence[Any], names: Sequence[str] = ()) -> tuple[NDArray[np.int64], list[str]]:
+    """Number the classes of N images.
+
+    Args:
+        labels: numbers or names; None where the class is not known.
+        names: of all classes in order, where they are known; names as labels are in natural order else.
+
+    Returns:
+        targets: (N,) index into the names, UNKNOWN where the class is not known.
+        names: of all classes, in order.
+    """
+    names = list(map(plain, names))
+    if any(isinstance(label, str) for label in labels):
+        labels = [None if label is None else plain(str(label)) for label in labels]
+        names = names or sorted({*labels} - {None}, key=natural_key)
+        number_of = {name: number for number, name in enumerate(names)}
+        labels = [None if label is None else number_of[label] for label in labels]
+    numbers = [UNKNOWN if label is None else max(int(label), UNKNOWN) for label in labels]
+    names = names or [str(number) for number in range(max(numbers, default=UNKNOWN) + 1)]
+    return np.array(numbers, dtype=np.int64), names
 
 
 def natural_key(text: str) -> tuple[list[str | int], str]:
@@ -72,15 +100,63 @@ def _read_lines(path: Path) -> list[str]:
 def below_what_they_share(folders: Collection[str], skip: int = 0) -> dict[str, tuple[str, ...]]:
     """The way to each folder from where ways part: without the `skip` first names and those that all have in common."""
     ways = {folder: tuple(plain(folder).split("/"))[skip:] for folder in folders}
-    first, last = min(ways.values()), max(ways.values())
-    shortest = min(len(way) for way in ways.values())
-    shared = 0
-    while shared < shortest - 1 and first[shared] == last[shared]:
-        shared += 1
-    return {folder: way[shared:] for folder, way in ways.items()}
+    shared = min(len(os.path.commonprefix([*ways.values()])), min(map(len, ways.values())) - 1)
+    return {folder: way[max(shared, 0) :] for folder, way in ways.items()}
 
 
-def doubt_innermost(ways: set[tuple[str, ...]]) -> str:
+def check_splits(root: Path, ways: Mapping[str, tuple[str, ...]], known: Collection[str]) -> None:
+    """Refuse what holds train/ and val/: merged, the images that a model was trained on would flatter it."""
+    place = {way[0]: folder[: len(folder) - len("/".join(way[1:]))].rstrip("/") for folder, way in ways.items() if way}
+    split_of = {name: found[1].lower() for name in place if name not in known and (found := _SPLIT.fullmatch(name))}
+    if len(set(split_of.values())) > 1:
+        raise ValueError(
+            f"image folder {root} holds several splits ({', '.join(sorted(split_of))}); name the one that you mean, "
+            f"such as {root / place[max(split_of)]}"
+        )
+
+
+def has_class_folders(root: Path, files: Sequence[str], in_parts: bool, any_folder: bool, notes: list[str]) -> bool:
+    """Whether folders say which class images have: not in a flat folder, or where images lie beside folders and may."""
+    flat = [file for file in files if file.count("/") == in_parts]
+    if len(flat) == len(files) and not in_parts:
+        return False
+    if flat and any_folder:
+        notes.append(f"{flat[0]} lies beside folders, so no folder is taken for a class")
+    elif flat:
+        raise ValueError(f"image folder {root}: {flat[0]} lies beside the class folders; move it into one of them")
+    return not flat
+
+
+def settle(
+    root: Path, ways: Mapping[str, tuple[str, ...]], known: Collection[str], any_folder: bool, notes: list[str]
+) -> dict[str, str]:
+    """The class of each folder, the innermost on its way or the outermost, by the classes that are known; else timm's.
+
+    Empty where no folder may be a class.
+    """
+    inner, outer = ({folder: way[end] for folder, way in ways.items()} for end in (-1, 0))
+    if inner == outer:
+        return inner
+    for reading in (inner, outer):
+        if known and set(reading.values()) <= set(known):
+            return reading
+    doubt = _doubt_innermost(set(ways.values()))
+    if not doubt:
+        innermost, outermost = (first_few(sorted(set(way.values()), key=natural_key)) for way in (inner, outer))
+        notes.append(
+            f"the classes are the innermost folders ({innermost}), as in timm, not the outermost ({outermost})"
+        )
+        return inner
+    if any_folder:
+        notes.append(f"{doubt}, so no folder is taken for a class; a --class-map settles it")
+        return {}
+    raise ValueError(
+        f"image folder {root}: {doubt}, so the class may be the innermost folder or the outermost; give a "
+        "--class-map that names the classes, or one folder for each class"
+    )
+
+
+def _doubt_innermost(ways: set[tuple[str, ...]]) -> str:
     """Why the innermost folder on each way may be no class at all; empty where that reading is a sound one."""
     places: dict[str, tuple[str, ...]] = {}
     for way in sorted(ways, key=lambda way: natural_key("/".join(way))):

@@ -157,12 +157,13 @@ class Outputs:
             ValueError: it holds no outputs; the message names the file and the row.
         """
         source = str(path)
-        names, sorted_probs, labels, classes, targets, record = read_rows(Path(path))
-        check_sorted_probs(sorted_probs, source)
-        check_answers(labels, classes, targets, sorted_probs.shape[1], source)
-        targets = None if targets is None or (targets == UNKNOWN).all() else targets
-        correct = None if (labels == UNKNOWN).any() else labels.astype(bool)
-        return cls(names, sorted_probs, classes, targets, correct, Record.checked(record, source))
+        rows = read_rows(Path(path))
+        check_sorted_probs(rows.sorted_probs, source)
+        check_answers(rows.correct, rows.classes, rows.targets, rows.sorted_probs.shape[1], source)
+        targets = None if rows.targets is None or (rows.targets == UNKNOWN).all() else rows.targets
+        correct = None if (rows.correct == UNKNOWN).any() else rows.correct.astype(bool)
+        record = Record.checked(rows.record, source)
+        return cls(rows.names, rows.sorted_probs, rows.classes, targets, correct, record)
 
     def save(self, path: Path | str) -> None:
         """Write .parquet, or .csv without classes, targets and record; only a finished file replaces another."""
@@ -282,14 +283,14 @@ def concatenated(tables: Sequence[Outputs], paths: Sequence[Path | str]) -> tupl
 
 
 def match_rows(
-    outputs: Outputs, images: ImageSet, label: str = "the table", source: NDArray[np.int64] | None = None
+    outputs: Outputs, images: ImageSet, called: str = "the table", source: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
     """Find the image of every row, by its name in tables, by bare name, or by path: (N,) indices into `images`.
 
     Args:
         outputs: of one or several tables read together.
         images: the data set.
-        label: what to call the table in messages.
+        called: what to call the table in messages.
         source: (N,) which table a row came from, where there are several.
 
     Raises:
@@ -303,15 +304,15 @@ def match_rows(
     names = outputs.names
     found = [places.get(name) or places.get(name.replace("\\", "/"), []) for name in names]
     counts = np.array([len(indices) for indices in found])
-    refuse_rows(counts == 0, label, lambda row: f"names {names[row]!r}, which is not in {images.root}")
+    refuse_rows(counts == 0, called, lambda row: f"names {names[row]!r}, which is not in {images.root}")
     words = "names {!r}, which may be {} or {}; make the table again"
     refuse_rows(
-        counts > 1, label, lambda row: words.format(names[row], *(images.files[index] for index in found[row][:2]))
+        counts > 1, called, lambda row: words.format(names[row], *(images.files[index] for index in found[row][:2]))
     )
     matched = np.array([indices[0] for indices in found], dtype=np.int64)
     seen: dict[tuple[int, int], int] = {}
     tables = np.zeros_like(matched) if source is None else source
     for row, key in enumerate(zip(tables.tolist(), matched.tolist(), strict=True)):
         if (earlier := seen.setdefault(key, row)) != row:
-            raise ValueError(f"{label}: rows {earlier + 1} and {row + 1} both name {names[row]!r}; keep one of them")
+            raise ValueError(f"{called}: rows {earlier + 1} and {row + 1} both name {names[row]!r}; keep one of them")
     return matched

@@ -1,8 +1,11 @@
-"""Images that are no files of their own: in tar files, and in the data sets that timm knows by name.
+"""Images that are no files of a folder: in tar files, and in the data sets that timm knows by name.
 
 A model's answers are kept by image, and a later model sees only some of the images, so all of them must be there in one
 fixed order and be had in any other. Where timm's reader gives no more than a stream, the stream is copied to the disk
-first; shards of WebDataset are opened in place. Nothing is decoded here: what is broken is found, and named, later.
+first; tar files and shards of WebDataset are opened in place. Nothing is decoded here: what is broken is found, and
+named, later.
+
+A new source is a function that gives a `Source`, and its line in `_DATA_SETS`.
 """
 
 from __future__ import annotations
@@ -19,20 +22,17 @@ import tarfile
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from clcnet import cli
-from clcnet.data.checks import UNKNOWN
-from clcnet.data.labels import natural_key, plain
+from clcnet.data.labels import natural_key
 from clcnet.files import naming_full_disks
 
-_NEEDS = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets", "torch": ""}
 _WDS_IMAGES = "jpg;jpeg;png;webp"
 _LARGEST_IMAGE = 2**30  # bytes, in a tar file, from which it is read whole
 _LARGEST_SIDECAR = 2**20  # bytes of a .cls or .json beside an image
@@ -58,63 +58,33 @@ class DataSetOptions:
 
 @dataclass(eq=False)
 class Source:
-    """Opens images by the names that `ImageSet.files` gives them, in any process.
+    """Images that are no files of their own, in an order of their own.
 
     Attributes:
-        items: by name, in order, what `read` takes.
+        items: by the name that `ImageSet.files` gives an image: what `read` takes, and a key, which tells it from every
+            other image, and from itself once it was changed.
         read: opens an item; can be sent to another process.
-        keys: by name, what tells an image from every other, and from itself once it was changed.
+        labels, class_names: the classes of a data set's images, see `number_classes`.
+        passed_over: what was left out -> why.
+        notes: what the user should know, a line each.
     """
 
-    items: Mapping[str, Any]
+    items: Mapping[str, tuple[Any, bytes]]
     read: Callable[[Any], Opened]
-    keys: Mapping[str, bytes]
+    labels: Sequence[Any] = ()
+    class_names: Sequence[str] = ()
+    passed_over: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def open(self, file: str) -> Opened:
         """One image."""
-        return self.read(self.items[file])
-
-
-class DataSet:
-    """A data set, in its own order.
-
-    Args:
-        source: its images.
-        labels: N classes: numbers, or names; None where one is not known.
-        class_names: of the numbers, where they have names.
-        passed_over: what was left out -> why.
-        notes: what the user should know, a line each.
-
-    Attributes:
-        targets: (N,) index into `class_names`; -1 where the class is not known.
-        class_names: all its classes.
-        classes_by: "data set" where it numbers its classes itself, "labels" where they are but names beside images.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        labels: Sequence[Any],
-        class_names: Sequence[str] = (),
-        passed_over: Mapping[str, str] | None = None,
-        notes: Sequence[str] = (),
-    ) -> None:
-        self.source, self.passed_over, self.notes = source, passed_over or {}, notes
-        names, self.classes_by = [plain(name) for name in class_names], "data set"
-        if any(isinstance(label, str) for label in labels):
-            words = [None if label is None else plain(str(label)) for label in labels]
-            names, self.classes_by = sorted({word for word in words if word is not None}, key=natural_key), "labels"
-            place = {name: number for number, name in enumerate(names)}
-            labels = [None if word is None else place[word] for word in words]
-        numbers = [UNKNOWN if label is None else max(int(label), UNKNOWN) for label in labels]
-        self.targets: NDArray[np.int64] = np.array(numbers, dtype=np.int64)
-        self.class_names = names or [str(number) for number in range(max(numbers, default=UNKNOWN) + 1)]
+        return self.read(self.items[file][0])
 
 
 def is_data_set(name: Path | str) -> bool:
     """Whether this is the name of a data set as timm writes it, and no folder here is called so."""
     prefix, _, rest = str(name).partition("/")
-    return prefix.lower() in _NEEDS and bool(rest) and not os.path.exists(name)
+    return prefix.lower() in _DATA_SETS and bool(rest) and not os.path.exists(name)
 
 
 def folder_or_name(text: str) -> str | Path:
@@ -154,41 +124,6 @@ def data_set_options(args: argparse.Namespace) -> DataSetOptions:
     return DataSetOptions(args.split, args.input_key, args.target_key, args.data_dir and str(args.data_dir))
 
 
-def open_data_set(name: str, options: DataSetOptions) -> DataSet:
-    """Open a data set by timm's name for it.
-
-    Args:
-        name: hfds/NAME, hfids/NAME (streaming), tfds/NAME, wds/PATH (a folder of tar files, one of them, or a pattern),
-            or torch/NAME.
-        options: what the name leaves open.
-
-    Raises:
-        ValueError: a library is missing, or the data set is; the message says what timm or the library said.
-    """
-    prefix, _, rest = name.partition("/")
-    library = _NEEDS[prefix := prefix.lower()]
-    try:
-        importlib.import_module(library or "torchvision")
-    except ImportError as error:
-        raise ValueError(f"{name} needs the library {library} ({error}); pip install {library}") from None
-    openers = {"hfds": _hugging_face, "hfids": _stream, "tfds": _stream, "wds": _web_data_set, "torch": _torchvision}
-    try:
-        found = openers[prefix](f"{prefix}/{rest}", options)
-    except Exception as error:  # these libraries raise anything, and most of it is about the name or a flag
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"{name} cannot be read ({reason})") from error
-    if not found.source.items:
-        raise ValueError(f"{name} holds no images")
-    return found
-
-
-def _create_reader(name: str, split: str | None, options: DataSetOptions, **arguments: Any) -> Any:
-    from timm.data.readers.reader_factory import create_reader  # timm takes seconds to import
-
-    keys = {"input_key": options.input_key, "target_key": options.target_key}
-    return create_reader(name, **{"root": options.data_dir, "split": split, **keys, **arguments})
-
-
 def file_state(path: str) -> bytes:
     """Path, size and times of a file, as bytes that change when it is written to."""
     try:
@@ -213,10 +148,10 @@ def _read_piece(paths: Sequence[str], piece: Piece) -> BinaryIO:
         return io.BytesIO(file.read(end - start))
 
 
-def _pieces(paths: Sequence[str], pieces: Mapping[str, Piece]) -> Source:
+def _pieces(paths: Sequence[str], pieces: Mapping[str, Piece], **more: Any) -> Source:
     states = [file_state(os.path.realpath(path)) for path in paths]
-    keys = {name: b"%b\0%d" % (states[number], start) for name, (number, start, _) in pieces.items()}
-    return Source(pieces, functools.partial(_read_piece, paths), keys)
+    items = {name: (piece, b"%b\0%d" % (states[piece[0]], piece[1])) for name, piece in pieces.items()}
+    return Source(items, functools.partial(_read_piece, paths), **more)
 
 
 def _members(path: str) -> Iterator[tuple[str, int, int]]:
@@ -235,7 +170,44 @@ def open_tar(path: str) -> Source:
     return _pieces([path], {name: (0, start, end) for name, start, end in _members(path)})
 
 
-def _web_data_set(name: str, options: DataSetOptions) -> DataSet:
+# ---------------------------------------------------------------- data sets
+
+
+def open_data_set(name: str, options: DataSetOptions) -> Source:
+    """Open a data set by timm's name for it.
+
+    Args:
+        name: hfds/NAME, hfids/NAME (streaming), tfds/NAME, wds/PATH (a folder of tar files, one of them, or a pattern),
+            or torch/NAME.
+        options: what the name leaves open.
+
+    Raises:
+        ValueError: a library is missing, or the data set is; the message says what timm or the library said.
+    """
+    prefix, _, rest = name.partition("/")
+    library, open_ = _DATA_SETS[prefix := prefix.lower()]
+    try:
+        importlib.import_module(library)
+    except ImportError as error:
+        raise ValueError(f"{name} needs the library {library} ({error}); pip install {library}") from None
+    try:
+        source = open_(f"{prefix}/{rest}", options)
+    except Exception as error:  # these libraries raise anything, and most of it is about the name or a flag
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{name} cannot be read ({reason})") from error
+    if not source.items:
+        raise ValueError(f"{name} holds no images")
+    return source
+
+
+def _create_reader(name: str, split: str | None, options: DataSetOptions, **arguments: Any) -> Any:
+    from timm.data.readers.reader_factory import create_reader  # timm takes seconds to import
+
+    keys = {"input_key": options.input_key, "target_key": options.target_key}
+    return create_reader(name, **{"root": options.data_dir, "split": split, **keys, **arguments})
+
+
+def _web_data_set(name: str, options: DataSetOptions) -> Source:
     """Shards of WebDataset: files that differ in nothing but their extensions are a sample."""
     path, split = name.partition("/")[2], options.split
     is_folder = os.path.isdir(path)
@@ -272,7 +244,7 @@ def _web_data_set(name: str, options: DataSetOptions) -> DataSet:
             continue
         pieces[f"{file}.{kind}"] = sample[kind]
         labels.append(_sidecar(shards, file, sample.get("json" if target_key else "cls"), target_key))
-    return DataSet(_pieces(shards, pieces), labels, passed_over=passed_over)
+    return _pieces(shards, pieces, labels=labels, passed_over=passed_over)
 
 
 def _sidecar(shards: Sequence[str], file: str, piece: Piece | None, target_key: str | None) -> int | None:
@@ -286,9 +258,6 @@ def _sidecar(shards: Sequence[str], file: str, piece: Piece | None, target_key: 
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{shards[number]}: the class of {file} cannot be read: {reason}") from None
-
-
-# ---------------------------------------------------------------- data sets with an index
 
 
 def _names(paths: Sequence[str | None]) -> list[str]:
@@ -317,26 +286,27 @@ def _read_cell(dataset: Any, key: str, place: int) -> Opened:
     return io.BytesIO(cell["bytes"]) if cell["bytes"] else str(cell["path"])
 
 
-def _hugging_face(name: str, options: DataSetOptions) -> DataSet:
+def _hugging_face(name: str, options: DataSetOptions) -> Source:
     reader = _create_reader(name, _the_split(name, options), options)
     labels, notes = [None] * len(reader), [f"{name} has no column {reader.label_key}, so no image has a class"]
     if options.target_key or reader.label_key in reader.dataset.features:
         labels, notes = list(reader.iter_targets()), []
     cells = reader.dataset.select_columns(reader.image_key).with_format("arrow").iter(1000)  # which reads no image
     paths = [path for batch in cells for path in batch[reader.image_key].combine_chunks().field("path").to_pylist()]
-    files, identity = _names(paths), reader.dataset._fingerprint.encode()
+    identity = reader.dataset._fingerprint.encode()
     states = [file_state(path) if path and os.path.isabs(path) else b"" for path in paths]
-    keys = {file: b"%b\0%d\0%b" % (identity, place, states[place]) for place, file in enumerate(files)}
+    items = {
+        file: (place, b"%b\0%d\0%b" % (identity, place, states[place])) for place, file in enumerate(_names(paths))
+    }
     read = functools.partial(_read_cell, reader.dataset, reader.image_key)
-    source = Source({file: place for place, file in enumerate(files)}, read, keys)
-    return DataSet(source, labels, [*reader.class_to_idx], notes=notes)
+    return Source(items, read, labels, [*reader.class_to_idx], notes=notes)
 
 
 def _first(items: Any, place: int) -> Any:
     return items[place][0]
 
 
-def _torchvision(name: str, options: DataSetOptions) -> DataSet:
+def _torchvision(name: str, options: DataSetOptions) -> Source:
     from timm.data import create_dataset
 
     if options.data_dir is None:
@@ -349,19 +319,16 @@ def _torchvision(name: str, options: DataSetOptions) -> DataSet:
     classes = [each if isinstance(each, str) else ", ".join(each) for each in getattr(dataset, "classes", ())]
     if samples:  # files, to be opened where it is known which formats are
         paths = [os.path.abspath(path) for path, _ in samples]
-        items = dict(zip(_names(paths), paths, strict=True))
-        keys = {file: file_state(path) for file, path in items.items()}
-        return DataSet(Source(items, str, keys), labels, classes)
-    places = {file: place for place, file in enumerate(_names([None] * len(dataset)))}
+        items: dict[str, tuple[Any, bytes]] = {
+            file: (path, file_state(path)) for file, path in zip(_names(paths), paths, strict=True)
+        }
+        return Source(items, str, labels, classes)
     identity = hashlib.blake2b(np.asarray(dataset.data).tobytes(), digest_size=16).digest()
-    keys = {file: b"%b%d" % (identity, place) for file, place in places.items()}
-    return DataSet(Source(places, functools.partial(_first, dataset), keys), labels, classes)
+    items = {file: (place, b"%b%d" % (identity, place)) for place, file in enumerate(_names([None] * len(dataset)))}
+    return Source(items, functools.partial(_first, dataset), labels, classes)
 
 
-# ---------------------------------------------------------------- streams
-
-
-def _stream(name: str, options: DataSetOptions) -> DataSet:
+def _stream(name: str, options: DataSetOptions) -> Source:
     """Copy a stream, in the order in which it comes, into one file, which goes when the images do."""
     if name.startswith("hfids/"):
         # timm wants to know how many samples a training has; all are read
@@ -381,13 +348,14 @@ def _stream(name: str, options: DataSetOptions) -> DataSet:
             labels.append(label)
             ends.append(file.tell())
             digests.append(hashlib.blake2b(content, digest_size=16).digest())
-    files = _names(paths)
-    pieces = {name: (0, start, end) for name, start, end in zip(files, ends[:-1], ends[1:], strict=True)}
-    keys = {file: b"%b\0%b" % (digest, os.fsencode(file)) for file, digest in zip(files, digests, strict=True)}
-    source = Source(pieces, functools.partial(_read_piece, [spool]), keys)
+    items = {
+        name: ((0, *ends[place : place + 2]), b"%b\0%b" % (digests[place], os.fsencode(name)))
+        for place, name in enumerate(_names(paths))
+    }
+    notes = [f"{len(items)} images, {ends[-1] / 1e6:.1f} MB, were copied from the stream to {spool} for this run"]
+    source = Source(items, functools.partial(_read_piece, [spool]), labels, [*reader.class_to_idx], notes=notes)
     weakref.finalize(source, os.unlink, spool)
-    note = f"{len(files)} images, {ends[-1] / 1e6:.1f} MB, were copied from the stream to {spool} for this run"
-    return DataSet(source, labels, [*reader.class_to_idx], notes=[note])
+    return source
 
 
 def _undecoded(reader: Any, options: DataSetOptions) -> Iterator[tuple[str | None, bytes, Any]]:
@@ -410,3 +378,12 @@ def _png(image: Image.Image) -> bytes:
     sink = io.BytesIO()
     image.save(sink, "PNG", compress_level=1)
     return sink.getvalue()
+
+
+_DATA_SETS: dict[str, tuple[str, Callable[[str, DataSetOptions], Source]]] = {  # timm's prefix: library, what opens it
+    "hfds": ("datasets", _hugging_face),
+    "hfids": ("datasets", _stream),
+    "wds": ("webdataset", _web_data_set),
+    "tfds": ("tensorflow_datasets", _stream),
+    "torch": ("torchvision", _torchvision),
+}

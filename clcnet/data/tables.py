@@ -26,7 +26,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from clcnet.data.checks import ROWS_A_CHUNK, UNKNOWN, map_rows
+from clcnet.data.checks import ROWS_A_CHUNK, UNKNOWN, map_rows, rows_at_once
 from clcnet.files import check_output
 from clcnet.memory import free_bytes
 from clcnet.strangers import parse_json
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 24  # bytes of CSV that one thread takes at a time
 _VALUES_A_READ = 1 << 22  # of Parquet: rows may have 2 numbers or 21,843
-_CHUNKS_AT_ONCE = 8  # of rows of CSV, each encoded by a thread
 _BYTES_A_NAME = 100  # in memory, roughly
 _LONGEST_NAME = 4096  # bytes, as of a path
 _LONGEST_LINE = 1 << 22  # characters; 21,843 classes take 300,000
@@ -66,7 +65,7 @@ class Rows(NamedTuple):
 
     names: list[str]
     sorted_probs: NDArray[np.float32]
-    labels: NDArray[Any]  # numbers
+    correct: NDArray[Any]  # numbers
     classes: NDArray[np.unsignedinteger[Any]] | None
     targets: NDArray[np.int64] | None
     record: Any  # what JSON says; None where it is none
@@ -107,7 +106,7 @@ class TableWriter:
                 "a CSV table says which answers are right, and these outputs do not; give the true classes, or save "
                 "them as .parquet"
             )
-        step = ROWS_A_CHUNK * (_CHUNKS_AT_ONCE if is_csv else 1)
+        step = rows_at_once(outputs.num_classes) if is_csv else ROWS_A_CHUNK
         for start in range(0, len(outputs), step):
             piece = outputs.subset(range(start, min(start + step, len(outputs))))
             if is_csv:
@@ -161,15 +160,15 @@ def _decode(names: pa.Array) -> list[str]:
 
 
 def _to_batch(outputs: Outputs) -> pa.RecordBatch:
-    labels = targets = np.full(len(outputs), UNKNOWN)
+    correct = targets = np.full(len(outputs), UNKNOWN)
     if outputs.targets is not None:
         targets = outputs.targets
         if outputs.classes is not None:
-            labels = np.where(targets == UNKNOWN, UNKNOWN, outputs.classes[:, 0] == targets)
+            correct = np.where(targets == UNKNOWN, UNKNOWN, outputs.classes[:, 0] == targets)
     columns = {
         "file": pa.array([_encode(name) for name in outputs.names], pa.binary()).cast(pa.string(), safe=False),
         "sorted_probs": _lists(outputs.sorted_probs),
-        "correct": pa.array((labels if outputs.correct is None else outputs.correct).astype(np.int8)),
+        "correct": pa.array((correct if outputs.correct is None else outputs.correct).astype(np.int8)),
         "targets": pa.array(targets.astype(np.int64)),
     }
     if outputs.classes is not None:
