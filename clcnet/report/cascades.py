@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 
 from clcnet.cascade.drift import Expected, quantiles
-from clcnet.cascade.fused import Fused
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.rule import Surest
+from clcnet.cascade.rules import Fused, Surest
 from clcnet.cascade.search import Found
 from clcnet.cascade.selection import Goal
 from clcnet.cascade.verdict import Scored, Single, Units, rival_of

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clcnet.cascade.fused import folds_of_classes
-from clcnet.cascade.promises import Promised, alone_on, choosing_images, on_others, promised_by
+from clcnet.cascade.guarantee import Promised, certified, choosing_images
+from clcnet.cascade.pool import folds_of_classes
 from clcnet.cascade.search import Cascades, Found, find_cascades
 from clcnet.cascade.selection import Goal
 from clcnet.cascade.verdict import Single, Units, Verdict, judge
@@ -94,15 +94,9 @@ def search(outputs: Sequence[Outputs], folds: Ints, wanted: Wanted) -> Searched:
         singles, found = cascades.singles(names), cascades.goals[0]
         verdict = judge(found.cross_fitted, wanted.goal, found.target, singles, units, wanted.least_saving)
         return Searched(outputs, folds, len(folds), names, units, cascades, singles, verdict)
-    path = cascades.goals[:1] if wanted.promise.any_cascade_will_do else cascades.front[::-1] or cascades.goals[:1]
-    deep = int(np.argmax([scored.accuracy for scored in cascades.raw]))
-    promised = promised_by(path, outputs, held, costs, deep, wanted.promise)
-    raw, corrected = alone_on(held, outputs, costs, wanted.confidence)
-    front, others = (on_others(group, held, costs) for group in (cascades.front, cascades.goals[1:]))
-    goals_found = [promised.found or cascades.goals[0], *others]
-    cascades = Cascades(goals_found, front, raw, corrected, cascades.dropped)
+    cascades, promised = certified(cascades, outputs, held, costs, wanted.promise, wanted.confidence)
     singles = cascades.singles(names)
-    verdict = promised.judge(singles[deep], units, wanted.least_saving)
+    verdict = promised.judge(singles[promised.deep], units, wanted.least_saving)
     elsewhere = np.zeros(len(held[0]), dtype=np.int64)
     return Searched(held, elsewhere, len(folds), names, units, cascades, singles, verdict, promised)
 

@@ -15,7 +15,7 @@ import pandas as pd
 from clcnet import metrics
 from clcnet.cascade.comparison import DEFERRAL_SHARES, Contender, figures, resample
 from clcnet.cascade.curve import Curve
-from clcnet.cascade.rule import known
+from clcnet.cascade.rules import known
 from clcnet.cli import one_line
 from clcnet.data.outputs import Outputs
 from clcnet.files import atomic_path

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from clcnet import cli
-from clcnet.cascade.fused import BEST
-from clcnet.cascade.promises import Promise
+from clcnet.cascade.guarantee import Promise
+from clcnet.cascade.rules import BEST
 from clcnet.cascade.selection import Goal
 from clcnet.confidence import SIMPLE_CONFIDENCES
 
