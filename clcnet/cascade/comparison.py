@@ -13,6 +13,7 @@ from clcnet.cascade.curve import (
     accuracy_at_deferral,
     area_under_deferral,
     oracle,
+    resampled_counts,
     resampled_sweeps,
     sweep,
 )
@@ -71,12 +72,12 @@ def resample(contenders: Sequence[Contender], seed: int) -> list[dict[str, Float
     Returns:
         The figures of each by name, (B,); a saving of 0 where it does not get to the deep model's accuracy.
     """
-    deep, flops = contenders[0].steps.own[-1], contenders[0].steps.flops[-1]
+    steps = contenders[0].steps
+    draws = resampled_counts(len(steps), NUM_RESAMPLES, seed)
+    targets = [100 * counts[steps.own[-1]].sum() / len(steps) for counts in draws]
     found = []
     for contender in contenders:
-        rows = [
-            figures(curve, 100 * counts[deep].sum() / len(deep), flops)
-            for curve, counts in resampled_sweeps(contender.steps, NUM_RESAMPLES, seed)
-        ]
+        curves = resampled_sweeps(contender.steps, NUM_RESAMPLES, seed)
+        rows = [figures(curve, target, steps.flops[-1]) for (curve, _), target in zip(curves, targets, strict=True)]
         found.append({name: np.nan_to_num([row[name] for row in rows]) for name in rows[0]})
     return found

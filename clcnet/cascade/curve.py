@@ -114,14 +114,17 @@ def sweep(steps: Steps, thresholds: ArrayLike | None = None) -> Curve:
     return _Sorted(steps, thresholds).curve(np.ones(len(steps), dtype=np.int64))
 
 
-def resampled_sweeps(steps: Steps, num_resamples: int, seed: int) -> Iterator[tuple[Curve, Ints]]:
-    """The bootstrap of whole curves: sweeps over images drawn with replacement, and how often each was drawn, (N,).
-
-    The same seed and number of images, the same draws.
-    """
-    images, random, size = _Sorted(steps), np.random.default_rng(seed), len(steps)
+def resampled_counts(num_images: int, num_resamples: int, seed: int) -> Iterator[Ints]:
+    """How often each image is drawn, (N,), in every resample; the same seed and number of images, the same draws."""
+    random = np.random.default_rng(seed)
     for _ in range(num_resamples):
-        counts = np.bincount(random.integers(0, size, size), minlength=size)
+        yield np.bincount(random.integers(0, num_images, num_images), minlength=num_images)
+
+
+def resampled_sweeps(steps: Steps, num_resamples: int, seed: int) -> Iterator[tuple[Curve, Ints]]:
+    """The bootstrap of whole curves: sweeps over images drawn with replacement, and how often each was drawn, (N,)."""
+    images = _Sorted(steps)
+    for counts in resampled_counts(len(steps), num_resamples, seed):
         yield images.curve(counts), counts
 
 
