@@ -34,7 +34,7 @@ from clcnet import CLCNet, distributed
 from clcnet.cascade.curve import SHALLOW_ALONE
 from clcnet.cascade.drift import DriftError, find_drift
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.rule import CLCNET, Surest
+from clcnet.cascade.rules import CLCNET, Surest
 from clcnet.cascade.runner import run_folder, write_result
 from clcnet.classifiers.classes import name_classes, possible_readings
 from clcnet.classifiers.classifier import Classifier, load_classifier

@@ -28,8 +28,7 @@ if __name__ == "__main__":
 from clcnet import distributed
 from clcnet.cascade import evaluation
 from clcnet.cascade.curve import SHALLOW_ALONE, sweep
-from clcnet.cascade.rule import CLCNET, Surest, know_classes
-from clcnet.cascade.rules import cross_fitted
+from clcnet.cascade.rules import CLCNET, Surest, cross_fitted, know_classes
 from clcnet.cascade.verdict import recommend
 from clcnet.data import sources
 from clcnet.data.checks import doubts

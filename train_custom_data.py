@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from clcnet.cascade.evaluation import evaluation_of_tables, images_of_outputs
-from clcnet.cascade.rule import know_classes
-from clcnet.cascade.suggestion import suggest_threshold
+from clcnet.cascade.rules import know_classes
+from clcnet.cascade.selection import suggest_threshold
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.checks import doubts
 from clcnet.data.images import list_images

@@ -27,8 +27,7 @@ from clcnet import cli
 from clcnet.cascade.comparison import compare
 from clcnet.cascade.curve import Curve, Steps, surest_steps, sweep
 from clcnet.cascade.evaluation import with_clcnet, with_rivals
-from clcnet.cascade.rule import CLCNET, Surest
-from clcnet.cascade.rules import steps_of
+from clcnet.cascade.rules import CLCNET, Surest, steps_of
 from clcnet.cascade.selection import Goal
 from clcnet.cascade.verdict import recommend
 from clcnet.classifiers.flops import count_flops

@@ -33,7 +33,7 @@ import timm
 import torch
 
 from benchmarks.peak import peak_mebibytes
-from clcnet.cascade.rule import CLCNET, Surest
+from clcnet.cascade.rules import CLCNET, Surest
 from clcnet.cascade.runner import FolderRun, run_folder
 from clcnet.classifiers.classifier import Classifier, load_classifier
 from clcnet.data.images import ImageSet, list_images

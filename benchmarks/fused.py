@@ -15,7 +15,7 @@ import timm
 import torch
 from PIL import Image
 
-from clcnet.cascade.fused import CrossFit, rows_of, standing
+from clcnet.cascade.pool import CrossFit, rows_of, standing
 from clcnet.cascade.search import find_cascades
 from clcnet.cascade.selection import Goal
 from clcnet.data.images import balanced_folds

@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.one_layer import one_layer  # noqa: E402
 from clcnet import CLCNet  # noqa: E402
-from clcnet.cascade.fused import Fused, Pool  # noqa: E402
 from clcnet.cascade.policy import Policy  # noqa: E402
-from clcnet.cascade.rule import TEMPERED, Surest  # noqa: E402
+from clcnet.cascade.pool import Pool  # noqa: E402
+from clcnet.cascade.rules import TEMPERED, Fused, Surest  # noqa: E402
 from clcnet.classifiers import checkpoint, model_config  # noqa: E402
 from clcnet.data.outputs import Outputs, Record  # noqa: E402
 from clcnet.data.store import READ, Store  # noqa: E402

@@ -26,8 +26,7 @@ from benchmarks.ablation_1000 import Photographs
 from benchmarks.fused import imagenet_outputs
 from clcnet import CLCNet, cli, metrics
 from clcnet.cascade.evaluation import Evaluation, evaluation_of_tables, images_of_outputs, load_fold_networks
-from clcnet.cascade.rule import CLCNET, Surest
-from clcnet.cascade.rules import cross_fitted
+from clcnet.cascade.rules import CLCNET, Surest, cross_fitted
 from clcnet.cascade.search import Found, find_cascades
 from clcnet.cascade.selection import Goal, Reference
 from clcnet.confidence import margin, max_softmax

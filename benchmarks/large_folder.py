@@ -23,7 +23,7 @@ from PIL import Image
 from benchmarks.one_layer import CLASSES, SIDE, save_one_layer
 from clcnet import cli
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.rule import Surest
+from clcnet.cascade.rules import Surest
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.data.outputs import Record
 

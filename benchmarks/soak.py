@@ -27,8 +27,9 @@ from benchmarks.one_layer import SIDE, save_one_layer
 from clcnet import Cascade, cli
 from clcnet.cascade.cascade import Picture, Predictions
 from clcnet.cascade.drift import Expected, quantiles
-from clcnet.cascade.fused import Fused, Pool
 from clcnet.cascade.policy import Policy
+from clcnet.cascade.pool import Pool
+from clcnet.cascade.rules import Fused
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.data.outputs import Record
 

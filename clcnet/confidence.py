@@ -2,7 +2,7 @@
 
 Each function takes `sorted_probs` (N, n), descending rows that sum to 1, and returns (N,) float64, higher is surer.
 `SIMPLE_CONFIDENCES` lists those of one line by the name that the tables print; the tempered softmax is fitted to a
-model's answers. Which answer stands, of several models', is the matter of rules (`cascade/rule.py`).
+model's answers. Which answer stands, of several models', is the matter of rules (`cascade/rules.py`).
 """
 
 from collections.abc import Callable, Sequence

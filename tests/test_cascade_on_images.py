@@ -16,9 +16,8 @@ from torch import nn
 
 from clcnet import Cascade, CLCNet
 from clcnet.cascade.cascade import Picture, Predictions
-from clcnet.cascade.fused import Fused, Pool
-from clcnet.cascade.rule import Surest
-from clcnet.cascade.rules import Average
+from clcnet.cascade.pool import Pool
+from clcnet.cascade.rules import Average, Fused, Surest
 from clcnet.classifiers.classifier import Classifier, load_classifier
 from clcnet.data.images import IMAGE_EXTENSIONS, ImageSet, list_images
 

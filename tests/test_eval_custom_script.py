@@ -17,7 +17,7 @@ from scripts import EVALUATE_CUSTOM, refusal, run
 import eval_custom_data as script
 from clcnet import Cascade, CLCNet
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.rule import Surest
+from clcnet.cascade.rules import Surest
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.data.images import list_images
 from clcnet.data.outputs import Record

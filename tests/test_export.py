@@ -17,10 +17,9 @@ from scripts import run as command
 
 from clcnet import Cascade, CLCNet, Outputs
 from clcnet.cascade import export
-from clcnet.cascade.fused import Fused, Pool
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.rule import CLCNET, TEMPERED, Rule, Surest
-from clcnet.cascade.rules import Average, Last
+from clcnet.cascade.pool import Pool
+from clcnet.cascade.rules import CLCNET, TEMPERED, Average, Fused, Last, Rule, Surest
 from clcnet.classifiers.classifier import Classifier, load_classifier
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.outputs import Record

@@ -12,7 +12,7 @@ import scripts
 from scripts import EVALUATE_CUSTOM
 
 from clcnet.cascade.answers import Answers, run_cascade
-from clcnet.cascade.rule import Surest
+from clcnet.cascade.rules import Surest
 from clcnet.data.outputs import UNKNOWN, Outputs
 from clcnet.report.folder import print_summary, promise_lines, summarise, write_page
 

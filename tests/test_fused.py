@@ -10,10 +10,9 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from clcnet.cascade import fused
-from clcnet.cascade.fused import (
+from clcnet.cascade.pool import (
+    PENALTIES,
     CrossFit,
-    Fused,
     Pool,
     Rows,
     fit_rows,
@@ -23,6 +22,7 @@ from clcnet.cascade.fused import (
     simplest_of_best,
     standing,
 )
+from clcnet.cascade.rules import Fused
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.outputs import UNKNOWN, Outputs
 
@@ -183,7 +183,7 @@ def test_offsets_are_taken_where_classes_are_favoured_and_left_where_they_are_no
 def test_a_class_without_images_keeps_a_finite_offset() -> None:
     outputs = simulated(300, 5, (2.0, 3.0))
     here = outputs[0].targets != 4
-    for penalty in fused.PENALTIES[1:]:
+    for penalty in PENALTIES[1:]:
         offsets = fit_rows(rows_of([out.subset(here) for out in outputs]), penalty).offsets
         assert offsets is not None and -8 < offsets[4] < offsets[1:4].min()
 

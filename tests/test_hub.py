@@ -16,9 +16,9 @@ from networks import sorted_rows, trained_looking
 
 from clcnet import Cascade, CLCNet, hub
 from clcnet.cascade.drift import Expected
-from clcnet.cascade.fused import Fused, Pool
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.rule import CLCNET, Surest
+from clcnet.cascade.pool import Pool
+from clcnet.cascade.rules import CLCNET, Fused, Surest
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.data.outputs import Record
 from clcnet.network.calibration import Calibration

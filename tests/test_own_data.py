@@ -20,7 +20,7 @@ from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, GENERATE, TRAIN_CUSTOM, ref
 
 from clcnet import Cascade, CLCNet, Outputs, cli
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.rule import Surest
+from clcnet.cascade.rules import Surest
 from clcnet.cascade.selection import Goal
 from clcnet.cascade.verdict import Scored, Single, Units, Verdict, judge
 from clcnet.classifiers.classifier import load_classifier

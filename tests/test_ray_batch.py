@@ -14,7 +14,7 @@ import pytest
 from scripts import EVALUATE_CUSTOM, run
 
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.rule import Surest
+from clcnet.cascade.rules import Surest
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.data.outputs import Record
 

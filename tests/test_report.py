@@ -9,8 +9,7 @@ import pytest
 from clcnet.cascade.comparison import compare
 from clcnet.cascade.curve import Steps, sweep
 from clcnet.cascade.evaluation import with_rivals
-from clcnet.cascade.rule import CLCNET, Surest
-from clcnet.cascade.rules import steps_of
+from clcnet.cascade.rules import CLCNET, Surest, steps_of
 from clcnet.cascade.selection import Reference
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.outputs import Outputs, Record

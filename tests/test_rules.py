@@ -11,8 +11,18 @@ from scipy.special import softmax
 from clcnet.cascade.comparison import compare, figures, resample
 from clcnet.cascade.curve import sweep
 from clcnet.cascade.evaluation import at_threshold, with_rivals
-from clcnet.cascade.rule import CHANCE, CLCNET, TEMPERED, Surest
-from clcnet.cascade.rules import Average, Last, compared, cross_fitted, rule_from_json, steps_of
+from clcnet.cascade.rules import (
+    CHANCE,
+    CLCNET,
+    TEMPERED,
+    Average,
+    Last,
+    Surest,
+    compared,
+    cross_fitted,
+    rule_from_json,
+    steps_of,
+)
 from clcnet.confidence import SIMPLE_CONFIDENCES, fit_temperatures, tempered_top
 from clcnet.data.outputs import Outputs
 from clcnet.report.tables import comparison_frame, comparison_markdown

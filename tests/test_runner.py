@@ -16,7 +16,7 @@ from PIL import Image
 from scripts import interrupt_after
 
 from clcnet import Cascade, distributed
-from clcnet.cascade.rule import Surest
+from clcnet.cascade.rules import Surest
 from clcnet.cascade.runner import FolderRun, Stopwatch, run_folder, write_result
 from clcnet.classifiers import loading
 from clcnet.classifiers.classes import class_readings

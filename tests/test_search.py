@@ -8,10 +8,10 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from clcnet.cascade import fused
+from clcnet.cascade import pool
 from clcnet.cascade import search as module
 from clcnet.cascade.curve import Steps
-from clcnet.cascade.fused import BEST, Fused
+from clcnet.cascade.rules import BEST, Fused
 from clcnet.cascade.search import Choice, Search, find_cascades, pareto, quantile_thresholds, tabulate
 from clcnet.cascade.selection import Goal
 from clcnet.cascade.verdict import Scored
@@ -58,18 +58,18 @@ def test_the_cheapest_cascade_is_the_one_that_brute_force_finds(seed: int) -> No
     costs = np.array([1.0, 2.0, 5.0, 9.0])
     chains = [chain for size in (1, 2, 3, 4) for chain in combinations(range(4), size)]
     steps = {chain: random_steps(costs[list(chain)], 30, 100 * seed + number) for number, chain in enumerate(chains)}
-    search = Search(chains, steps.__getitem__, np.zeros(30))
+    search = Search(steps.items(), np.zeros(30))
     everything = []
     for chain in chains:
         limits = [quantile_thresholds(after, module.NUM_BINS[len(chain)]) for after in steps[chain].confidence[:-1]]
         everything += [literally(steps[chain], vector) for vector in product(*limits)]
     for target in (40.0, 60.0, 70.0):
         reached = [spent for right, spent in everything if 100 * right / 30 >= target - 1e-9]
-        assert search.cheapest(target).cost * 30 == pytest.approx(min(reached))
+        assert search.best(Goal("accuracy", target)).cost * 30 == pytest.approx(min(reached))
     for budget in (2.0, 4.0, 8.0):
         within = max(right for right, spent in everything if spent / 30 <= budget + 1e-9)
-        assert search.within(budget).accuracy == pytest.approx(100 * within / 30)
-    choice = search.cheapest(60.0)
+        assert search.best(Goal("flops", budget)).accuracy == pytest.approx(100 * within / 30)
+    choice = search.best(Goal("accuracy", 60.0))
     right, spent = literally(steps[choice.chain], choice.thresholds)
     assert (choice.accuracy, choice.cost) == pytest.approx((100 * right / 30, spent / 30))
 
@@ -77,10 +77,11 @@ def test_the_cheapest_cascade_is_the_one_that_brute_force_finds(seed: int) -> No
 def test_a_target_out_of_reach_gives_the_most_accurate_cascade_and_a_budget_too_small_the_cheapest() -> None:
     both = Steps([[0.1, 0.9, 0.2, 0.8], [0.5] * 4], [[False, True, False, True], [True] * 3 + [False]], [1.0, 3.0])
     first = Steps(both.confidence[:1], both.correct[:1], [1.0])
-    search = Search([(0,), (0, 1)], lambda chain: both if len(chain) > 1 else first, np.zeros(4))
-    assert search.cheapest(100.0).accuracy == 100.0 and search.reaches(100.0) and not search.reaches(100.5)
-    assert search.cheapest(101.0) == Choice((0, 1), (0.8,), 100.0, 2.5) == search.cheapest(100.0)
-    assert search.within(0.5) == Choice((0,), (), 50.0, 1.0)
+    search = Search([((0,), first), ((0, 1), both)], np.zeros(4))
+    assert search.reaches(100.0) and not search.reaches(100.5)
+    for target in (100.0, 101.0):
+        assert search.best(Goal("accuracy", target)) == Choice((0, 1), (0.8,), 100.0, 2.5)
+    assert search.best(Goal("flops", 0.5)) == Choice((0,), (), 50.0, 1.0)
 
 
 def test_points_that_another_beats_are_not_on_the_front() -> None:
@@ -91,8 +92,8 @@ def test_points_that_another_beats_are_not_on_the_front() -> None:
 def test_what_a_choice_loses_is_its_promise_less_what_it_does_on_the_fold_left_out() -> None:
     """Model 0 is right in fold 0 alone, model 1 in fold 1 alone: the choice on one fold is worthless on the other."""
     halves = np.arange(8) // 4
-    steps = {(model,): Steps(np.zeros((1, 8)), [halves == model], [model + 1.0]) for model in (0, 1)}
-    search = Search(list(steps), steps.__getitem__, halves)
+    steps = [((model,), Steps(np.zeros((1, 8)), [halves == model], [model + 1.0])) for model in (0, 1)]
+    search = Search(steps, halves)
     assert search.lost(100.0) == pytest.approx(100 * (1 - 1 / 2))
 
 
@@ -118,9 +119,8 @@ def test_the_choice_for_a_fold_never_depends_on_its_images(models: list[Outputs]
         engines.append(module._Engine(rows, np.array([[1.0, 2.0, 3.0]]), FOLDS, 3, confidence, True, False))
     assert engines[0].judges[1] == engines[1].judges[1]
     one, other = (engine.searches[1] for engine in engines)
-    assert one.cheapest(goals[0].value) == other.cheapest(goals[0].value)
-    assert one.within(goals[1].value) == other.within(goals[1].value)
-    assert engines[0].searches[0].cheapest(70.0) != engines[1].searches[0].cheapest(70.0)
+    assert [one.best(goal) for goal in goals] == [other.best(goal) for goal in goals]
+    assert engines[0].searches[0].best(goals[0]) != engines[1].searches[0].best(goals[0])
     elsewhere = np.flatnonzero(FOLDS != 1)
     for chain in engines[0].chains[1]:
         before, after = (engine.prefix_steps(chain, 1, elsewhere) for engine in engines)
@@ -131,7 +131,7 @@ def test_the_best_confidence_is_one_that_ranks_fused_answers_best(
     models: list[Outputs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upside_down = {"upside down": lambda probs: -probs[:, 0].astype(float)}
-    for place in (fused, module):
+    for place in (pool, module):
         monkeypatch.setattr(place, "SIMPLE_CONFIDENCES", upside_down | SIMPLE_CONFIDENCES)
     goals = [Goal("accuracy", 65.0)]
     worst, best = (find_cascades(models, FOLDS, goals, confidence=name).goals[0] for name in ("upside down", BEST))

@@ -90,11 +90,10 @@ def test_figures_of_the_small_cascade_by_hand():
 def test_resampled_sweeps_equal_sweeps_over_the_images_drawn():
     steps, _ = simulated_pair(60)
     random = np.random.default_rng(7)
-    thresholds = [-1, -0.1, 0.1, 2]
-    for curve, counts in resampled_sweeps(steps, 3, seed=7, thresholds=thresholds):
+    for curve, counts in resampled_sweeps(steps, 3, seed=7):
         drawn = random.integers(0, 60, 60)
         again = steps.subset(drawn)
-        expected = sweep(again, thresholds)
+        expected = sweep(again, curve.thresholds)
         np.testing.assert_allclose(curve.accuracy, expected.accuracy)
         np.testing.assert_allclose(curve.flops, expected.flops)
         np.testing.assert_allclose(steps.own @ counts / 0.6, again.own_accuracy)

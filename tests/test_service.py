@@ -14,7 +14,7 @@ from PIL import Image
 
 from clcnet import Cascade
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.rule import Surest
+from clcnet.cascade.rules import Surest
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.data.outputs import Record
 

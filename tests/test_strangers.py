@@ -23,9 +23,9 @@ import scripts
 
 from clcnet import CLCNet, cli
 from clcnet.cascade.evaluation import load_fold_networks
-from clcnet.cascade.fused import Fused, Pool
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.rule import CLCNET, TEMPERED, Rule, Surest
+from clcnet.cascade.pool import Pool
+from clcnet.cascade.rules import CLCNET, TEMPERED, Fused, Rule, Surest
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.classifiers.kept import Kept
 from clcnet.data.images import list_images

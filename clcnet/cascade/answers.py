@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from clcnet.cascade.rule import Rule
+from clcnet.cascade.rules import Rule
 from clcnet.data.outputs import UNKNOWN, Outputs
 from clcnet.metrics import Bools, Ints
 

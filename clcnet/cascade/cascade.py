@@ -31,7 +31,7 @@ from torch import nn
 from clcnet.cascade.answers import run_cascade
 from clcnet.cascade.drift import OnDrift, Watch
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.rule import Rule, Surest
+from clcnet.cascade.rules import Rule, Surest
 from clcnet.classifiers.classes import match_classes
 from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size
 from clcnet.classifiers.loading import read_image

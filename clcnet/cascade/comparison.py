@@ -17,8 +17,7 @@ from clcnet.cascade.curve import (
     resampled_sweeps,
     sweep,
 )
-from clcnet.cascade.rule import know_classes
-from clcnet.cascade.rules import compared, cross_fitted
+from clcnet.cascade.rules import compared, cross_fitted, know_classes
 from clcnet.cascade.selection import cheapest_at_accuracy
 from clcnet.data.outputs import Outputs
 from clcnet.metrics import Floats, Ints

@@ -121,11 +121,9 @@ def resampled_counts(num_images: int, num_resamples: int, seed: int) -> Iterator
         yield np.bincount(random.integers(0, num_images, num_images), minlength=num_images)
 
 
-def resampled_sweeps(
-    steps: Steps, num_resamples: int, seed: int, thresholds: ArrayLike | None = None
-) -> Iterator[tuple[Curve, Ints]]:
+def resampled_sweeps(steps: Steps, num_resamples: int, seed: int) -> Iterator[tuple[Curve, Ints]]:
     """The bootstrap of whole curves: sweeps over images drawn with replacement, and how often each was drawn, (N,)."""
-    images = _Sorted(steps, thresholds)
+    images = _Sorted(steps)
     for counts in resampled_counts(len(steps), num_resamples, seed):
         yield images.curve(counts), counts
 
@@ -165,7 +163,7 @@ def area_under_deferral(curve: Curve, highest: float = 1.0) -> float:
 class _Sorted:
     """A sweep's sorting, done once for any number of resamples."""
 
-    def __init__(self, steps: Steps, thresholds: ArrayLike | None) -> None:
+    def __init__(self, steps: Steps, thresholds: ArrayLike | None = None) -> None:
         self.steps = steps
         reach = np.maximum.accumulate(steps.confidence[:-1], axis=0)  # model k + 1 sees those where it is < threshold
         if thresholds is None:

@@ -15,10 +15,10 @@ import torch
 
 from clcnet.cascade.answers import run_cascade
 from clcnet.cascade.curve import Curve
-from clcnet.cascade.rule import Rule, known
+from clcnet.cascade.rules import Rule, known
 from clcnet.confidence import CLCNET, SIMPLE_CONFIDENCES, TEMPERED, fit_temperatures, tempered_top
 from clcnet.data.images import NUM_FOLDS, ImageSet, balanced_folds
-from clcnet.data.outputs import Outputs, Record, match_rows
+from clcnet.data.outputs import UNKNOWN, Outputs, Record, match_rows
 from clcnet.metrics import Bools, Ints
 from clcnet.network.model import CLCNet
 from clcnet.network.weights import SPLIT_FILE, find_fold_weights
@@ -165,11 +165,10 @@ def images_of_outputs(table: Outputs, path: Path, weights: Path | None = None) -
         The image set, and whether its folds are those of the training of the weights in a folder, by the list of all
         images that it left there; else they are class-balanced.
     """
-    classes = known(table.correct, table).astype(np.int64) if table.targets is None else table.targets
-    splits = weights / SPLIT_FILE if weights else None
-    fold_of = _read_splits(splits, table.names)[0] if splits and splits.exists() else {}  # the released ones have none
-    folds = np.array([fold_of.get(name, -1) for name in table.names], dtype=np.int64)
-    trained = bool((folds >= 0).all())
+    classes, trained = known(table.correct, table).astype(np.int64) if table.targets is None else table.targets, False
+    if weights and (weights / SPLIT_FILE).exists():  # the released ones have none
+        folds, _ = _read_splits(weights / SPLIT_FILE, table.names)
+        trained = bool((folds != UNKNOWN).all())
     if not trained:
         folds = balanced_folds(table.names, classes)
     return ImageSet(path, table.names, table.names, classes, [], folds), trained
@@ -206,10 +205,9 @@ def load_fold_networks(folder: Path, images: ImageSet, device: torch.device | st
 
 def _check_same_folds(path: Path, images: ImageSet) -> str | None:
     """Refuse folds other than those of the training, where its list of them has these very images; gives its run."""
-    fold_of, run = _read_splits(path, images.names)
-    trained = np.array([fold_of.get(name, -1) for name in images.names])
-    moved = np.flatnonzero((trained >= 0) & (trained != images.folds))
-    if len(moved) and (trained >= 0).all():
+    trained, run = _read_splits(path, images.names)
+    moved = np.flatnonzero(trained != images.folds)
+    if len(moved) and (trained != UNKNOWN).all():
         index = moved[0]
         raise ValueError(
             f"{images.names[index]} is in fold {images.folds[index] + 1} of {images.root} but was in fold "
@@ -219,16 +217,15 @@ def _check_same_folds(path: Path, images: ImageSet) -> str | None:
     return run
 
 
-def _read_splits(path: Path, names: Sequence[str]) -> tuple[dict[str, int], str | None]:
-    """The fold, from 0, that each of these images was in when the weights were trained, and that training's run."""
+def _read_splits(path: Path, names: Sequence[str]) -> tuple[Ints, str | None]:
+    """The fold, from 0, that each image was in when the weights were trained, or UNKNOWN, and that training's run."""
     check_file(path)
-    known = set(names)
-    fold_of, runs = {}, set()
+    fold_of, runs = dict.fromkeys(names, UNKNOWN), set()
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             for row in csv.DictReader(iter(lambda: file.readline(_LONGEST_LINE), "")):
                 fold = _FOLDS.index(row["fold"])
-                if row["file"] in known:  # a stranger's list may be endless
+                if row["file"] in fold_of:  # a stranger's list may be endless
                     fold_of[row["file"]] = fold
                 runs.add(row.get("run"))
                 if len(runs) > 1:
@@ -236,7 +233,7 @@ def _read_splits(path: Path, names: Sequence[str]) -> tuple[dict[str, int], str 
         (run,) = runs
     except (KeyError, TypeError, ValueError, csv.Error):
         raise ValueError(f"{path} is not a whole list of folds; run train_imagenet_5fold_cv.py again") from None
-    return fold_of, run
+    return np.array([fold_of[name] for name in names], dtype=np.int64), run
 
 
 def flops_of(model: str) -> float:

@@ -29,10 +29,8 @@ with contextlib.suppress(ModuleNotFoundError):  # `check_extras` says what is mi
     from onnx import TensorProto, compose, helper, numpy_helper
 
 from clcnet import cli
-from clcnet.cascade.fused import Fused
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.rule import Rule, Surest
-from clcnet.cascade.rules import Average, Last
+from clcnet.cascade.rules import Average, Fused, Last, Rule, Surest
 from clcnet.classifiers.classes import match_classes
 from clcnet.classifiers.classifier import Classifier
 from clcnet.confidence import CHANCE, CLCNET, TEMPERED

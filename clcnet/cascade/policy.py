@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from clcnet import hub
 from clcnet.cascade.drift import MOST, Expected
-from clcnet.cascade.rule import Rule
-from clcnet.cascade.rules import rule_from_json
+from clcnet.cascade.rules import Rule, rule_from_json
 from clcnet.data.outputs import Record
 from clcnet.files import atomic_path
 from clcnet.metrics import format_flops

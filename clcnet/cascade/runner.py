@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from clcnet import distributed
 from clcnet.cascade.answers import Answers
-from clcnet.cascade.rule import Rule
+from clcnet.cascade.rules import Rule
 from clcnet.classifiers.classes import Reading, match_classes
 from clcnet.classifiers.classifier import Classifier, default_batch_size
 from clcnet.classifiers.kept import Kept, kept_answers

@@ -8,10 +8,9 @@ folds. Accuracy is in percent, shares are fractions, costs are an image's, in an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
 from itertools import combinations
 from typing import Any
 
@@ -22,7 +21,8 @@ from tqdm import tqdm
 
 from clcnet.cascade.curve import Steps, decide
 from clcnet.cascade.drift import quantiles
-from clcnet.cascade.fused import BEST, PENALTIES, CrossFit, Fused, Pool, Rows, rows_of, simplest_of_best, standing
+from clcnet.cascade.pool import PENALTIES, CrossFit, Pool, Rows, rows_of, simplest_of_best, standing
+from clcnet.cascade.rules import BEST, Fused
 from clcnet.cascade.selection import Goal
 from clcnet.cascade.verdict import Scored, Single
 from clcnet.confidence import SIMPLE_CONFIDENCES
@@ -50,6 +50,10 @@ class Choice:
     def decide(self, confidence: Floats) -> Ints:
         """The last model that sees each image, (N,), from confidences (K, N)."""
         return decide(confidence, self.thresholds)
+
+    def score(self, steps: Steps, costs: Floats) -> Scored:
+        """What it does on images of which these are its steps, at costs (U, M) of all models."""
+        return Scored.at(steps, self.thresholds, costs[:, self.chain])
 
 
 def quantile_thresholds(confidence: Floats, num_bins: int) -> Floats:
@@ -90,26 +94,28 @@ def pareto(right: NDArray[Any], spent: NDArray[Any]) -> Ints:
 class Search:
     """All cascades over some images in folds, and the best of them for a goal.
 
-    `steps` gives those of a chain. A choice is made anew without each fold, to see what choosing loses.
+    A choice is made anew without each fold, to see what choosing loses.
     """
 
-    def __init__(self, chains: Sequence[Chain], steps: Callable[[Chain], Steps], folds: Ints) -> None:
+    def __init__(self, cascades: Iterable[tuple[Chain, Steps]], folds: Ints) -> None:
+        """Take every chain with its steps over the same N images in folds (N,)."""
         _, folds, self.sizes = np.unique(folds, return_inverse=True, return_counts=True)
-        self.found: list[tuple[Chain, list[Floats], Ints]] = []
-        rights, spents = [], []
-        for chain in chains:
-            found = steps(chain)
-            thresholds = [quantile_thresholds(after, NUM_BINS[len(chain)]) for after in found.confidence[:-1]]
-            right, spent = tabulate(found, thresholds, folds, len(self.sizes))
-            places = np.unique(np.concatenate([pareto(*both) for both in _without_each(right, spent)]))
-            self.found.append((chain, thresholds, places))
-            rights.append(right[:, places])
-            spents.append(spent[:, places])
-        self.ends = np.cumsum([len(places) for _, _, places in self.found])
+        self.tables: list[tuple[Chain, list[Floats]]] = []
+        rights, spents, origins = [], [], []
+        for number, (chain, steps) in enumerate(cascades):
+            thresholds = [quantile_thresholds(after, NUM_BINS[len(chain)]) for after in steps.confidence[:-1]]
+            right, spent = tabulate(steps, thresholds, folds, len(self.sizes))
+            pairs = zip(_without_each(right), _without_each(spent), strict=True)
+            cells = np.unique(np.concatenate([pareto(*pair) for pair in pairs]))
+            self.tables.append((chain, thresholds))
+            rights.append(right[:, cells])
+            spents.append(spent[:, cells])
+            origins.append(np.stack([np.full(len(cells), number), cells]))
         self.right, spent = np.hstack(rights), np.hstack(spents)
+        self.origins = np.hstack(origins)  # of every point, the number of its table and the cell there
         self.fronts = []  # over all images, and without each fold: places, accuracy, cost
-        for without, (right, cost) in zip([0, *self.sizes], _without_each(self.right, spent), strict=False):
-            places, size = pareto(right, cost), self.sizes.sum() - without
+        for right, cost, size in zip(*map(_without_each, (self.right, spent, self.sizes[:, None])), strict=True):
+            places = pareto(right, cost)
             self.fronts.append((places, 100 * right[places] / size, cost[places] / size))
 
     def lost(self, target: float) -> float:
@@ -124,46 +130,36 @@ class Search:
         mean = np.sum(losses) / len(AROUND) / self.sizes.sum()
         return float(max(mean * (1 - 1 / len(self.sizes)), 0))
 
-    def cheapest(self, target: float) -> Choice:
-        """The cheapest cascade that is likely to reach an accuracy on other images; the most accurate where none is."""
-        return self._at(int(_first_at(self.fronts[0][1], target + self.lost(target))))
+    def best(self, goal: Goal) -> Choice:
+        """The cheapest cascade that is likely to reach an accuracy on other images, or the most accurate within a cost.
 
-    def within(self, cost: float) -> Choice:
-        """The most accurate cascade within a cost, the cheapest where none is."""
-        return self._at(max(int(np.searchsorted(self.fronts[0][2], cost * (1 + 1e-9), side="right")) - 1, 0))
+        Where none is, the most accurate one, or the cheapest.
+        """
+        places, accuracy, cost = self.fronts[0]
+        if goal.kind == "flops":
+            point = max(int(np.searchsorted(cost, goal.value * (1 + 1e-9), side="right")) - 1, 0)
+        else:
+            point = int(_first_at(accuracy, goal.value + self.lost(goal.value)))
+        number, cell = self.origins[:, places[point]]
+        chain, thresholds = self.tables[number]
+        at = np.unravel_index(cell, [len(rising) for rising in thresholds])
+        limits = tuple(float(rising[index]) for rising, index in zip(thresholds, at, strict=True))
+        return Choice(chain, limits, float(accuracy[point]), float(cost[point]))
 
     def reaches(self, target: float) -> bool:
         """Whether a cascade is likely to reach an accuracy on other images."""
         return bool(target + self.lost(target) <= self.fronts[0][1][-1] + 1e-9)
 
-    def _at(self, point: int) -> Choice:
-        places, accuracy, cost = self.fronts[0]
-        number = int(np.searchsorted(self.ends, places[point], side="right"))
-        chain, thresholds, cells = self.found[number]
-        cell = cells[places[point] - self.ends[number]]  # counted from the end
-        at = np.unravel_index(cell, [len(rising) for rising in thresholds]) if thresholds else ()
-        limits = tuple(float(rising[index]) for rising, index in zip(thresholds, at, strict=True))
-        return Choice(chain, limits, float(accuracy[point]), float(cost[point]))
 
-
-def _without_each(*counts: NDArray[Any]) -> list[list[NDArray[Any]]]:
-    """Sums of (F, T) over all folds, and over all but each where there are several."""
-    totals = [array.sum(axis=0) for array in counts]
-    several = len(counts[0]) if len(counts[0]) > 1 else 0
-    without = [[total - array[fold] for total, array in zip(totals, counts, strict=True)] for fold in range(several)]
-    return [totals, *without]
+def _without_each(counts: NDArray[Any]) -> NDArray[Any]:
+    """Sums of (F, T) over all folds, and over all but each where there are several: (F + 1, T), or (1, T)."""
+    total = counts.sum(axis=0)
+    return np.vstack([total, total - counts]) if len(counts) > 1 else total[None]
 
 
 def _first_at(rising: Floats, target: ArrayLike) -> Ints:
     """Where rising numbers reach the targets; the last where they do not."""
     return np.minimum(np.searchsorted(rising, np.asarray(target) - 1e-9), len(rising) - 1)
-
-
-def score(choice: Choice, steps: Steps, costs: Floats) -> tuple[Scored, list[Floats]]:
-    """A choice on images of which these are its steps, and how sure each step is of the images that reach it."""
-    last = choice.decide(steps.confidence)
-    scored = Scored(steps.correct[last, np.arange(len(last))], np.cumsum(costs[:, choice.chain], axis=1)[:, last])
-    return scored, [row[last >= k] for k, row in enumerate(steps.confidence)]
 
 
 @dataclass(frozen=True)
@@ -176,7 +172,17 @@ class Found:
     shares: Floats  # (K,) of the images that each of its models sees
     costs: Floats  # (U,) in every unit, on all images
     cross_fitted: Scored  # with all chosen and fitted on the other folds
-    quantiles: list[list[float]] | None = None  # of how sure each step is of the images that reach it, as of `drift`
+    quantiles: list[list[float]]  # of how sure each step is of the images that reach it, as of `drift`
+
+    @classmethod
+    def on(
+        cls, steps: Steps, costs: Floats, target: float, choice: Choice, rule: Fused, cross_fitted: Scored | None = None
+    ) -> Found:
+        """A cascade with its figures on the images of these steps."""
+        scored, last = choice.score(steps, costs), choice.decide(steps.confidence)
+        sure = [row[last >= k] for k, row in enumerate(steps.confidence)]
+        shares = np.array([len(each) for each in sure]) / len(last)
+        return cls(target, choice, rule, shares, scored.costs, cross_fitted or scored, quantiles(sure))
 
 
 @dataclass(frozen=True)
@@ -210,13 +216,14 @@ class _Engine:
     ) -> None:
         self.rows, self.costs, self.offsets = rows, costs, offsets
         self.names = list(SIMPLE_CONFIDENCES) if confidence == BEST else [confidence]
-        self.numbers, self.folds = np.unique(folds, return_inverse=True)
-        self.order = [int(model) for model in np.argsort(costs[0], kind="stable")]
-        self.steps: dict[Chain, tuple[NDArray[np.float32], Bools]] = {}  # (C, F, N) by confidence and context; (F, N)
-        self.pools: dict[Chain, Pool] = {}
-        self.raw = rows.logs[:, : rows.kept].argmax(axis=1) == rows.positions
-        self.contexts = [np.flatnonzero(self.folds != fold) for fold in range(len(self.numbers))]
+        numbers, self.folds = np.unique(folds, return_inverse=True)
+        self.images = [np.flatnonzero(self.folds == fold) for fold in range(len(numbers))]  # of each fold
+        self.contexts = [np.flatnonzero(self.folds != fold) for fold in range(len(numbers))]
         self.contexts.append(np.arange(len(folds)))
+        self.order = [int(model) for model in np.argsort(costs[0], kind="stable")]
+        self.raw = rows.logs[:, : rows.kept].argmax(axis=1) == rows.positions
+        self.steps: dict[Chain, tuple[NDArray[np.float32], Bools]] = {}  # by context: (C, F + 1, N), and (F + 1, N)
+        self.pools: dict[Chain, Pool] = {}
         alone: list[Chain] = [(model,) for model in self.order]
         self._fit(alone, progress=False)
         kept = [[m for m in self.order if m not in self.dominated(place)] for place in range(len(self.contexts))]
@@ -225,6 +232,10 @@ class _Engine:
         ]
         self._fit(sorted({chain for chains in self.chains for chain in chains} - set(alone)), progress)
         self.judges = [self._best_confidence(context) for context in range(len(self.contexts))]
+        self.searches = [
+            Search(((chain, self.prefix_steps(chain, context, images)) for chain in chains), self.folds[images])
+            for context, (chains, images) in enumerate(zip(self.chains, self.contexts, strict=True))
+        ]
 
     def _fit(self, sets: Sequence[Chain], progress: bool) -> None:
         threads = ThreadPoolExecutor(NUM_THREADS)  # numpy leaves the other cores idle
@@ -238,39 +249,41 @@ class _Engine:
 
     def _fit_one(self, models: Chain) -> tuple[NDArray[np.float32], Bools, Pool]:
         fit = CrossFit(self.rows.take(models), self.folds, PENALTIES if self.offsets else (None,), deep=True)
-        shape = len(self.numbers), len(self.folds)
+        shape = len(self.contexts), len(self.folds)
         confidence, correct = np.empty((len(self.names), *shape), dtype=np.float32), np.empty(shape, dtype=bool)
         for context in fit.numbers:
             penalty = fit.choice({context})
             for fold in fit.numbers:
-                inside, pool = self.folds == fold, fit.paths[frozenset({context, fold})][penalty]
+                inside, pool = self.images[fold], fit.paths[frozenset({context, fold})][penalty]
                 for sure, name in zip(confidence, self.names, strict=True):
                     sure[context, inside], correct[context, inside] = standing(pool, fit.parts[fold], name)
+            own = self.images[context]
+            confidence[:, -1, own], correct[-1, own] = confidence[:, context, own], correct[context, own]
         return confidence, correct, fit.pool()
-
-    def after(self, models: Chain, context: int, images: Ints) -> tuple[NDArray[np.float32], Bools]:
-        """What stands after a set of models as a context knows it: confidences (C, N), and what is right, (N,)."""
-        own = self.folds[images] if context == len(self.numbers) else context
-        confidence, correct = self.steps[models]
-        return confidence[:, own, images], correct[own, images]
 
     def _best_confidence(self, context: int) -> int:
         """Place of the confidence that ranks best over the folds of a context; of those as good, the simplest."""
         if len(self.names) == 1:
             return 0
         losses = []
-        for fold in range(len(self.numbers)):
-            images = np.flatnonzero(self.folds == fold)
-            after = [self.after(models, context, images) for models in self.chains[context] if fold != context]
-            if after:
-                losses.append([sum(aurc(sure[c], right) for sure, right in after) for c in range(len(self.names))])
+        for images in (images for fold, images in enumerate(self.images) if fold != context):
+            after = [self.steps[models] for models in self.chains[context]]
+            losses.append(
+                [
+                    sum(aurc(sure[place, context, images], right[context, images]) for sure, right in after)
+                    for place in range(len(self.names))
+                ]
+            )
         return simplest_of_best(np.array(losses).T)
 
     def prefix_steps(self, chain: Chain, context: int, images: Ints) -> Steps:
         """Steps of a chain as a context knows them."""
-        after = [self.after(chain[: k + 1], context, images) for k in range(len(chain))]
-        sure = [confidence[self.judges[context]] for confidence, _ in after]
-        return Steps(np.stack(sure), np.stack([correct for _, correct in after]), self.costs[0, list(chain)])
+        judge, after = self.judges[context], [self.steps[chain[: k + 1]] for k in range(len(chain))]
+        return Steps(
+            np.stack([confidence[judge, context, images] for confidence, _ in after]),
+            np.stack([correct[context, images] for _, correct in after]),
+            self.costs[0, list(chain)],
+        )
 
     def dominated(self, context: int) -> dict[int, int]:
         """Models that another one clearly beats, or equals, raw and corrected, at no higher cost; with that other one.
@@ -278,10 +291,8 @@ class _Engine:
         Clearly is by two standard errors of the paired difference: a model that is a little worse may still err apart.
         """
         images = self.contexts[context]
-        answers = {
-            m: np.stack([self.raw[m, images], self.after((m,), context, images)[1]]).astype(np.int64)
-            for m in self.order
-        }
+        corrected = {m: self.steps[(m,)][1][context, images] for m in self.order}
+        answers = {m: np.stack([self.raw[m, images], corrected[m]]).astype(np.int64) for m in self.order}
         beaten: dict[int, int] = {}
         for place, model in enumerate(self.order):
             for other in self.order[:place]:
@@ -290,39 +301,17 @@ class _Engine:
                     beaten.setdefault(model, other)
         return beaten
 
-    @cached_property
-    def searches(self) -> list[Search]:
-        """One for each context: without each fold, and over all images."""
-        return [
-            Search(
-                self.chains[context],
-                partial(self.prefix_steps, context=context, images=images),
-                self.folds[images],
-            )
-            for context, images in enumerate(self.contexts)
-        ]
-
-    def find(self, target: float, by: str = "accuracy") -> Found:
-        """The choice for a target on all images, and on the folds without each."""
-        choices = [search.cheapest(target) if by == "accuracy" else search.within(target) for search in self.searches]
+    def find(self, goal: Goal) -> Found:
+        """The choice for an accuracy or a cost on all images, and on the folds without each."""
+        *without, choice = (search.best(goal) for search in self.searches)
         correct, spent = np.empty(len(self.folds), dtype=bool), np.empty((len(self.costs), len(self.folds)))
-        for fold, choice in enumerate(choices[:-1]):
-            inside = np.flatnonzero(self.folds == fold)
-            scored, _ = score(choice, self.prefix_steps(choice.chain, fold, inside), self.costs)
+        for fold, (other, inside) in enumerate(zip(without, self.images, strict=True)):
+            scored = other.score(self.prefix_steps(other.chain, fold, inside), self.costs)
             correct[inside], spent[:, inside] = scored.correct, scored.spent
-        choice = choices[-1]
-        steps = self.prefix_steps(choice.chain, len(self.numbers), self.contexts[-1])
-        everything, sure = score(choice, steps, self.costs)
         pools = tuple(self.pools[choice.chain[: k + 1]] for k in range(len(choice.chain)))
-        return Found(
-            target,
-            choice,
-            Fused(self.names[self.judges[-1]], self.offsets, pools),
-            np.array([len(each) for each in sure]) / len(self.folds),
-            everything.costs,
-            Scored(correct, spent),
-            quantiles(sure),
-        )
+        rule = Fused(self.names[self.judges[-1]], self.offsets, pools)
+        steps = self.prefix_steps(choice.chain, -1, self.contexts[-1])
+        return Found.on(steps, self.costs, goal.value, choice, rule, Scored(correct, spent))
 
     def front(self) -> list[Found]:
         """The choices for accuracies at even steps, as far as one is likely to reach them."""
@@ -331,7 +320,8 @@ class _Engine:
         step = max(FRONT_STEP, (highest - lowest) / FRONT_ROWS)
         targets = [t for t in np.arange(np.ceil(lowest / step), highest / step) * step if search.reaches(t)]
         rows: list[Found] = []
-        for row in map(self.find, targets[::-1]):  # a lower target is sometimes raised more than the one above it
+        for target in targets[::-1]:  # a lower target is sometimes raised more than the one above it
+            row = self.find(Goal("accuracy", target))
             if not rows or row.choice.cost < rows[-1].choice.cost:
                 rows.append(row)
         return rows[::-1]
@@ -378,15 +368,9 @@ def find_cascades(
     rows = rows.take(everything, labelled)
     engine = _Engine(rows, table, folds[labelled], max_stages, confidence, offsets, progress)
     raw = [Scored.alone(engine.raw[m], table[:, m]) for m in everything]
-    after = [engine.after((m,), len(engine.numbers), engine.contexts[-1])[1] for m in everything]
-    corrected = [Scored.alone(right, table[:, m]) for m, right in enumerate(after)]
-    best = max(each.accuracy for each in raw)
-    found = [
-        engine.find(goal.value, "cost")
-        if goal.kind == "flops"
-        else engine.find(best if goal.kind == "match" else goal.value)
-        for goal in goals
-    ]
-    beaten = engine.dominated(len(engine.numbers))
+    corrected = [Scored.alone(engine.steps[(m,)][1][-1], table[:, m]) for m in everything]
+    match = Goal("accuracy", max(each.accuracy for each in raw))
+    found = [engine.find(match if goal.kind == "match" else goal) for goal in goals]
+    beaten = engine.dominated(-1)
     dropped = {m: f"{names[m]} is no better than {names[other]}, which costs no more" for m, other in beaten.items()}
     return Cascades(found, engine.front(), raw, corrected, dropped)

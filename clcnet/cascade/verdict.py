@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from clcnet.cascade.curve import Steps, outcome
+from clcnet.cascade.curve import Steps, decide
 from clcnet.cascade.selection import (
     Goal,
     Reference,
@@ -32,6 +33,13 @@ class Scored:
     def alone(cls, correct: Bools, costs: Floats) -> Scored:
         """A model that costs this much, (U,), on every image."""
         return cls(correct, np.repeat(np.asarray(costs, dtype=np.float64)[:, None], len(correct), axis=1))
+
+    @classmethod
+    def at(cls, steps: Steps, thresholds: ArrayLike, costs: Floats | None = None) -> Scored:
+        """A cascade at these thresholds, as of `decide`; costs (U, K) of its models, or the FLOPs that they take."""
+        last = decide(steps.confidence, thresholds)
+        each = steps.flops[None] if costs is None else costs
+        return cls(np.take_along_axis(steps.correct, last[None], 0)[0], np.cumsum(each, axis=1)[:, last])
 
     @property
     def accuracy(self) -> float:
@@ -132,10 +140,7 @@ def judge(
 
     Args:
         fitted: the cascade, on images that nothing of it was chosen on.
-        goal: what it was chosen for.
-        target: the accuracy that this asks for, in percent, where it asks for one.
-        singles: the models alone.
-        units: of the costs.
+        target: the accuracy that the goal asks for, in percent, where it asks for one.
         least_saving: percent below which a second model is not worth it.
     """
     if goal.kind == "flops":
@@ -210,25 +215,18 @@ def recommend(
     Args:
         steps: of a rule over K models.
         folds: (N,), two or more.
-        goal: what for.
         names: of the models.
-        least_saving: percent.
         seed: of the bootstrap that chooses anew.
     """
     curve, point, serves = choose(steps, goal)
     threshold = short_threshold(curve, point)
-    scored = Scored(*_by_image(steps, threshold))
+    scored = Scored.at(steps, threshold)
     last = Reference("last", goal.value, float(steps.flops[-1]), len(steps.flops) - 1 if goal.kind == "match" else None)
     _, interval = scored.saving(last.flops)
     if goal.kind != "flops":
         interval = percentile_interval(resampled_savings(steps, [last], seed)[last.name])
-    fitted = Scored(*_by_image(steps, cross_fit(steps, folds, lambda others: choose_or_nearest(others, goal))))
+    fitted = Scored.at(steps, cross_fit(steps, folds, lambda others: choose_or_nearest(others, goal)))
     alone = enumerate(zip(names, steps.own, steps.flops, strict=True))
     singles = [Single(k, name, False, Scored.alone(right, np.array([cost]))) for k, (name, right, cost) in alone]
     verdict = judge(fitted, goal, goal.target(steps), singles, Units(("FLOPs",)), least_saving)
     return Recommendation(goal, threshold, serves, curve.calls[point], scored, interval, fitted, verdict)
-
-
-def _by_image(steps: Steps, thresholds: float | Floats) -> tuple[Bools, Floats]:
-    correct, spent = outcome(steps, thresholds)
-    return correct, spent[None]

@@ -9,7 +9,7 @@ import pandas as pd
 from clcnet.cascade.comparison import compare
 from clcnet.cascade.curve import Curve, Steps, oracle, sweep
 from clcnet.cascade.evaluation import Evaluation, with_rivals
-from clcnet.cascade.rule import know_classes, known
+from clcnet.cascade.rules import know_classes, known
 from clcnet.cascade.selection import Reference
 from clcnet.cascade.verdict import Recommendation
 from clcnet.data.outputs import Outputs

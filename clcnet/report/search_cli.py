@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from clcnet import cli
-from clcnet.cascade.fused import BEST, folds_of_classes
-from clcnet.cascade.promises import Promise, Promised, alone_on, choosing_images, on_others, promised_by
+from clcnet.cascade.guarantee import Promise, Promised, certified, choosing_images
+from clcnet.cascade.pool import folds_of_classes
+from clcnet.cascade.rules import BEST
 from clcnet.cascade.search import Cascades, Found, find_cascades
 from clcnet.cascade.selection import Goal
 from clcnet.cascade.verdict import Scored, Single, Units, Verdict, judge
@@ -261,13 +262,8 @@ def search(
         singles, found = cascades.singles(names), cascades.goals[0]
         verdict = judge(found.cross_fitted, request.goal, found.target, singles, units, request.least_saving)
     else:
-        path = cascades.goals[:1] if request.promise.any_cascade_will_do else cascades.front[::-1] or cascades.goals[:1]
         deep = int(np.argmax([scored.accuracy for scored in cascades.raw]))
-        promised = promised_by(path, outputs, held, costs, deep, request.promise)
-        raw, corrected = alone_on(held, outputs, costs, request.confidence)
-        front, others = (on_others(group, held, costs) for group in (cascades.front, cascades.goals[1:]))
-        goals_found = [promised.found or cascades.goals[0], *others]
-        cascades = Cascades(goals_found, front, raw, corrected, cascades.dropped)
+        cascades, promised = certified(cascades, outputs, held, costs, deep, request.promise, request.confidence)
         singles = cascades.singles(names)
         verdict = promised.judge(singles[deep], units, request.least_saving)
         outputs, folds = held, np.zeros(len(held[0]), dtype=np.int64)

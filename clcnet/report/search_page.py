@@ -11,8 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from clcnet.cascade.curve import oracle, sweep
-from clcnet.cascade.rule import CLCNET, Surest, known
-from clcnet.cascade.rules import cross_fitted, steps_of
+from clcnet.cascade.rules import CLCNET, Surest, cross_fitted, known, steps_of
 from clcnet.cascade.search import Found
 from clcnet.confidence import SIMPLE_CONFIDENCES
 from clcnet.data.images import ImageSet

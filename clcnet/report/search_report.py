@@ -13,10 +13,9 @@ import numpy as np
 import pandas as pd
 
 from clcnet.cascade.drift import Expected, quantiles
-from clcnet.cascade.fused import Fused
+from clcnet.cascade.guarantee import Promised
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.promises import Promised
-from clcnet.cascade.rule import Rule, Surest
+from clcnet.cascade.rules import Fused, Rule, Surest
 from clcnet.cascade.search import Found
 from clcnet.cascade.verdict import Scored, Single, Units, rival_of
 from clcnet.data.images import ImageSet

@@ -19,7 +19,7 @@ import pandas as pd
 from clcnet import metrics
 from clcnet.cascade.comparison import DEFERRAL_SHARES, Contender, figures, resample
 from clcnet.cascade.curve import Curve, Steps, outcome, sweep
-from clcnet.cascade.rule import known
+from clcnet.cascade.rules import known
 from clcnet.cascade.selection import (
     Reference,
     cheapest_at_accuracy,

@@ -1,4 +1,4 @@
-"""Fused answers: a logarithmic opinion pool of the models asked so far, one weight a model and one offset a class.
+"""The arithmetic of fused answers: a logarithmic opinion pool of models, one weight a model and one offset a class.
 
 After models 1..k the answer is the top class of softmax(w_1 log p_1 + ... + w_k log p_k + b). Weights are free (a
 temperature is among them, they need not sum to 1); b is shrunk towards 0 by an L2 penalty, chosen by cross-validation,
@@ -11,27 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import block_diag, diags_array
 
-from clcnet.cascade.rule import Rule, Step, labels_correct
-from clcnet.confidence import SIMPLE_CONFIDENCES, Network, can_judge, confidence_of, margin, max_softmax
+from clcnet.confidence import SIMPLE_CONFIDENCES, margin, max_softmax
 from clcnet.data.images import NUM_FOLDS, spread_folds
 from clcnet.data.outputs import UNKNOWN, Outputs, sort_probs
-from clcnet.metrics import Bools, Floats, Ints, aurc
+from clcnet.metrics import Bools, Floats, Ints
 
 Logs = NDArray[np.float32]
 HeldOut = frozenset[int]  # folds that a pool was not fitted on
 
-BEST = "best"  # of the one-line confidences
 PENALTIES = (None, 30.0, 10.0, 3.0)  # on b, from the simplest pool to the freest; None is without b
 WEIGHT_PENALTY = 1e-3  # settles what the images leave open: equal models, and a model that is always right
 TOLERANCE = 1e-2  # of the fit, in standard errors of its parameters
 FIT_ROWS = 8000  # images that settle weights and offsets
 KEPT_CLASSES, NUM_GROUPS = 32, 8  # of an image's classes: told apart, and groups of the others
+CHUNK = 2000  # images whose classes are told apart at once
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ class Rows:
 
 def log_clipped(probs: ArrayLike) -> Logs:
     """Logarithms in float32; a probability of exactly 0 counts as the smallest normal number, whose log is -87.3."""
-    logs: Logs = np.log(np.maximum(np.asarray(probs, dtype=np.float32), np.finfo(np.float32).tiny))
-    return logs
+    return np.log(np.maximum(np.asarray(probs, dtype=np.float32), np.finfo(np.float32).tiny))
 
 
 def keep_classes(probs: Sequence[NDArray[np.float32]], targets: Ints, kept: int = KEPT_CLASSES) -> Rows:
@@ -99,22 +98,21 @@ def keep_classes(probs: Sequence[NDArray[np.float32]], targets: Ints, kept: int 
     return Rows(logs, positions, num_classes, classes, sizes)
 
 
-def rows_of(outputs: Sequence[Outputs], chunk: int = 2000) -> Rows:
+def rows_of(outputs: Sequence[Outputs]) -> Rows:
     """The rows of K models' outputs over the same images, a few thousand images at a time."""
     check_same(outputs)
     size = len(outputs[0])
     targets = next((out.targets for out in outputs if out.targets is not None), np.full(size, UNKNOWN))
-    parts = []
-    for start in range(0, size, chunk):
-        images = np.arange(start, min(start + chunk, size))
-        parts.append(keep_classes([out.subset(images).probs for out in outputs], targets[images]))
-    every = [part.classes for part in parts if part.classes is not None]
-    return Rows(
-        np.concatenate([part.logs for part in parts], axis=-1),
-        np.concatenate([part.positions for part in parts]),
-        outputs[0].num_classes,
-        np.concatenate(every, axis=1) if every else None,
-        parts[0].groups,
+    parts = [
+        keep_classes([out.subset(images).probs for out in outputs], targets[images])
+        for images in np.split(np.arange(size), range(CHUNK, size, CHUNK))
+    ]
+    classes = [part.classes for part in parts if part.classes is not None]
+    return replace(
+        parts[0],
+        logs=np.concatenate([part.logs for part in parts], axis=-1),
+        positions=np.concatenate([part.positions for part in parts]),
+        classes=np.concatenate(classes, axis=1) if classes else None,
     )
 
 
@@ -248,16 +246,14 @@ class CrossFit:
         models = range(len(rows.logs))
         self.parts = {fold: rows.take(models, folds == fold) for fold in self.numbers}
         self.penalties = penalties
-        alone: list[HeldOut] = [frozenset({fold}) for fold in self.numbers]
-        held_out = {frozenset(), *alone, *(one | other for one in alone for other in alone if deep)}
         self.paths: dict[HeldOut, list[Pool]] = {}
-        for out in sorted(held_out, key=sorted):
-            images = _spread_evenly(rows.targets, np.flatnonzero(~np.isin(folds, list(out))))
+        for out in (some for size in range(3 if deep else 2) for some in combinations(self.numbers, size)):
+            images = _spread_evenly(rows.targets, np.flatnonzero(~np.isin(folds, out)))
             if len(images):
                 chosen, pools = rows.take(models, images), list[Pool]()
                 for penalty in penalties:
                     pools.append(fit_rows(chosen, penalty, pools[-1] if pools else None))
-                self.paths[out] = pools
+                self.paths[frozenset(out)] = pools
 
     def pool(self, out: Iterable[int] = ()) -> Pool:
         """The pool fitted without the folds `out`, its penalty chosen without them."""
@@ -307,87 +303,3 @@ def standing(pool: Pool, rows: Rows, confidence: str = "max softmax") -> tuple[F
 def folds_of_classes(targets: Ints, num_folds: int = NUM_FOLDS) -> Ints:
     """(N,) fold numbers, every class spread evenly, in the order of the images."""
     return spread_folds(np.argsort(targets, kind="stable"), num_folds)
-
-
-@dataclass(frozen=True)
-class Fused(Rule):
-    """The rule: the pool of the models asked so far answers, and its own confidence defers.
-
-    Attributes:
-        confidence: a name of `SIMPLE_CONFIDENCES`, `BEST` for the one that cross-validates best in `fit` (of those that
-            do equally well, the simplest), or CLCNET.
-        offsets: False for a pool without b.
-        pools: of the first 1, 2, ..., K models, once fitted.
-        network: CLCNet, where that is the confidence.
-    """
-
-    name = "fused"
-    needs_classes = True
-    confidence: str = "max softmax"
-    offsets: bool = True
-    pools: tuple[Pool, ...] = ()
-    network: Network | None = field(default=None, repr=False, compare=False)
-
-    def fit(self, outputs: Sequence[Outputs]) -> Self:
-        """Fit the pools of the first 1, 2, ..., K models on the images whose targets are known."""
-        rows = rows_of(outputs)
-        known = np.flatnonzero(rows.positions != UNKNOWN)
-        if not len(known):
-            raise ValueError("fused answers are fitted on images whose classes are known; make the tables as .parquet")
-        folds = folds_of_classes(rows.targets[known], min(NUM_FOLDS, len(known)))
-        penalties = PENALTIES if self.offsets else (None,)
-        fits = [CrossFit(rows.take(range(k + 1), known), folds, penalties) for k in range(len(outputs))]
-        confidence = self._best_confidence(fits) if self.confidence == BEST else self.confidence
-        return replace(self, confidence=confidence, pools=tuple(fit.pool() for fit in fits))
-
-    def _best_confidence(self, fits: Sequence[CrossFit]) -> str:
-        names = list(SIMPLE_CONFIDENCES)
-        if len(fits[0].numbers) < 2:
-            return names[0]
-        pools = [(fit, fit.choice()) for fit in fits]
-        losses = [
-            [
-                sum(aurc(*standing(fit.paths[frozenset({fold})][at], fit.parts[fold], name)) for fit, at in pools)
-                for fold in fits[0].numbers
-            ]
-            for name in names
-        ]
-        return names[simplest_of_best(np.array(losses))]
-
-    def is_fitted_for(self, num_models: int) -> bool:
-        sizes = {pool.offsets.shape for pool in self.pools if pool.offsets is not None}
-        fitted = [pool.weights.shape for pool in self.pools] == [(count,) for count in range(1, num_models + 1)]
-        finite = all(np.isfinite(pool.weights).all() for pool in self.pools)
-        same = len(sizes) < 2 and all(len(size) == 1 for size in sizes)
-        return can_judge(self.confidence, self.network) and fitted and finite and same
-
-    def step(self, outputs: Sequence[Outputs]) -> Step:
-        """What stands once these models, the first ones of the chain, have spoken."""
-        if not 1 <= len(outputs) <= len(self.pools):
-            raise ValueError(f"the fused rule was fitted for 1 to {len(self.pools)} models, got {len(outputs)}")
-        check_same(outputs)
-        pool = self.pools[len(outputs) - 1]
-        if pool.offsets is not None and len(pool.offsets) != outputs[0].num_classes:
-            raise ValueError(
-                f"the fused rule was fitted for {len(pool.offsets)} classes, got {outputs[0].num_classes}; fit it again"
-            )
-        sorted_probs, labels = pool.sorted(outputs)
-        confidence = confidence_of(self.confidence, sorted_probs, self.network)
-        answered_by = np.full(len(labels), len(outputs) - 1)
-        return Step(confidence, labels, labels_correct(labels, outputs[0]), answered_by)
-
-    def to_json(self) -> dict[str, Any]:
-        """All but the network, of which a policy keeps the file."""
-        pools = [
-            {"weights": pool.weights.tolist(), "offsets": None if pool.offsets is None else pool.offsets.tolist()}
-            for pool in self.pools
-        ]
-        return {"name": self.name, "confidence": self.confidence, "offsets": self.offsets, "pools": pools}
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any], network: Network | None = None) -> Self:
-        def array(numbers: list[float] | None) -> Any:
-            return None if numbers is None else np.array(numbers, np.float64)
-
-        pools = tuple(Pool(np.array(pool["weights"], np.float64), array(pool["offsets"])) for pool in fields["pools"])
-        return cls(fields["confidence"], fields["offsets"], pools, network)
