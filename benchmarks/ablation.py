@@ -10,7 +10,6 @@ Results: benchmarks/results/ablation.json and ablation.md, and the section in be
 
 import argparse
 import dataclasses
-import json
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
 from benchmarks.bench_network import write_page
+from benchmarks.measured import SHARED, keep
 from clcnet import cli, metrics
 from clcnet.cascade.curve import area_under_deferral, surest_steps, sweep
 from clcnet.confidence import SIMPLE_CONFIDENCES
@@ -29,8 +29,7 @@ from clcnet.data.outputs import Outputs, match_rows
 from clcnet.network.model import CLCNet
 from clcnet.network.training import RECIPES, Settings, Split, fold_splits, train_many
 
-DATA = cli.ROOT.parent / "shared" / "cifar10"
-RESULTS = cli.ROOT / "benchmarks" / "results"
+DATA = SHARED / "cifar10"
 NAMES = ("resnet20", "resnet56")
 COLUMNS = ("AUROC", "AURC", "MSE", "calibration error", "cascade area", "AUROC on resnet56", "AURC on resnet56")
 Scorer = Callable[[np.ndarray], np.ndarray]
@@ -59,10 +58,8 @@ def pooled(data: dict[str, Any], scorers: list[Scorer]) -> Scores:
 
 def figures(data: dict[str, Any], scores: Scores) -> list[float]:
     """The numbers under COLUMNS."""
-    (first, right, _), (second, right_56, _) = (
-        (scores[NAMES[0]], *data[NAMES[0]][1:]),
-        (scores[NAMES[1]], *data[NAMES[1]][1:]),
-    )
+    first, second = (scores[name] for name in NAMES)
+    right, right_56 = (data[name][1] for name in NAMES)
     area = area_under_deferral(sweep(surest_steps([first, second], [right, right_56], [1, 3])), 0.5)
     return [
         metrics.auroc(first, right),
@@ -154,13 +151,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     for seed in args.seeds:
         for name, values in run_seed(data, seed).items():
             table.setdefault(name, []).append(values)
-        RESULTS.mkdir(exist_ok=True)
-        content = {"seeds": args.seeds, "columns": COLUMNS, "rows": table}
-        (RESULTS / "ablation.json").write_text(json.dumps(content, indent=1) + "\n")
-        (RESULTS / "ablation.md").write_text(to_markdown(table), encoding="utf-8")
+        keep("ablation", {"seeds": args.seeds, "columns": COLUMNS, "rows": table}, to_markdown(table))
         write_page()
-        print(to_markdown(table), flush=True)
-    print(f"results in {RESULTS / 'ablation.md'}")
     return {"rows": table}
 
 

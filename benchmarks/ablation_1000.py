@@ -14,7 +14,6 @@ Results: benchmarks/results/ablation_1000.json and .md.
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.fused import imagenet_outputs
+from benchmarks.measured import SHARED, keep, kept
 from clcnet import cli, metrics
 from clcnet.confidence import SIMPLE_CONFIDENCES, tempered_top
 from clcnet.data.images import NUM_FOLDS
@@ -35,7 +35,6 @@ from clcnet.network.calibration import LOWEST_PROBABILITY, Calibration, simple_s
 from clcnet.network.model import CLCNet
 from clcnet.network.training import RECIPES, Settings, fold_splits, train_many
 
-RESULTS = cli.ROOT / "benchmarks" / "results" / "ablation_1000.json"
 SCOPES = ("own", "all", "others")
 PARTS = ("scores", *SCOPES, "recipes")
 HEAD = "| confidence | AUROC | over the rival | calibration error | by chance | of all together |"
@@ -239,21 +238,17 @@ def main(args: argparse.Namespace) -> dict[str, list[str]]:
     start = next(iter((args.shared / "reference").glob("CLCNet_imagenet_split_1*.zip")), None)
     parts = {"scores": lambda: scores(data)} | {scope: partial(network, data, scope) for scope in SCOPES}
     parts["recipes"] = lambda: recipes(data, start)
-    table: dict[str, list[str]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    table: dict[str, list[str]] = kept("ablation_1000")
     for part in args.parts:
-        table[part] = []
-        for line in parts[part]():
-            print(line, flush=True)
-            table[part].append(line)
-        RESULTS.write_text(json.dumps(table, indent=1) + "\n")
+        table[part] = list(parts[part]())
         rows = [line for name in PARTS for line in table.get(name, [])]
-        RESULTS.with_suffix(".md").write_text("\n".join([HEAD, "|---" * 6 + "|", *rows]) + "\n")
+        keep("ablation_1000", table, "\n".join([HEAD, "|---" * 6 + "|", *rows]) + "\n")
     return table
 
 
 def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--shared", type=Path, default=cli.ROOT.parent / "shared", metavar="FOLDER", help="the data")
+    parser.add_argument("--shared", type=Path, default=SHARED, metavar="FOLDER", help="the data")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="NAME", help=f"of {PARTS}")
     return parser
 

@@ -8,7 +8,6 @@ EfficientNets are compared with those that timm publishes. Results go to benchma
 to benchmarks/results/cascade.md.
 """
 
-import json
 import platform
 import statistics
 import tempfile
@@ -23,7 +22,7 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 
-from clcnet import cli
+from benchmarks.measured import keep, seconds_of
 from clcnet.cascade.comparison import compare
 from clcnet.cascade.curve import Curve, Steps, surest_steps, sweep
 from clcnet.cascade.evaluation import with_clcnet, with_rivals
@@ -40,9 +39,6 @@ from clcnet.report.tables import markdown
 
 NUM_IMAGES, NUM_CLASSES = 50_000, 1000
 REPEATS = 5
-RESULTS = cli.ROOT / "benchmarks" / "results" / "cascade.json"
-TEXT = cli.ROOT / "benchmarks" / "results" / "cascade.md"
-
 # billions of multiply-adds, from timm's own tables of results, at the models' native sizes
 PUBLISHED_FLOPS = dict(enumerate([0.40, 0.71, 1.02, 1.87, 4.49, 10.46, 19.40, 38.33]))
 VIT, VIT_FLOPS = "vit_base_patch16_224", 17.56
@@ -50,13 +46,7 @@ VIT, VIT_FLOPS = "vit_base_patch16_224", 17.56
 
 def median_seconds(action: Callable[[], Any]) -> float:
     """Median over a few runs, the first one apart."""
-    action()
-    seconds = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        action()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median(seconds_of(action, REPEATS))
 
 
 def simulated_outputs(accuracy: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -160,15 +150,14 @@ def count_all_flops() -> list[dict[str, Any]]:
     return rows
 
 
-def write(results: dict[str, Any]) -> None:
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+def as_text(results: dict[str, Any]) -> str:
+    """The results as a page."""
     sweeps, steps = results["sweeps"], results["evaluation_seconds"]
     flops = [
         [row["model"], f"{row['counted']:.3f}", f"{row['published']:.2f}", f"{row['ratio']:.3f}"]
         for row in results["flops"]
     ]
-    text = f"""# The cascade at every threshold
+    return f"""# The cascade at every threshold
 
 Made by `python -m benchmarks.bench_cascade` on {results["machine"]}, torch {results["torch"]}, two threads.
 
@@ -187,7 +176,6 @@ them (attention included in the vision transformer's):
 
 {markdown(["Model", "Counted", "Published", "Ratio"], flops)}
 """
-    TEXT.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -200,8 +188,7 @@ def main() -> None:
         "evaluation_seconds": measure_evaluation(),
         "flops": count_all_flops(),
     }
-    write(results)
-    print(TEXT.read_text(encoding="utf-8"))
+    keep("cascade", results, as_text(results))
 
 
 if __name__ == "__main__":

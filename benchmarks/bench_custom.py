@@ -11,13 +11,9 @@ and, as text, to benchmarks/results/custom.md.
 """
 
 import argparse
-import json
-import multiprocessing
-import platform
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +28,8 @@ import numpy as np
 import timm
 import torch
 
-from benchmarks.peak import peak_mebibytes
+from benchmarks.bench_generate import untrained
+from benchmarks.measured import SHARED, in_fresh_process, keep, kept, machine, peak_mebibytes
 from clcnet.cascade.rule import CLCNET, Surest
 from clcnet.cascade.runner import FolderRun, run_folder
 from clcnet.classifiers.classifier import Classifier, load_classifier
@@ -40,9 +37,6 @@ from clcnet.data.images import ImageSet, list_images
 from clcnet.network.model import CLCNet
 from clcnet.report.tables import markdown
 
-SHARED = cli.ROOT.parent / "shared"
-RESULTS = cli.ROOT / "benchmarks" / "results" / "custom.json"
-TEXT = cli.ROOT / "benchmarks" / "results" / "custom.md"
 DEFERRED = 0.3
 
 
@@ -64,16 +58,10 @@ def cifar_pair() -> tuple[Classifier, Classifier, ImageSet]:
 
 def photo_pair() -> tuple[Classifier, Classifier, ImageSet]:
     """MobileNetV3 and ResNet-50 at their native 224 pixels, untrained, on 100 full-size photographs."""
-    shallow, deep = (_untrained(name) for name in ("mobilenetv3_large_100", "resnet50"))
+    with tempfile.TemporaryDirectory() as scratch:
+        names = [untrained(name, Path(scratch)) for name in ("mobilenetv3_large_100", "resnet50")]
+        shallow, deep = (load_classifier(name, device="cpu") for name in names)
     return shallow, deep, list_images(SHARED / "imagenet_sample")
-
-
-def _untrained(name: str) -> Classifier:
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "untrained.pth"
-        torch.save(timm.create_model(name).state_dict(), weights)
-        return load_classifier(name, weight=weights, device="cpu")
 
 
 # the batch sizes give every pair several deep batches
@@ -136,13 +124,7 @@ def measure_pair(name: str, num_turns: int) -> dict[str, Any]:
 
 
 def peak_memory(num_images: int) -> float:
-    """Peak memory in MiB of a process that runs the cascade over so many images, some of them many times."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:  # unlike those of a Pool, it may have decoding processes
-        return float(pool.submit(_peak_memory, num_images).result())
-
-
-def _peak_memory(num_images: int) -> float:
+    """Peak memory in MiB of this process once it ran the cascade over so many images, some of them many times."""
     shallow, deep, images = cifar_pair()
     torch.manual_seed(0)
     clcnet = CLCNet(num_classes=10).eval()
@@ -152,21 +134,10 @@ def _peak_memory(num_images: int) -> float:
     return peak_mebibytes()
 
 
-def save(results: dict[str, Any]) -> None:
-    """Write the figures and the section of the benchmark report."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    header = [
-        "models",
-        "images",
-        "deferred",
-        "shallow",
-        "deep",
-        "cascade",
-        "over the bound",
-        "time saved",
-        "FLOPs saved",
-    ]
+def as_text(results: dict[str, Any]) -> str:
+    """The results as a section of the benchmarks' page."""
+    header = ["models", "images", "deferred", "shallow", "deep", "cascade"]
+    header += ["over the bound", "time saved", "FLOPs saved"]
     rows = [
         [
             name,
@@ -180,7 +151,7 @@ def save(results: dict[str, Any]) -> None:
         for name, pair in results["pairs"].items()
     ]
     memory = ", ".join(f"{mib:.0f} MiB at {num_images} images" for num_images, mib in results["peak_mib"].items())
-    text = f"""## The cascade over a folder
+    return f"""## The cascade over a folder
 
 {markdown(header, rows)}
 
@@ -190,8 +161,6 @@ Times are an image's, medians of a few turns in one process through the same loa
 stay under 1.08). "Time saved" and "FLOPs saved" are against the deep model on every image. Peak memory of the main
 process, CIFAR-10 models: {memory}. Made by `python -m benchmarks.bench_custom`.
 """
-    TEXT.write_text(text, encoding="utf-8")
-    print(text)
 
 
 def main() -> None:
@@ -201,17 +170,15 @@ def main() -> None:
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure memory too")
     args = parser.parse_args()
     torch.set_num_threads(2)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"pairs": {}, "peak_mib": {}}
-    results["machine"] = (
-        f"{torch.get_num_threads()} cores of {platform.machine()}, torch {torch.__version__}, timm {timm.__version__}"
-    )
+    results = {"pairs": {}, "peak_mib": {}} | kept("custom")
+    results["machine"] = machine(torch, timm)
     for name in args.pairs:
         if name != "none":
             results["pairs"][name] = measure_pair(name, args.turns)
-            save(results)
+            keep("custom", results, as_text(results))
     if args.memory:
-        results["peak_mib"] = {str(num_images): peak_memory(num_images) for num_images in (2_000, 20_000)}
-    save(results)
+        results["peak_mib"] = {str(count): in_fresh_process(peak_memory, count) for count in (2_000, 20_000)}
+    keep("custom", results, as_text(results))
 
 
 if __name__ == "__main__":
