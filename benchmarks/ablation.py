@@ -15,10 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
+from benchmarks.ablation_1000 import calibrated, raw, without_network
 from benchmarks.bench_network import write_page
 from benchmarks.measured import SHARED, keep
 from clcnet import cli, metrics
@@ -77,24 +77,16 @@ def clcnet_scorers(models: list[CLCNet], data: dict[str, Any], splits: list[Spli
     probs, correct, _ = data[NAMES[0]]
 
     def platt(model: CLCNet, split: Split) -> Scorer:
-        raw = model.predict(probs[split.validation], calibrated=False)[:, None]
-        fitted = LogisticRegression(C=100).fit(raw, correct[split.validation])
+        scores = model.predict(probs[split.validation], calibrated=False)[:, None]
+        fitted = LogisticRegression(C=100).fit(scores, correct[split.validation])
         return lambda rows: fitted.predict_proba(model.predict(rows, calibrated=False)[:, None])[:, 1]
 
-    def raw_of(model: CLCNet) -> Scorer:
-        return lambda rows: model.predict(rows, calibrated=False)
-
-    scorers = {"none": [raw_of(model) for model in models]}
+    networks = {(0, fold): model for fold, model in enumerate(models)}
+    scorers = {"none": [*raw(networks).values()]}
     scorers["logistic on the raw score"] = [platt(model, split) for model, split in zip(models, splits, strict=True)]
     if all(model.calibration for model in models):
-        scorers["ours"] = [model.predict for model in models]
-        without = [dataclasses.replace(model.calibration, network=0.0) for model in models if model.calibration]
-        scorers["ours without the network"] = [
-            lambda rows, calibration=calibration: calibration.apply(
-                torch.zeros(len(rows)), torch.from_numpy(rows)
-            ).numpy()
-            for calibration in without
-        ]
+        scorers["ours"] = [*calibrated(networks).values()]
+        scorers["ours without the network"] = [*without_network(networks).values()]
     return scorers
 
 

@@ -41,7 +41,8 @@ HEAD = "| confidence | AUROC | over the rival | calibration error | by chance | 
 TEMPERATURES = (0.4, 0.5, 0.6, 0.7, 0.8)
 POWERS = (0.15, 0.25, 0.35, 0.5)  # of the spread of a row's log-probabilities, in its temperature
 NUM_DRAWS = 1000
-Judges = dict[tuple[int, int], Callable[[np.ndarray], np.ndarray]]  # of a network's outputs, fold
+Place = tuple[int, int]  # of a network's outputs, fold
+Judges, Networks = dict[Place, Callable[[np.ndarray], np.ndarray]], dict[Place, CLCNet]
 
 
 class Photographs:
@@ -114,7 +115,7 @@ def error_by_chance(confidence: np.ndarray, num_draws: int = 20) -> float:
     return float(np.mean([metrics.calibration_error(confidence, draw < confidence) for draw in uniform]))
 
 
-def trained(data: Photographs, scope: str, **recipe: object) -> dict[tuple[int, int], CLCNet]:
+def trained(data: Photographs, scope: str, **recipe: object) -> Networks:
     """Networks of all folds; of one training where the judged network makes no difference."""
     RECIPES["ablation"] = dataclasses.replace(RECIPES["default"], **recipe)
     models = {}
@@ -172,15 +173,15 @@ def products(probs: torch.Tensor) -> torch.Tensor:
     return torch.cat([scores, scores[:, first] * scores[:, second]], dim=1)
 
 
-def raw(models: dict[tuple[int, int], CLCNet]) -> Judges:
+def raw(models: Networks) -> Judges:
     return {key: lambda probs, model=model: model.predict(probs, calibrated=False) for key, model in models.items()}
 
 
-def calibrated(models: dict[tuple[int, int], CLCNet]) -> Judges:
+def calibrated(models: Networks) -> Judges:
     return {key: model.predict for key, model in models.items()}
 
 
-def without_network(models: dict[tuple[int, int], CLCNet]) -> Judges:
+def without_network(models: Networks) -> Judges:
     """The same calibration, the network's weight set to 0."""
 
     def judge(calibration: Calibration) -> Callable[[np.ndarray], np.ndarray]:

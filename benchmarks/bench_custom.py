@@ -14,6 +14,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +41,11 @@ from clcnet.report.tables import markdown
 DEFERRED = 0.3
 
 
-def demo_pair() -> tuple[Classifier, Classifier, ImageSet]:
-    """The demo's two classifiers on 2,000 of its images."""
-    demo = cli.DATA_DIR / "demo"
-    shallow, deep = (load_classifier(f"local-dir:{demo / name}", device="cpu") for name in ("shallow", "deep"))
-    images = list_images(demo / "imagenet_splits_5")
-    return shallow, deep, images.subset(np.arange(0, len(images), max(1, len(images) // 2000)))
-
-
-def cifar_pair() -> tuple[Classifier, Classifier, ImageSet]:
-    """The two CIFAR-10 classifiers on 1,000 real images of 32 x 32 pixels."""
-    shallow, deep = (
-        load_classifier(f"local-dir:{SHARED / 'cifar10' / name}", device="cpu") for name in ("shallow", "deep")
-    )
-    return shallow, deep, list_images(SHARED / "cifar10" / "imagenet_splits_5").subset(np.arange(0, 10_000, 10))
+def local_pair(folder: Path, num_images: int) -> tuple[Classifier, Classifier, ImageSet]:
+    """Two classifiers that lie in a folder, and about so many of the images beside them."""
+    shallow, deep = (load_classifier(f"local-dir:{folder / name}", device="cpu") for name in ("shallow", "deep"))
+    images = list_images(folder / "imagenet_splits_5")
+    return shallow, deep, images.subset(np.arange(0, len(images), max(1, len(images) // num_images)))
 
 
 def photo_pair() -> tuple[Classifier, Classifier, ImageSet]:
@@ -66,8 +58,8 @@ def photo_pair() -> tuple[Classifier, Classifier, ImageSet]:
 
 # the batch sizes give every pair several deep batches
 PAIRS: dict[str, tuple[Callable[[], tuple[Classifier, Classifier, ImageSet]], int]] = {
-    "demo": (demo_pair, 64),
-    "cifar10": (cifar_pair, 64),
+    "demo": (partial(local_pair, cli.DATA_DIR / "demo", 2000), 64),
+    "cifar10": (partial(local_pair, SHARED / "cifar10", 1000), 64),
     "photographs": (photo_pair, 10),
 }
 
@@ -125,7 +117,7 @@ def measure_pair(name: str, num_turns: int) -> dict[str, Any]:
 
 def peak_memory(num_images: int) -> float:
     """Peak memory in MiB of this process once it ran the cascade over so many images, some of them many times."""
-    shallow, deep, images = cifar_pair()
+    shallow, deep, images = PAIRS["cifar10"][0]()
     torch.manual_seed(0)
     clcnet = CLCNet(num_classes=10).eval()
     _, found = run([shallow], clcnet, [], images, 64)
