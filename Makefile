@@ -102,7 +102,7 @@ gpu: .venv/installed-dev ## on a machine with GPUs: speed, how busy, the same by
 	$(PY) -m benchmarks.bench_processes
 
 faults: .venv/installed-dev ## try to break everything, count what broke into benchmarks/results: about eight minutes
-	OMP_NUM_THREADS=1 $(PY) benchmarks/faults.py
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.faults
 
 coverage: .venv/installed-dev ## run all tests and name the lines of the package that none of them runs
 	$(PY) -m coverage erase

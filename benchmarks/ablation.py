@@ -10,17 +10,17 @@ Results: benchmarks/results/ablation.json and ablation.md, and the section in be
 
 import argparse
 import dataclasses
-import json
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
+from benchmarks.ablation_1000 import calibrated, raw, without_network
 from benchmarks.bench_network import write_page
+from benchmarks.measured import SHARED, keep
 from clcnet import cli, metrics
 from clcnet.cascade.curve import area_under_deferral, surest_steps, sweep
 from clcnet.confidence import SIMPLE_CONFIDENCES
@@ -29,8 +29,7 @@ from clcnet.data.outputs import Outputs, match_rows
 from clcnet.network.model import CLCNet
 from clcnet.network.training import RECIPES, Settings, Split, fold_splits, train_many
 
-DATA = cli.ROOT.parent / "shared" / "cifar10"
-RESULTS = cli.ROOT / "benchmarks" / "results"
+DATA = SHARED / "cifar10"
 NAMES = ("resnet20", "resnet56")
 COLUMNS = ("AUROC", "AURC", "MSE", "calibration error", "cascade area", "AUROC on resnet56", "AURC on resnet56")
 Scorer = Callable[[np.ndarray], np.ndarray]
@@ -59,10 +58,8 @@ def pooled(data: dict[str, Any], scorers: list[Scorer]) -> Scores:
 
 def figures(data: dict[str, Any], scores: Scores) -> list[float]:
     """The numbers under COLUMNS."""
-    (first, right, _), (second, right_56, _) = (
-        (scores[NAMES[0]], *data[NAMES[0]][1:]),
-        (scores[NAMES[1]], *data[NAMES[1]][1:]),
-    )
+    first, second = (scores[name] for name in NAMES)
+    right, right_56 = (data[name][1] for name in NAMES)
     area = area_under_deferral(sweep(surest_steps([first, second], [right, right_56], [1, 3])), 0.5)
     return [
         metrics.auroc(first, right),
@@ -80,24 +77,16 @@ def clcnet_scorers(models: list[CLCNet], data: dict[str, Any], splits: list[Spli
     probs, correct, _ = data[NAMES[0]]
 
     def platt(model: CLCNet, split: Split) -> Scorer:
-        raw = model.predict(probs[split.validation], calibrated=False)[:, None]
-        fitted = LogisticRegression(C=100).fit(raw, correct[split.validation])
+        scores = model.predict(probs[split.validation], calibrated=False)[:, None]
+        fitted = LogisticRegression(C=100).fit(scores, correct[split.validation])
         return lambda rows: fitted.predict_proba(model.predict(rows, calibrated=False)[:, None])[:, 1]
 
-    def raw_of(model: CLCNet) -> Scorer:
-        return lambda rows: model.predict(rows, calibrated=False)
-
-    scorers = {"none": [raw_of(model) for model in models]}
+    networks = {(0, fold): model for fold, model in enumerate(models)}
+    scorers = {"none": [*raw(networks).values()]}
     scorers["logistic on the raw score"] = [platt(model, split) for model, split in zip(models, splits, strict=True)]
     if all(model.calibration for model in models):
-        scorers["ours"] = [model.predict for model in models]
-        without = [dataclasses.replace(model.calibration, network=0.0) for model in models if model.calibration]
-        scorers["ours without the network"] = [
-            lambda rows, calibration=calibration: calibration.apply(
-                torch.zeros(len(rows)), torch.from_numpy(rows)
-            ).numpy()
-            for calibration in without
-        ]
+        scorers["ours"] = [*calibrated(networks).values()]
+        scorers["ours without the network"] = [*without_network(networks).values()]
     return scorers
 
 
@@ -154,13 +143,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     for seed in args.seeds:
         for name, values in run_seed(data, seed).items():
             table.setdefault(name, []).append(values)
-        RESULTS.mkdir(exist_ok=True)
-        content = {"seeds": args.seeds, "columns": COLUMNS, "rows": table}
-        (RESULTS / "ablation.json").write_text(json.dumps(content, indent=1) + "\n")
-        (RESULTS / "ablation.md").write_text(to_markdown(table), encoding="utf-8")
+        keep("ablation", {"seeds": args.seeds, "columns": COLUMNS, "rows": table}, to_markdown(table))
         write_page()
-        print(to_markdown(table), flush=True)
-    print(f"results in {RESULTS / 'ablation.md'}")
     return {"rows": table}
 
 

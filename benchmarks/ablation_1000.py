@@ -14,7 +14,6 @@ Results: benchmarks/results/ablation_1000.json and .md.
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.fused import imagenet_outputs
+from benchmarks.measured import SHARED, keep, kept
 from clcnet import cli, metrics
 from clcnet.confidence import SIMPLE_CONFIDENCES, tempered_top
 from clcnet.data.images import NUM_FOLDS
@@ -35,14 +35,14 @@ from clcnet.network.calibration import LOWEST_PROBABILITY, Calibration, simple_s
 from clcnet.network.model import CLCNet
 from clcnet.network.training import RECIPES, Settings, fold_splits, train_many
 
-RESULTS = cli.ROOT / "benchmarks" / "results" / "ablation_1000.json"
 SCOPES = ("own", "all", "others")
 PARTS = ("scores", *SCOPES, "recipes")
 HEAD = "| confidence | AUROC | over the rival | calibration error | by chance | of all together |"
 TEMPERATURES = (0.4, 0.5, 0.6, 0.7, 0.8)
 POWERS = (0.15, 0.25, 0.35, 0.5)  # of the spread of a row's log-probabilities, in its temperature
 NUM_DRAWS = 1000
-Judges = dict[tuple[int, int], Callable[[np.ndarray], np.ndarray]]  # of a network's outputs, fold
+Place = tuple[int, int]  # of a network's outputs, fold
+Judges, Networks = dict[Place, Callable[[np.ndarray], np.ndarray]], dict[Place, CLCNet]
 
 
 class Photographs:
@@ -115,7 +115,7 @@ def error_by_chance(confidence: np.ndarray, num_draws: int = 20) -> float:
     return float(np.mean([metrics.calibration_error(confidence, draw < confidence) for draw in uniform]))
 
 
-def trained(data: Photographs, scope: str, **recipe: object) -> dict[tuple[int, int], CLCNet]:
+def trained(data: Photographs, scope: str, **recipe: object) -> Networks:
     """Networks of all folds; of one training where the judged network makes no difference."""
     RECIPES["ablation"] = dataclasses.replace(RECIPES["default"], **recipe)
     models = {}
@@ -173,15 +173,15 @@ def products(probs: torch.Tensor) -> torch.Tensor:
     return torch.cat([scores, scores[:, first] * scores[:, second]], dim=1)
 
 
-def raw(models: dict[tuple[int, int], CLCNet]) -> Judges:
+def raw(models: Networks) -> Judges:
     return {key: lambda probs, model=model: model.predict(probs, calibrated=False) for key, model in models.items()}
 
 
-def calibrated(models: dict[tuple[int, int], CLCNet]) -> Judges:
+def calibrated(models: Networks) -> Judges:
     return {key: model.predict for key, model in models.items()}
 
 
-def without_network(models: dict[tuple[int, int], CLCNet]) -> Judges:
+def without_network(models: Networks) -> Judges:
     """The same calibration, the network's weight set to 0."""
 
     def judge(calibration: Calibration) -> Callable[[np.ndarray], np.ndarray]:
@@ -239,21 +239,17 @@ def main(args: argparse.Namespace) -> dict[str, list[str]]:
     start = next(iter((args.shared / "reference").glob("CLCNet_imagenet_split_1*.zip")), None)
     parts = {"scores": lambda: scores(data)} | {scope: partial(network, data, scope) for scope in SCOPES}
     parts["recipes"] = lambda: recipes(data, start)
-    table: dict[str, list[str]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    table: dict[str, list[str]] = kept("ablation_1000")
     for part in args.parts:
-        table[part] = []
-        for line in parts[part]():
-            print(line, flush=True)
-            table[part].append(line)
-        RESULTS.write_text(json.dumps(table, indent=1) + "\n")
+        table[part] = list(parts[part]())
         rows = [line for name in PARTS for line in table.get(name, [])]
-        RESULTS.with_suffix(".md").write_text("\n".join([HEAD, "|---" * 6 + "|", *rows]) + "\n")
+        keep("ablation_1000", table, "\n".join([HEAD, "|---" * 6 + "|", *rows]) + "\n")
     return table
 
 
 def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--shared", type=Path, default=cli.ROOT.parent / "shared", metavar="FOLDER", help="the data")
+    parser.add_argument("--shared", type=Path, default=SHARED, metavar="FOLDER", help="the data")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="NAME", help=f"of {PARTS}")
     return parser
 

@@ -8,7 +8,6 @@ EfficientNets are compared with those that timm publishes. Results go to benchma
 to benchmarks/results/cascade.md.
 """
 
-import json
 import platform
 import statistics
 import tempfile
@@ -23,7 +22,7 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 
-from clcnet import cli
+from benchmarks.measured import keep, seconds_of
 from clcnet.cascade.comparison import compare
 from clcnet.cascade.curve import Curve, Steps, surest_steps, sweep
 from clcnet.cascade.evaluation import with_clcnet, with_rivals
@@ -38,9 +37,6 @@ from clcnet.report.tables import PAPER_REFERENCES, markdown, results_frame
 
 NUM_IMAGES, NUM_CLASSES = 50_000, 1000
 REPEATS = 5
-RESULTS = cli.ROOT / "benchmarks" / "results" / "cascade.json"
-TEXT = cli.ROOT / "benchmarks" / "results" / "cascade.md"
-
 # billions of multiply-adds, from timm's own tables of results, at the models' native sizes
 PUBLISHED_FLOPS = dict(enumerate([0.40, 0.71, 1.02, 1.87, 4.49, 10.46, 19.40, 38.33]))
 VIT, VIT_FLOPS = "vit_base_patch16_224", 17.56
@@ -48,13 +44,7 @@ VIT, VIT_FLOPS = "vit_base_patch16_224", 17.56
 
 def median_seconds(action: Callable[[], Any]) -> float:
     """Median over a few runs, the first one apart."""
-    action()
-    seconds = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        action()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median(seconds_of(action, REPEATS))
 
 
 def simulated_outputs(accuracy: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -102,12 +92,12 @@ def measure_sweeps() -> dict[str, float]:
     three, two = surest_steps(confidence, correct, flops), surest_steps(confidence[:2], correct[:2], flops[:2])
     curve = sweep(two)
     assert len(curve) == NUM_IMAGES + 1
-    seconds = median_seconds(lambda: sweep(two))
+    seconds, literal = median_seconds(lambda: sweep(two)), check_exact(confidence, two, curve)
     return {
         "sweep_milliseconds": 1000 * seconds,
         "three_models_milliseconds": 1000 * median_seconds(lambda: sweep(three)),
-        "definition_seconds_a_threshold": check_exact(confidence, two, curve),
-        "times_faster_for_all_thresholds": check_exact(confidence, two, curve) * len(curve) / seconds,
+        "definition_seconds_a_threshold": literal,
+        "times_faster_for_all_thresholds": literal * len(curve) / seconds,
     }
 
 
@@ -158,15 +148,14 @@ def count_all_flops() -> list[dict[str, Any]]:
     return rows
 
 
-def write(results: dict[str, Any]) -> None:
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+def as_text(results: dict[str, Any]) -> str:
+    """The results as a page."""
     sweeps, steps = results["sweeps"], results["evaluation_seconds"]
     flops = [
         [row["model"], f"{row['counted']:.3f}", f"{row['published']:.2f}", f"{row['ratio']:.3f}"]
         for row in results["flops"]
     ]
-    text = f"""# The cascade at every threshold
+    return f"""# The cascade at every threshold
 
 Made by `python -m benchmarks.bench_cascade` on {results["machine"]}, torch {results["torch"]}, two threads.
 
@@ -185,7 +174,6 @@ them (attention included in the vision transformer's):
 
 {markdown(["Model", "Counted", "Published", "Ratio"], flops)}
 """
-    TEXT.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -198,8 +186,7 @@ def main() -> None:
         "evaluation_seconds": measure_evaluation(),
         "flops": count_all_flops(),
     }
-    write(results)
-    print(TEXT.read_text(encoding="utf-8"))
+    keep("cascade", results, as_text(results))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,10 @@ and, as text, to benchmarks/results/custom.md.
 """
 
 import argparse
-import json
-import multiprocessing
-import platform
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +29,8 @@ import numpy as np
 import timm
 import torch
 
-from benchmarks.peak import peak_mebibytes
+from benchmarks.bench_generate import untrained
+from benchmarks.measured import SHARED, in_fresh_process, keep, kept, machine, peak_mebibytes
 from clcnet.cascade.rules import CLCNET, Surest
 from clcnet.cascade.runner import FolderRun, run_folder
 from clcnet.classifiers.classifier import Classifier, load_classifier
@@ -40,46 +38,28 @@ from clcnet.data.images import ImageSet, list_images
 from clcnet.network.model import CLCNet
 from clcnet.report.tables import markdown
 
-SHARED = cli.ROOT.parent / "shared"
-RESULTS = cli.ROOT / "benchmarks" / "results" / "custom.json"
-TEXT = cli.ROOT / "benchmarks" / "results" / "custom.md"
 DEFERRED = 0.3
 
 
-def demo_pair() -> tuple[Classifier, Classifier, ImageSet]:
-    """The demo's two classifiers on 2,000 of its images."""
-    demo = cli.DATA_DIR / "demo"
-    shallow, deep = (load_classifier(f"local-dir:{demo / name}", device="cpu") for name in ("shallow", "deep"))
-    images = list_images(demo / "imagenet_splits_5")
-    return shallow, deep, images.subset(np.arange(0, len(images), max(1, len(images) // 2000)))
-
-
-def cifar_pair() -> tuple[Classifier, Classifier, ImageSet]:
-    """The two CIFAR-10 classifiers on 1,000 real images of 32 x 32 pixels."""
-    shallow, deep = (
-        load_classifier(f"local-dir:{SHARED / 'cifar10' / name}", device="cpu") for name in ("shallow", "deep")
-    )
-    return shallow, deep, list_images(SHARED / "cifar10" / "imagenet_splits_5").subset(np.arange(0, 10_000, 10))
+def local_pair(folder: Path, num_images: int) -> tuple[Classifier, Classifier, ImageSet]:
+    """Two classifiers that lie in a folder, and about so many of the images beside them."""
+    shallow, deep = (load_classifier(f"local-dir:{folder / name}", device="cpu") for name in ("shallow", "deep"))
+    images = list_images(folder / "imagenet_splits_5")
+    return shallow, deep, images.subset(np.arange(0, len(images), max(1, len(images) // num_images)))
 
 
 def photo_pair() -> tuple[Classifier, Classifier, ImageSet]:
     """MobileNetV3 and ResNet-50 at their native 224 pixels, untrained, on 100 full-size photographs."""
-    shallow, deep = (_untrained(name) for name in ("mobilenetv3_large_100", "resnet50"))
+    with tempfile.TemporaryDirectory() as scratch:
+        names = [untrained(name, Path(scratch)) for name in ("mobilenetv3_large_100", "resnet50")]
+        shallow, deep = (load_classifier(name, device="cpu") for name in names)
     return shallow, deep, list_images(SHARED / "imagenet_sample")
-
-
-def _untrained(name: str) -> Classifier:
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "untrained.pth"
-        torch.save(timm.create_model(name).state_dict(), weights)
-        return load_classifier(name, weight=weights, device="cpu")
 
 
 # the batch sizes give every pair several deep batches
 PAIRS: dict[str, tuple[Callable[[], tuple[Classifier, Classifier, ImageSet]], int]] = {
-    "demo": (demo_pair, 64),
-    "cifar10": (cifar_pair, 64),
+    "demo": (partial(local_pair, cli.DATA_DIR / "demo", 2000), 64),
+    "cifar10": (partial(local_pair, SHARED / "cifar10", 1000), 64),
     "photographs": (photo_pair, 10),
 }
 
@@ -136,14 +116,8 @@ def measure_pair(name: str, num_turns: int) -> dict[str, Any]:
 
 
 def peak_memory(num_images: int) -> float:
-    """Peak memory in MiB of a process that runs the cascade over so many images, some of them many times."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:  # unlike those of a Pool, it may have decoding processes
-        return float(pool.submit(_peak_memory, num_images).result())
-
-
-def _peak_memory(num_images: int) -> float:
-    shallow, deep, images = cifar_pair()
+    """Peak memory in MiB of this process once it ran the cascade over so many images, some of them many times."""
+    shallow, deep, images = PAIRS["cifar10"][0]()
     torch.manual_seed(0)
     clcnet = CLCNet(num_classes=10).eval()
     _, found = run([shallow], clcnet, [], images, 64)
@@ -152,21 +126,10 @@ def _peak_memory(num_images: int) -> float:
     return peak_mebibytes()
 
 
-def save(results: dict[str, Any]) -> None:
-    """Write the figures and the section of the benchmark report."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    header = [
-        "models",
-        "images",
-        "deferred",
-        "shallow",
-        "deep",
-        "cascade",
-        "over the bound",
-        "time saved",
-        "FLOPs saved",
-    ]
+def as_text(results: dict[str, Any]) -> str:
+    """The results as a section of the benchmarks' page."""
+    header = ["models", "images", "deferred", "shallow", "deep", "cascade"]
+    header += ["over the bound", "time saved", "FLOPs saved"]
     rows = [
         [
             name,
@@ -180,7 +143,7 @@ def save(results: dict[str, Any]) -> None:
         for name, pair in results["pairs"].items()
     ]
     memory = ", ".join(f"{mib:.0f} MiB at {num_images} images" for num_images, mib in results["peak_mib"].items())
-    text = f"""## The cascade over a folder
+    return f"""## The cascade over a folder
 
 {markdown(header, rows)}
 
@@ -190,8 +153,6 @@ Times are an image's, medians of a few turns in one process through the same loa
 stay under 1.08). "Time saved" and "FLOPs saved" are against the deep model on every image. Peak memory of the main
 process, CIFAR-10 models: {memory}. Made by `python -m benchmarks.bench_custom`.
 """
-    TEXT.write_text(text, encoding="utf-8")
-    print(text)
 
 
 def main() -> None:
@@ -201,17 +162,15 @@ def main() -> None:
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure memory too")
     args = parser.parse_args()
     torch.set_num_threads(2)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"pairs": {}, "peak_mib": {}}
-    results["machine"] = (
-        f"{torch.get_num_threads()} cores of {platform.machine()}, torch {torch.__version__}, timm {timm.__version__}"
-    )
+    results = {"pairs": {}, "peak_mib": {}} | kept("custom")
+    results["machine"] = machine(torch, timm)
     for name in args.pairs:
         if name != "none":
             results["pairs"][name] = measure_pair(name, args.turns)
-            save(results)
+            keep("custom", results, as_text(results))
     if args.memory:
-        results["peak_mib"] = {str(num_images): peak_memory(num_images) for num_images in (2_000, 20_000)}
-    save(results)
+        results["peak_mib"] = {str(count): in_fresh_process(peak_memory, count) for count in (2_000, 20_000)}
+    keep("custom", results, as_text(results))
 
 
 if __name__ == "__main__":

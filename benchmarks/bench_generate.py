@@ -10,17 +10,12 @@ benchmarks/results/generate.md. Models that would need a download have random we
 """
 
 import argparse
-import json
-import multiprocessing
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +31,13 @@ import timm
 import torch
 from timm.models import save_for_hf
 
+from benchmarks.measured import SHARED, in_fresh_process, keep, kept, machine, num_cores, peak_mebibytes
 from benchmarks.one_loop import LOOPS, make_table
-from benchmarks.peak import peak_mebibytes
 from clcnet.classifiers.classifier import Classifier, load_classifier
 from clcnet.data.images import list_images
 from clcnet.distributed import resolve_device
 from clcnet.report.tables import markdown
 
-SHARED = cli.ROOT.parent / "shared"
-RESULTS = cli.ROOT / "benchmarks" / "results" / "generate.json"
-TEXT = cli.ROOT / "benchmarks" / "results" / "generate.md"
 TURNS = 5
 
 
@@ -174,14 +166,15 @@ def measure_cost(scratch: Path) -> list[dict[str, Any]]:
 
 
 def measure_memory(scratch: Path) -> list[dict[str, Any]]:
-    """Peak memory of a fresh process that makes a table with 1,000 columns of few images, then of many."""
+    """Peak memory of fresh processes that make a table with 1,000 columns, of few images and of many."""
     model = untrained("test_resnet", scratch, num_classes=1000)
-    counts = (10_000, 40_000)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-        peaks = [fresh.submit(_peak_memory, model, num_images).result() for num_images in counts]
     return [
-        {"images": num_images, "peak MiB": peak, "table MiB": num_images * 4_000 / 2**20}
-        for num_images, peak in zip(counts, peaks, strict=True)
+        {
+            "images": num_images,
+            "peak MiB": in_fresh_process(_peak_memory, model, num_images),
+            "table MiB": num_images * 4_000 / 2**20,
+        }
+        for num_images in (10_000, 40_000)
     ]
 
 
@@ -260,19 +253,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which to measure")
     args = parser.parse_args()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    device = resolve_device()
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} cores"
-    machine = f"{where} ({platform.machine()}), torch {torch.__version__}, timm {timm.__version__}"
+    torch.set_num_threads(num_cores())
+    gpu = torch.cuda.get_device_name() if resolve_device().type == "cuda" else ""
     with tempfile.TemporaryDirectory() as scratch:
         for part in args.parts:
-            measured = PARTS[part](Path(scratch))
-            results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-            results |= {"machine": machine, part: measured}
-            RESULTS.parent.mkdir(parents=True, exist_ok=True)
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    TEXT.write_text(as_text(results), encoding="utf-8")
-    print(as_text(results))
+            results = kept("generate") | {"machine": machine(torch, timm, gpu=gpu), part: PARTS[part](Path(scratch))}
+            keep("generate", results, as_text(results))
 
 
 if __name__ == "__main__":

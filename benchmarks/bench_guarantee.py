@@ -7,20 +7,17 @@ known exactly: it is chosen on a random part of them, a resplit, and lost on all
 Results go to benchmarks/results/guarantee.json and, as text, to benchmarks/results/guarantee.md.
 """
 
-import json
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from clcnet import cli
+from benchmarks.measured import SHARED, keep
 from clcnet.cascade.guarantee import loses_less, most_share
 from clcnet.intervals import exact_interval
 
-RESULTS = cli.ROOT / "benchmarks" / "results" / "guarantee.json"
-TEXT = cli.ROOT / "benchmarks" / "results" / "guarantee.md"
-LOGITS = cli.ROOT.parent / "shared" / "cifar10" / "logits.npz"
+LOGITS = SHARED / "cifar10" / "logits.npz"
 
 NUM_RUNS = 1000
 EPS, DELTA = 0.005, 0.05
@@ -116,42 +113,36 @@ def slack(num_images: int, runs: int = 100) -> dict[str, float]:
     return {"certified": 100 * float(np.median(high)), "Clopper-Pearson on the losses": 100 * float(np.median(counted))}
 
 
-def text(results: dict[str, Any]) -> str:
-    rows = [
+def as_text(results: dict[str, Any]) -> str:
+    """The results as a section of the benchmarks' page."""
+    rows = "\n".join(
         f"| {case} | {method} | {found['violations']:.1f}% [{found['low']:.1f}, {found['high']:.1f}] "
         f"| {format(found['deferral'], '.1f') + '%' if 'deferral' in found else '-'} |"
         for case, methods in results["violations"].items()
         for method, found in methods.items()
-    ]
-    slacks = [
+    )
+    slacks = "\n".join(
         f"| {int(size):,} | {found['certified']:.2f} | {found['Clopper-Pearson on the losses']:.2f} |"
         for size, found in results["slack"].items()
-    ]
-    return "\n".join(
-        [
-            "## Promises",
-            "",
-            f"Made by `python -m benchmarks.bench_guarantee`: {NUM_RUNS:,} resplits each, a loss of at most "
-            f"{100 * EPS:g} points promised",
-            f"with probability {1 - DELTA:.0%}, so at most {DELTA:.0%} of the promises may be broken; 95% intervals in "
-            "brackets. Of CIFAR-10's 10,000",
-            "images so many choose the threshold, and all of them say whether the promise holds. On the boundary the "
-            "second threshold of",
-            "drawn images loses exactly that much: taking it breaks the promise.",
-            "",
-            "| images | threshold | promises broken | deferred |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-            f"What is certified, in points, of a cascade that loses nothing on average where both models lose "
-            f"{DISAGREE:.0%} to the other:",
-            "",
-            "| images | certified | Clopper-Pearson on the losses |",
-            "|---|---|---|",
-            *slacks,
-            "",
-        ]
     )
+    return f"""## Promises
+
+Made by `python -m benchmarks.bench_guarantee`: {NUM_RUNS:,} resplits each, a loss of at most {100 * EPS:g} points
+promised with probability {1 - DELTA:.0%}, so at most {DELTA:.0%} of the promises may be broken; 95% intervals in
+brackets. Of CIFAR-10's 10,000 images so many choose the threshold, and all of them say whether the promise holds. On
+the boundary the second threshold of drawn images loses exactly that much: taking it breaks the promise.
+
+| images | threshold | promises broken | deferred |
+|---|---|---|---|
+{rows}
+
+What is certified, in points, of a cascade that loses nothing on average where both models lose {DISAGREE:.0%} to the
+other:
+
+| images | certified | Clopper-Pearson on the losses |
+|---|---|---|
+{slacks}
+"""
 
 
 def main() -> None:
@@ -160,9 +151,7 @@ def main() -> None:
     violations |= {f"boundary, {size:,}": boundary(size) for size in (2000, 5000, 10_000)}
     sizes = (2000, 5000, 10_000, 50_000)
     results = {"violations": violations, "slack": {str(size): slack(size) for size in sizes}}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    TEXT.write_text(text(results), encoding="utf-8")
-    print(TEXT.read_text(encoding="utf-8"))
+    keep("guarantee", results, as_text(results))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,6 @@ the released one holds. Results: benchmarks/results/network.json and, as text, b
 """
 
 import argparse
-import json
-import platform
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.measured import RESULTS, keep, kept, machine, peak_mebibytes, seconds_of
 from clcnet import cli
 from clcnet.network.calibration import Calibration
 from clcnet.network.model import CLCNet, to_released_state
@@ -27,22 +25,12 @@ from clcnet.network.training import Settings, Split, _Run
 sys.path.insert(0, str(cli.ROOT / "tests"))
 from literal_clcnet import LiteralCLCNet  # noqa: E402
 
-RESULTS = cli.ROOT / "benchmarks" / "results" / "network.json"
-ABLATION = cli.ROOT / "benchmarks" / "results" / "ablation.md"
-STABILITY = cli.ROOT / "benchmarks" / "results" / "stability.json"
-TEXT = cli.ROOT / "benchmarks" / "results" / "network.md"
 NUM_ROWS, NUM_CLASSES, LITERAL_ROWS = 50_000, 1000, 1024
 
 
 def best_time(action: Callable[[], object], turns: int) -> float:
     """Seconds of the quickest turn, after one to warm up."""
-    action()
-    times = []
-    for _ in range(turns):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(seconds_of(action, turns))
 
 
 def made_rows(num_rows: int) -> np.ndarray:
@@ -64,9 +52,9 @@ def measure_scoring(turns: int) -> dict[str, float]:
     rows = made_rows(NUM_ROWS)
     model = CLCNet(NUM_CLASSES).eval()
     matrix, tensor = torch.randn(NUM_CLASSES, 100), torch.from_numpy(rows)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mebibytes()
     model.predict(rows)
-    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    memory = peak_mebibytes() - before
     product = best_time(lambda: tensor @ matrix, turns)
     raw = best_time(lambda: model.predict(rows), turns)
     model.calibration = Calibration(0.0, (1.0, 0.1, 0.1), 0.5)
@@ -100,14 +88,14 @@ def measure_training(num_networks: int, turns: int) -> float:
 
 def write_page() -> None:
     """Write the page from the results that there are of this benchmark and of those of the training."""
-    parts = ["# The network"]
-    if RESULTS.exists():
-        parts.append(_speed_page(json.loads(RESULTS.read_text(encoding="utf-8"))))
-    if ABLATION.exists():
-        parts.append("## What each part of the recipe is worth\n\n" + ABLATION.read_text(encoding="utf-8").strip())
-    if STABILITY.exists():
-        parts.append(_stability_page(json.loads(STABILITY.read_text(encoding="utf-8"))))
-    TEXT.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    parts, ablation = ["# The network"], RESULTS / "ablation.md"
+    if speed := kept("network"):
+        parts.append(_speed_page(speed))
+    if ablation.exists():
+        parts.append("## What each part of the recipe is worth\n\n" + ablation.read_text(encoding="utf-8").strip())
+    if stability := kept("stability"):
+        parts.append(_stability_page(stability))
+    (RESULTS / "network.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _speed_page(results: dict[str, Any]) -> str:
@@ -139,22 +127,12 @@ def _stability_page(results: dict[str, dict[str, list[float]]]) -> str:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(2)
-    results: dict[str, Any] = {"machine": f"{platform.machine()}, 2 threads, torch {torch.__version__}"}
-    results["scoring"] = measure_scoring(args.turns)
+    scoring = measure_scoring(args.turns)
     one, five = measure_training(1, args.turns), measure_training(5, args.turns)
-    results["training"] = {"epoch_seconds": one, "epoch_seconds_of_five": five, "five_over_one": five / one}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    scoring = results["scoring"]
-    print(
-        f"scoring {NUM_ROWS} x {NUM_CLASSES}: {scoring['raw_seconds']:.2f} s, "
-        f"{scoring['raw_over_product']:.2f} times the bare product "
-        f"({scoring['calibrated_over_product']:.2f} with calibration), {scoring['extra_memory_mb']:.0f} MB beside the "
-        f"input, {scoring['times_literal']:.0f} times as many rows a second as the literal network"
-    )
-    print(f"training 32,000 x {NUM_CLASSES}: {one:.2f} s an epoch, {five:.2f} s for five networks at once")
+    training = {"epoch_seconds": one, "epoch_seconds_of_five": five, "five_over_one": five / one}
+    results = {"machine": machine(torch), "scoring": scoring, "training": training}
+    keep("network", results)
     write_page()
-    print(f"results in {RESULTS} and {TEXT}")
     return results
 
 

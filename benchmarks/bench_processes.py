@@ -9,9 +9,7 @@ ResNet-50, on photographs over and over. Without a GPU the figures go to benchma
 """
 
 import argparse
-import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -25,6 +23,7 @@ import timm
 import torch
 
 from benchmarks.bench_generate import images_per_second, photographs, untrained
+from benchmarks.measured import keep, machine, num_cores
 from clcnet import CLCNet, cli
 from clcnet.data.outputs import Outputs
 from clcnet.report.tables import markdown
@@ -35,7 +34,7 @@ STEPS = {"step 3": "generate_data_for_CLCNet.py", "step 5": "eval_custom_data.py
 
 def run(tree: Path, step: str, words: list[str], num_processes: int, device: str) -> float:
     """Images a second of a step, as it prints them."""
-    threads = max(1, len(os.sched_getaffinity(0)) // num_processes) if device == "cpu" else 4
+    threads = max(1, num_cores() // num_processes) if device == "cpu" else 4
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
     words = [*words, "--device", device, *(["--batch-size", "32"] if device == "cpu" else [])]  # enough for two
     command = [sys.executable, *(start if num_processes > 1 else []), STEPS[step], *words]
@@ -91,7 +90,7 @@ def _medians(speeds: Any) -> Any:
 
 def _against_timm(model: str, images: Path) -> dict[str, float]:
     """Step 3 over the same loop as timm's validate.py, with the same workers; and the share of time the GPU is busy."""
-    workers = max(1, len(os.sched_getaffinity(0)) - 1)
+    workers = max(1, num_cores() - 1)
     found = {loop: images_per_second(loop, model, images, None, 256, workers) for loop in ("bare", "step3")}
     command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=200"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
@@ -112,15 +111,9 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trees = {"before": args.before} if args.before else {}
     num_images = args.images or (200 if device == "cpu" else 20_000)
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{len(os.sched_getaffinity(0))} cores"
-    result = {"machine": f"{where} ({platform.machine()}), torch {torch.__version__}, timm {timm.__version__}"}
-    result |= measure(trees | {"now": cli.ROOT}, device, num_images, args.turns)
-    text = json.dumps(result, indent=1) + "\n"
-    results = cli.ROOT / "benchmarks" / "results"
-    (results / ("processes.json" if device == "cpu" else "gpu.json")).write_text(text, encoding="utf-8")
-    if device == "cpu":
-        (results / "processes.md").write_text(page(result), encoding="utf-8")
-    print(text)
+    where = machine(torch, timm, gpu=torch.cuda.get_device_name() if device == "cuda" else "")
+    result = {"machine": where} | measure(trees | {"now": cli.ROOT}, device, num_images, args.turns)
+    keep("processes" if device == "cpu" else "gpu", result, page(result) if device == "cpu" else "")
 
 
 def page(result: dict[str, Any]) -> str:

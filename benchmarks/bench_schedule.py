@@ -10,11 +10,10 @@ goes to benchmarks/results/schedule.md.
 
 import numpy as np
 
-from clcnet import cli
+from benchmarks.measured import RESULTS
 from clcnet.classifiers.schedule import NOTHING, Schedule, cut, later_batch_size
 from clcnet.report.tables import markdown
 
-RESULTS = cli.ROOT / "benchmarks" / "results" / "schedule.md"
 IMAGES, BATCH, DEFERRED, DEARER, AHEAD = 50_000, 256, 0.3, 7, 33  # as 16 decoding processes ask for ahead
 
 
@@ -54,7 +53,7 @@ def main() -> None:
         f"{DEFERRED:.0%} go on from each model to the next; the last costs {DEARER} times as much as the first, a "
         "middle one the root of that. To stay at 0.9 or above. Made by `python -m benchmarks.bench_schedule`.\n"
     )
-    RESULTS.write_text(text, encoding="utf-8")
+    (RESULTS / "schedule.md").write_text(text, encoding="utf-8")
     print(text)
 
 

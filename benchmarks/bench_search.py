@@ -5,21 +5,14 @@
 Outputs are simulated. Results go to benchmarks/results/search.json and, as text, to benchmarks/results/search.md.
 """
 
-import json
-import os
-import resource
-import subprocess
-import sys
 import time
 
 import numpy as np
 
-from clcnet import cli
+from benchmarks.measured import in_fresh_process, keep, num_cores, peak_mebibytes
 from clcnet.cascade.search import find_cascades
 from clcnet.data.outputs import Outputs
 
-RESULTS = cli.ROOT / "benchmarks" / "results" / "search.json"
-TEXT = cli.ROOT / "benchmarks" / "results" / "search.md"
 SIZES = {  # models, images, classes, stages, most seconds, most gigabytes
     "many models": (6, 10_000, 10, 4, 20, None),
     "many classes": (4, 50_000, 1000, 3, 180, 6),
@@ -50,47 +43,30 @@ def measure(name: str) -> dict[str, float]:
     return {
         "seconds": time.perf_counter() - wall,
         "processor_seconds": time.process_time() - busy,
-        "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2,
+        "gigabytes": peak_mebibytes() / 1024,
         "cascades_on_the_front": len(cascades.front),
     }
 
 
-def text(results: dict[str, dict[str, float]]) -> str:
+def as_text(results: dict[str, dict[str, float]]) -> str:
+    """The results as a page."""
     rows = []
     for name, measured in results.items():
         num_models, num_images, num_classes, stages, seconds, gigabytes = SIZES[name]
         rows.append(
             f"| {num_models} | {num_images:,} | {num_classes:,} | {stages} | {measured['seconds']:.1f} ({seconds}) "
-            f"| {measured['processor_seconds']:.1f} | {measured['gigabytes']:.1f} ({gigabytes or '-'}) |"
+            f"| {measured['processor_seconds']:.1f} | {measured['gigabytes']:.1f} ({gigabytes or '-'}) |\n"
         )
-    return "\n".join(
-        [
-            "# Finding a cascade",
-            "",
-            f"Made by `python -m benchmarks.bench_search` on {os.cpu_count()} cores; the bounds in brackets.",
-            "Everything is cross-fitted over five folds: weights, offsets, their penalty, models and thresholds.",
-            "",
-            "| models | images | classes | stages | seconds | of the processors | GB at most, outputs included |",
-            "|---|---|---|---|---|---|---|",
-            *rows,
-            "",
-        ]
-    )
+    return f"""# Finding a cascade
 
+Made by `python -m benchmarks.bench_search` on {num_cores()} cores; the bounds in brackets.
+Everything is cross-fitted over five folds: weights, offsets, their penalty, models and thresholds.
 
-def main() -> None:
-    """Each size in a process of its own, whose memory is then its own too."""
-    results = {}
-    for name in SIZES:
-        command = [sys.executable, "-m", "benchmarks.bench_search", name]
-        results[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    TEXT.write_text(text(results), encoding="utf-8")
-    print(TEXT.read_text(encoding="utf-8"))
+| models | images | classes | stages | seconds | of the processors | GB at most, outputs included |
+|---|---|---|---|---|---|---|
+{"".join(rows)}"""
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(measure(sys.argv[1])))
-    else:
-        main()
+    found = {name: in_fresh_process(measure, name) for name in SIZES}  # whose memory is then its own
+    keep("search", found, as_text(found))

@@ -12,15 +12,10 @@ cache. Results go to benchmarks/results/table.json and, as text, to benchmarks/r
 import argparse
 import functools
 import gc
-import json
-import multiprocessing
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,12 +23,11 @@ import numpy as np
 import pandas as pd
 import pyarrow
 
+from benchmarks.measured import in_fresh_process, keep, machine
 from clcnet import cli
 from clcnet.data.outputs import Outputs
 from clcnet.report.tables import markdown
 
-RESULTS = cli.ROOT / "benchmarks" / "results" / "table.json"
-TEXT = cli.ROOT / "benchmarks" / "results" / "table.md"
 NUM_CLASSES = 1000
 TURNS = 7
 
@@ -91,10 +85,9 @@ def measure(table: Outputs, folder: Path) -> tuple[dict[str, list[float]], dict[
         "read CSV, pandas (pyarrow)": (read_by_pandas, ours, "pyarrow"),
         "read Parquet": (Outputs.load, parquet),
     }
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as fresh:
-        for _ in range(TURNS):
-            for name, reader in readers.items():
-                times.setdefault(name, []).append(fresh.submit(clock, *reader).result())
+    for _ in range(TURNS):
+        for name, reader in readers.items():
+            times.setdefault(name, []).append(in_fresh_process(clock, *reader))
     print(times, flush=True)
     return times, {path.name: path.stat().st_size / 1e6 for path in (ours, theirs, parquet)}
 
@@ -144,13 +137,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         times, sizes = measure(make_table(args.rows), Path(folder))
-    versions = f"pandas {pd.__version__}, pyarrow {pyarrow.__version__}"
-    machine = f"{len(os.sched_getaffinity(0))} cores ({platform.machine()}), {versions}"
-    results = {"rows": args.rows, "machine": machine, "seconds": times, "megabytes": sizes}
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    TEXT.write_text(as_text(results), encoding="utf-8")
-    print(as_text(results))
+    results = {"rows": args.rows, "machine": machine(pd, pyarrow), "seconds": times, "megabytes": sizes}
+    keep("table", results, as_text(results))
 
 
 if __name__ == "__main__":

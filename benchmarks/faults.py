@@ -1,6 +1,6 @@
 """Count what was tried to break the project, and what broke.
 
-    python benchmarks/faults.py             # or: make faults
+    python -m benchmarks.faults             # or: make faults
 
 Runs the tests of bad input and bad machines, kills each of the five stages at random points, damages files by the
 thousand (benchmarks/fuzz.py), and writes benchmarks/results/faults.md. Exit code 1 if anything broke; what did is
@@ -19,10 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+from benchmarks.fuzz import fuzz
+from benchmarks.measured import RESULTS
+from clcnet.cli import ROOT
 
-from fuzz import fuzz  # noqa: E402
+sys.path.append(str(ROOT / "tests"))
+
 from killing import kill_and_compare  # noqa: E402
 from scripts import SCRIPTS, build_workshop, save_classifier  # noqa: E402
 
@@ -36,7 +38,6 @@ KINDS = {
     "stores": ("answers",),
     "checkpoints": ("pth", "safetensors"),
 }
-RESULT = ROOT / "benchmarks" / "results" / "faults.md"
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,8 @@ A case survives when it ends in the right result or in one line that names what 
 the finished one, and when the run, started again until it ends, leaves the bytes of a run that was never killed. The
 rows of those last outputs are compared one by one.
 """
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(text, encoding="utf-8")
-    print(f"{tried - survived} failures in {time.perf_counter() - start:.0f} s; written to {RESULT}")
+    (RESULTS / "faults.md").write_text(text, encoding="utf-8")
+    print(f"{tried - survived} failures in {time.perf_counter() - start:.0f} s; written to {RESULTS / 'faults.md'}")
     sys.exit(tried != survived or lost > 0)
 
 

@@ -1,6 +1,6 @@
 """Damage files at random, and see that their readers refuse them as they should.
 
-    python benchmarks/fuzz.py --files 10000
+    python -m benchmarks.fuzz --files 10000
 
 Tables (CSV and Parquet), weights files, checkpoints of timm's training, configurations of models, policies and stores
 take turns. Checksums would catch most damage to a zip, so half of these are damaged inside and packed anew. A reader
@@ -25,16 +25,14 @@ import numpy as np
 import safetensors.torch
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.one_layer import one_layer  # noqa: E402
-from clcnet import CLCNet  # noqa: E402
-from clcnet.cascade.policy import Policy  # noqa: E402
-from clcnet.cascade.pool import Pool  # noqa: E402
-from clcnet.cascade.rules import TEMPERED, Fused, Surest  # noqa: E402
-from clcnet.classifiers import checkpoint, model_config  # noqa: E402
-from clcnet.data.outputs import Outputs, Record  # noqa: E402
-from clcnet.data.store import READ, Store  # noqa: E402
+from benchmarks.one_layer import one_layer
+from clcnet import CLCNet
+from clcnet.cascade.policy import Policy
+from clcnet.cascade.pool import Pool
+from clcnet.cascade.rules import TEMPERED, Fused, Surest
+from clcnet.classifiers import checkpoint, model_config
+from clcnet.data.outputs import Outputs, Record
+from clcnet.data.store import READ, Store
 
 SLOW = 10.0
 Samples = dict[str, list[bytes]]

@@ -24,6 +24,7 @@ import pandas as pd
 
 from benchmarks.ablation_1000 import Photographs
 from benchmarks.fused import imagenet_outputs
+from benchmarks.measured import RESULTS, SHARED, kept
 from clcnet import CLCNet, cli, metrics
 from clcnet.cascade.evaluation import Evaluation, evaluation_of_tables, images_of_outputs, load_fold_networks
 from clcnet.cascade.rules import CLCNET, Surest, cross_fitted
@@ -44,8 +45,7 @@ from clcnet.report.tables import (
     with_interval,
 )
 
-RESULTS = cli.ROOT / "benchmarks" / "results"
-RELEASED = cli.ROOT.parent / "shared" / "reference"
+RELEASED = SHARED / "reference"
 PAIRS = (("mobilenetv1_050_160", "tf_efficientnet_lite0"), ("tf_efficientnet_lite0", "tf_efficientnet_lite2"))
 NUM_IMAGES = 50_000  # of the ImageNet validation set
 
@@ -173,8 +173,7 @@ def means_of(figure: Callable[..., float], kinds: Sequence[np.ndarray], right: n
 
 def time_lines() -> Iterator[str]:
     """An estimate of step 3 over the 50,000 images, by model."""
-    counted = json.loads((RESULTS / "cascade.json").read_text())["flops"]
-    generate = json.loads((RESULTS / "generate.json").read_text())
+    counted, generate = kept("cascade")["flops"], kept("generate")
     published = json.loads((RESULTS.parent / "quoted.json").read_text())["timm_throughput"]
     (rate,) = (case["medians"]["step3"] for case in generate["ratio"] if case["case"].endswith("tf_efficientnet_b0"))
     base = counted[0]["counted"]
@@ -212,7 +211,7 @@ def main(args: argparse.Namespace) -> dict[str, str]:
 def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("outputs", "table", "ship", "time"))
-    parser.add_argument("--imagenet1k", type=Path, default=RELEASED.parent / "imagenet1k", metavar="FOLDER")
+    parser.add_argument("--imagenet1k", type=Path, default=SHARED / "imagenet1k", metavar="FOLDER")
     parser.add_argument("--tables", type=Path, default=cli.DATA_DIR / "imagenet" / "outputs", metavar="FOLDER")
     parser.add_argument("--weights", type=Path, default=cli.WEIGHTS_DIR / "imagenet", metavar="FOLDER")
     return parser

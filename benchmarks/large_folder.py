@@ -6,7 +6,6 @@ The models have one layer, so that time goes into what the project does. Writes 
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.measured import keep, resident_megabytes
 from benchmarks.one_layer import CLASSES, SIDE, save_one_layer
 from clcnet import cli
 from clcnet.cascade.policy import Policy
@@ -31,7 +31,6 @@ sys.path.append(str(cli.ROOT / "tests"))
 
 import forking  # noqa: E402
 
-RESULTS = cli.ROOT / "benchmarks" / "results" / "large-folder.json"
 MOST_GROWTH = 40.0  # MB while the last nine tenths are classified
 A_FOLDER = 1000  # images
 OUTPUTS = ("result.csv", "result.csv.report.html", "result.csv.errors.csv")
@@ -77,10 +76,9 @@ def watch_memory(process: BaseProcess, folder: Path, seen: list[tuple[int, float
     """While it runs, note the store's size and the megabytes in use."""
     while process.exitcode is None:
         try:
-            pages = int(Path(f"/proc/{process.pid}/statm").read_text(encoding="utf-8").split()[1])
+            seen.append((kept(folder), resident_megabytes(process.pid or "self")))
         except OSError:
             return
-        seen.append((kept(folder), pages * os.sysconf("SC_PAGE_SIZE") / 1e6))
         time.sleep(0.2)
 
 
@@ -139,8 +137,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         found = run(args.images, args.kills, Path(name))
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=1))
+    keep("large-folder", found)
     sys.exit(bool(found["different"]) or found["growth_megabytes"] > MOST_GROWTH)
 
 

@@ -37,18 +37,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "mutations.json"
 REASONS = ROOT / "benchmarks" / "mutate.toml"
-LIBRARIES = [
-    "torch",
-    "torchvision",
-    "timm",
-    "pandas",
-    "pyarrow",
-    "scipy.stats",
-    "sklearn.metrics",
-    "hypothesis",
-    "pytest",
-]
+LIBRARIES = "torch torchvision timm pandas pyarrow scipy.stats sklearn.metrics hypothesis pytest".split()
 QUICK = ["-q", "-x", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
+LONGEST = 60  # seconds of a test that is worth it, where a quicker one comes by the line
 FORKED = multiprocessing.get_context("forkserver")
 SWAPS = ("Lt LtE", "Gt GtE", "Eq NotEq", "Is IsNot", "In NotIn", "And Or", "Add Sub", "Mult Div", "BitAnd BitOr")
 OPERATORS = {getattr(ast, a): getattr(ast, b) for a, b in map(str.split, SWAPS)}
@@ -164,8 +155,8 @@ class Net:
     code, or the constant its value. What is changed in a class is left to processes from the start.
     """
 
-    def __init__(self, tree: Path, mutants: list[Mutant], longest: float, warm: bool) -> None:
-        self.tree, self.mutants, self.longest, self.warm = tree, mutants, longest, warm
+    def __init__(self, tree: Path, mutants: list[Mutant], warm: bool) -> None:
+        self.tree, self.mutants, self.warm = tree, mutants, warm
         self.path, self.coverage = mutants[0].path, None
         parsed = ast.walk(ast.parse((tree / self.path).read_text(encoding="utf-8")))
         bodies = [node for node in parsed if isinstance(node, ast.FunctionDef | ast.ClassDef)]
@@ -279,7 +270,7 @@ class Net:
         names = {name for name in self.seconds if name in found or name.partition("::")[0] in found}
         files: dict[str, list[str]] = {}
         for place, name in enumerate(sorted(names or self.seconds, key=self.seconds.__getitem__)):
-            if place == 0 or self.seconds[name] <= self.longest:
+            if place == 0 or self.seconds[name] <= LONGEST:
                 files.setdefault(name.partition("::")[0], []).append(name)
         quickest = sorted(files.values(), key=lambda names: sum(self.seconds[name] for name in names))
         return [name for names in quickest for name in names]
@@ -375,15 +366,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", type=Path, help="files of the package; none: write the page anew")
     parser.add_argument("--tests", nargs="+", metavar="FILE", help="test files in place of those above")
-    parser.add_argument(
-        "--lines", nargs=2, type=int, metavar="N", help="mutants from one line to another alone, not kept"
-    )
     parser.add_argument("--again", action="store_true", help="only those that survived the last time")
     parser.add_argument("--sample", type=int, metavar="N", help="mutants of each module (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
-    parser.add_argument(
-        "--longest", type=float, default=60, metavar="S", help="seconds of a test worth it (default: 60)"
-    )
     parser.add_argument("--warm", action="store_true", help="make the tests' fixtures once, by the module as it is")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="mutants at a time (default: 2)")
     args = parser.parse_args()
@@ -391,21 +375,20 @@ def main() -> None:
     FORKED.set_forkserver_preload(LIBRARIES)
     kept: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     counted: dict[str, Any] = {}
-    first, last = args.lines or (0, sys.maxsize)
     with tempfile.TemporaryDirectory() as folder:
         trees = [
             shutil.copytree(ROOT, Path(folder, f"tree{n}", "clcnet"), ignore=left_out) for n in range(args.processes)
         ]
         for path in args.modules:
-            mutants = [mutant for mutant in mutants_of(path) if first <= mutant.line <= last]
+            mutants = list(mutants_of(path))
             total = len(mutants)
             if args.again:
                 before = kept[str(path)]
                 total, survived = before["mutants"], [diff for _, diff in before["survivors"]]
                 mutants = [mutant for mutant in mutants if mutant.diff in survived]
-            mutants = random.Random(args.seed).sample(mutants, min(args.sample or len(mutants), len(mutants)))
+            mutants = random.Random(0).sample(mutants, min(args.sample or len(mutants), len(mutants)))
             files, started = args.tests or tests_of(path), time.perf_counter()
-            how = files, trees[: len(mutants)], args.longest, args.warm
+            how = files, trees[: len(mutants)], args.warm
             alive = sorted(survivors_of(mutants, *how)) if mutants else []
             print(
                 f"{path}: {len(mutants)} mutants, {len(alive)} alive, {time.perf_counter() - started:.0f} s", flush=True
@@ -420,9 +403,8 @@ def main() -> None:
             counted[str(path)] = {"command": command, "mutants": total, "survivors": survivors}
     kept = (json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}) | counted
     text, missing = page(kept, tomllib.loads(REASONS.read_text(encoding="utf-8")))
-    if args.lines is None:
-        RESULT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-        RESULT.with_suffix(".md").write_text(text, encoding="utf-8")
+    RESULT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    RESULT.with_suffix(".md").write_text(text, encoding="utf-8")
     sys.exit(missing > 0)
 
 

@@ -10,7 +10,6 @@ thousand requests. Writes benchmarks/results/soak.json.
 
 import argparse
 import gc
-import json
 import os
 import sys
 import tempfile
@@ -23,8 +22,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.measured import keep, resident_megabytes
 from benchmarks.one_layer import SIDE, save_one_layer
-from clcnet import Cascade, cli
+from clcnet import Cascade
 from clcnet.cascade.cascade import Picture, Predictions
 from clcnet.cascade.drift import Expected, quantiles
 from clcnet.cascade.policy import Policy
@@ -33,7 +33,6 @@ from clcnet.cascade.rules import Fused
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.data.outputs import Record
 
-RESULTS = cli.ROOT / "benchmarks" / "results" / "soak.json"
 NUM_THREADS, NUM_IMAGES, NUM_KINDS, MOST_IMAGES = 8, 400, 60, 32
 BROKEN_EVERY, CANCELLED_EVERY, IMPATIENT_EVERY = 20, 50, 30  # requests
 WARM_UP = 1000
@@ -93,12 +92,6 @@ def left_behind() -> int:
     return threading.active_count() + len(os.listdir("/proc/self/fd"))
 
 
-def resident_megabytes() -> float:
-    gc.collect()
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
 def same(one: Predictions, other: Predictions) -> bool:
     """Classes and models to the last bit; how sure, to the last digits of float32, which the machine's load sways."""
     labels, confidences, answered_by = (bool(np.allclose(*pair, atol=1e-6)) for pair in zip(one, other, strict=True))
@@ -156,6 +149,7 @@ def soak(num_requests: int, seed: int = 0) -> dict[str, float]:
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             for first, last in zip(marks, marks[1:], strict=False):
                 counts += some(pool, range(first, last))
+                gc.collect()
                 if first == 0:
                     before, untidy = resident_megabytes(), left_behind()
                 growth.append(resident_megabytes() - before)
@@ -183,8 +177,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=50_000, help="how many (default: 50000)")
     torch.set_num_threads(1)
     found = soak(parser.parse_args().requests)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=1))
+    keep("soak", found)
     bad = found["wrong"] or found["lost"] or found["left_behind"]
     sys.exit(bool(bad) or found["most_growth_megabytes"] > MOST_GROWTH)
 

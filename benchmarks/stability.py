@@ -8,13 +8,13 @@ section in benchmarks/results/network.md.
 """
 
 import argparse
-import json
 from typing import Any
 
 import numpy as np
 
 from benchmarks.ablation import load
-from benchmarks.bench_network import STABILITY, write_page
+from benchmarks.bench_network import write_page
+from benchmarks.measured import keep
 from clcnet import cli
 from clcnet.network.training import RECIPES, Settings, fold_splits, train_many
 
@@ -40,9 +40,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         results[recipe] = {str(seed): worst_ratios(recipe, seed) for seed in args.seeds}
         worst = max(max(ratios) for ratios in results[recipe].values())
         print(f"{recipe} recipe, five folds of {len(args.seeds)} seeds: at most {worst:.3f} times the best", flush=True)
-    STABILITY.write_text(json.dumps(results, indent=1) + "\n")
+    keep("stability", results)
     write_page()
-    print(f"results in {STABILITY}")
     return results
 
 

@@ -5,15 +5,13 @@ import shutil
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 from hypothesis import settings
-from PIL import Image
-from scripts import Workshop, build_workshop, save_classifier
+from scripts import Workshop, build_workshop, make_images, save_classifier
 
 if TYPE_CHECKING:
     import torch
@@ -77,29 +75,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Make class folders of small random PNG images, or the five-part layout, and return the folder."""
-
-    def make(
-        name: str = "images",
-        classes: Sequence[str] = ("ant", "bee", "cat"),
-        images_per_class: int = 5,
-        five_parts: bool = False,
-        size: int = 32,
-        seed: int = 0,
-    ) -> Path:
-        generator = np.random.default_rng(seed)
-        root = tmp_path / name
-        for class_name in classes:
-            for index in range(images_per_class):
-                part = f"split_part_{index % 5 + 1}" if five_parts else ""
-                path = root / part / class_name / f"{class_name}_{index:04d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                colour = generator.integers(0, 256, 3)  # images that differ, so that classifiers answer differently
-                pixels = np.clip(colour + generator.normal(0, 40, (size, size, 3)), 0, 255)
-                Image.fromarray(pixels.astype(np.uint8)).save(path)
-        return root
-
-    return make
+    """Make images in a folder of the test's own, see `scripts.make_images`, and return it."""
+    return lambda name="images", **options: make_images(tmp_path / name, **options)
 
 
 @pytest.fixture(scope="session")
@@ -107,8 +84,7 @@ def classifier_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
     """Save a tiny untrained timm classifier, see `scripts.save_classifier`, and return its folder."""
 
     def make(architecture: str = "test_resnet", num_classes: int = 3, **options: Any) -> Path:
-        folder = tmp_path_factory.mktemp(architecture)
-        return save_classifier(folder, architecture, num_classes, **options)
+        return save_classifier(tmp_path_factory.mktemp(architecture), architecture, num_classes, **options)
 
     return make
 

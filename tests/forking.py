@@ -43,13 +43,6 @@ def _run(function: Callable[..., Any], arguments: tuple[Any, ...], environment: 
     function(*arguments)
 
 
-def generate(*arguments: str) -> None:
-    """Run step 3 with a command line."""
-    import generate_data_for_CLCNet as script
-
-    script.main(script.get_args_parser().parse_args(list(arguments)))
-
-
 def exchange(folder: Path) -> None:
     """Use every way of talking between processes and write down what came of it."""
     from clcnet import distributed

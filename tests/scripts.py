@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,7 +42,6 @@ def run(script: str, *words: object) -> Finished:
     module = importlib.import_module(script)
     out, err = io.StringIO(), io.StringIO()
     before = sys.argv
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     sys.argv = [f"{script}.py", *map(str, words)]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -53,8 +51,6 @@ def run(script: str, *words: object) -> Finished:
         return Finished(exit_.code, out.getvalue(), err.getvalue())
     finally:
         sys.argv = before
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def refusal(finished: Finished) -> str:
@@ -185,20 +181,34 @@ def save_classifier(
     return folder
 
 
+def make_images(
+    root: Path,
+    classes: Sequence[str] = CLASSES,
+    images_per_class: int = 5,
+    five_parts: bool = False,
+    size: int = 32,
+    seed: int = 0,
+) -> Path:
+    """Make class folders of small random PNG images, or the five-part layout, and return the folder."""
+    generator = np.random.default_rng(seed)
+    for class_name in classes:
+        for index in range(images_per_class):
+            part = f"split_part_{index % 5 + 1}" if five_parts else ""
+            path = root / part / class_name / f"{class_name}_{index:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            colour = generator.integers(0, 256, 3)  # images that differ, so that classifiers answer differently
+            pixels = np.clip(colour + generator.normal(0, 40, (size, size, 3)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return root
+
+
 def build_workshop(root: Path, classifier_dir: Callable[..., Path]) -> Workshop:
     """Make the inputs: images that classifiers tell apart, two classifiers, two tables, six networks."""
     from clcnet import CLCNet
 
     workshop = Workshop(root)
-    generator = np.random.default_rng(0)
-    names = []
-    for class_name in CLASSES:
-        for index in range(IMAGES_PER_CLASS):
-            path = workshop.images / f"split_part_{index % 5 + 1}" / class_name / f"{class_name}_{index:04d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = np.clip(generator.integers(0, 256, 3) + generator.normal(0, 40, (32, 32, 3)), 0, 255)
-            Image.fromarray(pixels.astype(np.uint8)).save(path)
-            names.append(path.name)
+    make_images(workshop.images, images_per_class=IMAGES_PER_CLASS, five_parts=True)
+    names = [f"{class_name}_{index:04d}.png" for class_name in CLASSES for index in range(IMAGES_PER_CLASS)]
     for seed, stage in enumerate(("shallow", "deep")):
         (root / stage).symlink_to(classifier_dir(seed=seed))
         workshop.table(stage).write_bytes(table_bytes(names, seed=seed))

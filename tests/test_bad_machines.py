@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -11,36 +12,31 @@ import pandas as pd
 import pytest
 import scripts
 import torch
-from scripts import (
-    EVALUATE_CUSTOM,
-    EVALUATE_FOLDS,
-    GENERATE,
-    SCRIPTS,
-    TRAIN_FOLDS,
-    Workshop,
-    contents,
-    refusal,
-)
+from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, GENERATE, SCRIPTS, TRAIN_FOLDS, Workshop, contents, refusal
 
-from clcnet.classifiers import classifier as classifiers
+from clcnet import metrics
+from clcnet.classifiers.classifier import Classifier
 from clcnet.classifiers.loading import ImageDataset
 from clcnet.files import atomic_paths, check_output, output_lock
+from clcnet.network import training
 
 resource = pytest.importorskip("resource", reason="limits of a process are Unix's")
 ON_IMAGES = (GENERATE, EVALUATE_FOLDS, EVALUATE_CUSTOM)
 OLD = b"from before"
 
 
-def lay_old(workshop: Workshop, script: str, folder: Path) -> dict[str, bytes]:
+@contextlib.contextmanager
+def nothing_lost(workshop: Workshop, script: str, folder: Path) -> Iterator[None]:
+    """Outputs of an earlier run stay as they are whatever happens, and afterwards the same command comes to its end."""
     for path in workshop.outputs(script, folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(OLD)
-    return contents(folder)
-
-
-def outputs_in(before: dict[str, bytes], folder: Path) -> dict[str, bytes]:
+    before = contents(folder)
+    yield
     after = contents(folder)
-    return {name: after[name] for name in before}
+    assert {name: after[name] for name in before} == before
+    assert not [name for name in after if ".partial." in name], "litter"
+    assert scripts.run(script, *workshop.command(script, folder)).code == 0
 
 
 @contextlib.contextmanager
@@ -59,12 +55,10 @@ def largest_file(num_bytes: int) -> Iterator[None]:
 def test_a_disk_that_fills_up_is_said_with_the_files_name_and_no_output_is_touched(
     workshop: Workshop, tmp_path: Path, script: str, num_bytes: int
 ) -> None:
-    before = lay_old(workshop, script, tmp_path)
-    with largest_file(num_bytes):
-        line = refusal(scripts.run(script, *workshop.command(script, tmp_path)))
-    assert str(tmp_path) in line and "File too large" in line
-    assert outputs_in(before, tmp_path) == before
-    assert not [name for name in contents(tmp_path) if ".partial." in name], "litter"
+    with nothing_lost(workshop, script, tmp_path):
+        with largest_file(num_bytes):
+            line = refusal(scripts.run(script, *workshop.command(script, tmp_path)))
+        assert str(tmp_path) in line and "File too large" in line
 
 
 @pytest.mark.parametrize("script", ON_IMAGES)
@@ -79,12 +73,9 @@ def test_after_a_full_disk_the_run_goes_on_where_it_was(
         assert "what is kept there counts" in refusal(scripts.run(script, *words))
     assert scripts.run(script, *words).code == 0
     assert asked.total() == num_answers + 8, "the batch that found no room is asked about again, and no other"
-    whole, hurt = (without_store(tmp_path / name) for name in ("whole", "hurt"))
-    assert hurt == whole
-
-
-def without_store(folder: Path) -> dict[str, bytes]:
-    return {name: content for name, content in contents(folder).items() if not name.startswith("store/")}
+    for folder in ("whole", "hurt"):
+        shutil.rmtree(tmp_path / folder / "store")
+    assert contents(tmp_path / "hurt") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -120,44 +111,31 @@ def test_a_name_that_leaves_no_room_for_its_companions_is_refused(tmp_path: Path
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_of_two_runs_with_one_output_the_second_is_refused(workshop: Workshop, tmp_path: Path, script: str) -> None:
-    before = lay_old(workshop, script, tmp_path)
-    lock_on = tmp_path / {TRAIN_FOLDS: "CLCNet_imagenet_split.csv"}.get(script, next(iter(before)))
-    with output_lock(lock_on):
+    lock_on = workshop.outputs(script, tmp_path)[-1 if script == TRAIN_FOLDS else 0]
+    with nothing_lost(workshop, script, tmp_path), output_lock(lock_on):
         line = refusal(scripts.run(script, *workshop.command(script, tmp_path)))
-    assert f"another run is writing {lock_on}; wait for it or choose another output" in line
-    assert outputs_in(before, tmp_path) == before
-    assert scripts.run(script, *workshop.command(script, tmp_path)).code == 0
+        assert f"another run is writing {lock_on}; wait for it or choose another output" in line
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_signal_ends_the_work_with_one_line_and_130(
-    workshop: Workshop, tmp_path: Path, script: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+    workshop: Workshop, tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = lay_old(workshop, script, tmp_path)
-    place = (
-        "clcnet.classifiers.loading.ImageDataset.read"
-        if script in ON_IMAGES
-        else "clcnet.network.training.metrics.brier"
-    )
-    module, _, name = place.rpartition(".")
-    original = getattr(ImageDataset if script in ON_IMAGES else __import__("clcnet.metrics").metrics, name)
-    calls = iter(range(10_000))
+    owner, name, place = (ImageDataset, "read", 20) if script in ON_IMAGES else (metrics, "brier", 1)
+    original, calls = getattr(owner, name), iter(range(10_000))
 
     def send_then_go_on(*arguments: object) -> object:
-        if next(calls) == (20 if script in ON_IMAGES else 1):
-            os.kill(os.getpid(), number)
+        if next(calls) == place:
+            os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(place, send_then_go_on)
+    with nothing_lost(workshop, script, tmp_path), monkeypatch.context() as patch:
+        patch.setattr(owner, name, send_then_go_on)
         finished = scripts.run(script, *workshop.command(script, tmp_path))
-    assert finished.code == 130, finished
-    assert finished.last_error.startswith("interrupted: ") and "Traceback" not in finished.err
-    kept = f"what was classified is kept in {tmp_path / 'store'}; the same command goes on from there"
-    assert (kept in finished.last_error) == (script in ON_IMAGES)
-    assert outputs_in(before, tmp_path) == before
-    assert scripts.run(script, *workshop.command(script, tmp_path)).code == 0
+        assert finished.code == 130, finished
+        assert finished.last_error.startswith("interrupted: ") and "Traceback" not in finished.err
+        kept = f"what was classified is kept in {tmp_path / 'store'}; the same command goes on from there"
+        assert (kept in finished.last_error) == (script in ON_IMAGES)
 
 
 # torch raises from its signal handler, which may strike in a destructor; Python can only note that
@@ -166,7 +144,6 @@ def test_a_signal_ends_the_work_with_one_line_and_130(
 def test_decoding_processes_that_die_end_the_run_with_advice(
     workshop: Workshop, tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = lay_old(workshop, script, tmp_path)
     here, read = os.getpid(), ImageDataset.read
 
     def die(self: ImageDataset, position: int) -> object:
@@ -174,27 +151,25 @@ def test_decoding_processes_that_die_end_the_run_with_advice(
             os.kill(os.getpid(), signal.SIGKILL)
         return read(self, position)
 
-    with monkeypatch.context() as patch:
+    with nothing_lost(workshop, script, tmp_path), monkeypatch.context() as patch:
         patch.setattr(ImageDataset, "read", die)
         line = refusal(scripts.run(script, *workshop.command(script, tmp_path), "--workers", 1))
-    assert "a process that decodes images died" in line and "--workers" in line
-    assert outputs_in(before, tmp_path) == before
-    assert scripts.run(script, *workshop.command(script, tmp_path)).code == 0
+        assert "a process that decodes images died" in line and "--workers" in line
 
 
 @pytest.mark.parametrize("script", ON_IMAGES)
 def test_a_batch_that_does_not_fit_into_memory_is_halved_and_the_user_is_told(
     workshop: Workshop, tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    probabilities = classifiers.Classifier.probabilities
+    probabilities = Classifier.probabilities
 
-    def run_out(self: classifiers.Classifier, batch: torch.Tensor) -> torch.Tensor:
+    def run_out(self: Classifier, batch: torch.Tensor) -> torch.Tensor:
         if len(batch) > 3:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
         return probabilities(self, batch)
 
     assert scripts.run(script, *workshop.command(script, tmp_path / "whole")).code == 0
-    monkeypatch.setattr(classifiers.Classifier, "probabilities", run_out)
+    monkeypatch.setattr(Classifier, "probabilities", run_out)
     assert scripts.run(script, *workshop.command(script, tmp_path / "halved")).code == 0
     assert caplog.messages[:2] == [
         f"out of memory with {size} images at once: going on with {size // 2}" for size in (8, 4)
@@ -211,14 +186,9 @@ def test_a_machine_without_enough_memory_is_one_line(
     def run_out(*_: object, **__: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")
 
-    place = (
-        "clcnet.classifiers.classifier.Classifier.probabilities"
-        if script in ON_IMAGES
-        else "clcnet.network.training._Run.train_epoch"
-    )
-    monkeypatch.setattr(place, run_out)
-    line = refusal(scripts.run(script, *workshop.command(script, tmp_path)))
-    assert "memory" in line
+    owner, name = (Classifier, "probabilities") if script in ON_IMAGES else (training._Run, "train_epoch")
+    monkeypatch.setattr(owner, name, run_out)
+    assert "memory" in refusal(scripts.run(script, *workshop.command(script, tmp_path)))
 
 
 def test_files_that_belong_together_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import scripts
 import torch
 from forking import run_together
 from networks import classify
+from plain import judged_by_fold
 
 import eval_imagenet_5fold_cv as script
 from clcnet.cascade import comparison, selection
@@ -44,21 +45,18 @@ def images(image_folder):
     return image_folder(images_per_class=10, five_parts=True)
 
 
-def make_table(images, accuracy, path, seed):
-    random = np.random.default_rng(seed)
-    names = list_images(images).names
-    probs = -np.sort(-random.dirichlet([0.3] * 3, len(names)).astype(np.float32), axis=1)
-    correct = random.random(len(names)) < accuracy
-    order = random.permutation(len(names))  # tables need not stand in the order of the folder
-    Outputs([names[i] for i in order], probs[order], correct=correct[order]).save(path)
-    return probs, correct
-
-
 @pytest.fixture
-def tables(images, tmp_path):
-    shallow = make_table(images, 0.6, tmp_path / "small.csv", seed=1)
-    deep = make_table(images, 0.8, tmp_path / "large.csv", seed=2)
-    return shallow, deep
+def table_flags(images, tmp_path):
+    """Two tables that need not stand in the order of the folder, and what their models cost."""
+    names = list_images(images).names
+    for name, accuracy, seed in (("small", 0.6, 1), ("large", 0.8, 2)):
+        random = np.random.default_rng(seed)
+        probs = -np.sort(-random.dirichlet([0.3] * 3, len(names)).astype(np.float32), axis=1)
+        correct = random.random(len(names)) < accuracy
+        order = random.permutation(len(names))
+        Outputs([names[i] for i in order], probs[order], correct=correct[order]).save(tmp_path / f"{name}.csv")
+    files = ["--shallow-output", tmp_path / "small.csv", "--deep-output", tmp_path / "large.csv"]
+    return [*files, "--shallow-model-FLOPs", 1, "--deep-model-FLOPs", 4]
 
 
 def one_millisecond(classifiers, *_):
@@ -72,33 +70,18 @@ def run(images, weights, tmp_path, monkeypatch):
 
     Drawing and timing take most of the time, so only a few tests draw, and time the models.
     """
-
     monkeypatch.setattr(comparison, "NUM_RESAMPLES", 20)
     monkeypatch.setattr(selection, "NUM_SWEEP_RESAMPLES", 20)
 
-    def call(*words, split=images, weight_save=weights, draw=False):
+    def call(*words, draw=False):
         if not draw:
             monkeypatch.setattr(plots, "save", lambda *_: [])
             monkeypatch.setattr(timing, "_in_turns", one_millisecond)
-        flags = ["--imagenet-split", split, "--weight-save", weight_save, "--store", tmp_path / "store"]
+        flags = ["--imagenet-split", images, "--weight-save", weights, "--store", tmp_path / "store"]
         flags += ["--performance-result", tmp_path / "out" / "performance-result.csv", "--device", "cpu", "-j", "0"]
         return script.main(script.get_args_parser().parse_args([str(word) for word in [*flags, *words]]))
 
     return call
-
-
-@pytest.fixture
-def table_flags(tables, tmp_path):
-    files = ["--shallow-output", tmp_path / "small.csv", "--deep-output", tmp_path / "large.csv"]
-    return [*files, "--shallow-model-FLOPs", 1, "--deep-model-FLOPs", 4]
-
-
-def confidence_by_fold(weights, probs, folds):
-    """One image at a time, by the network whose number is the image's part."""
-    return [
-        float(CLCNet.load(weights / f"CLCNet_imagenet_split_{fold + 1}.zip").predict(row[None])[0])
-        for row, fold in zip(probs, folds, strict=True)
-    ]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +125,8 @@ def test_tables_need_neither_timm_nor_the_images(table_flags, images, weights, t
     words += ["--performance-result", tmp_path / "out.csv", "--threshold-searching"]
     code = (
         "import sys, eval_imagenet_5fold_cv as script\n"
+        "from clcnet.report import plots\n"
+        "plots.save = lambda *_: []\n"  # which takes most of the time
         "script.main(script.get_args_parser().parse_args(sys.argv[1:]))\n"
         "assert 'timm' not in sys.modules"
     )
@@ -207,11 +192,11 @@ def test_weight_trained_on_the_images_it_should_judge_is_refused(run, table_flag
 
 def test_folds_other_than_those_of_the_training_are_refused(run, table_flags, images, weights):
     listed = list_images(images)
-    rows = [f"{name},1,{fold + 1}," for name, fold in zip(listed.names, listed.folds, strict=True)]
-    (weights / "CLCNet_imagenet_split.csv").write_text("\n".join(["file,table,fold,validates", *rows]) + "\n")
+    rows = [f"{name},1,{fold + 1},\n" for name, fold in zip(listed.names, listed.folds, strict=True)]
+    split = weights / "CLCNet_imagenet_split.csv"
+    split.write_text("file,table,fold,validates\n" + "".join(rows))
     run(*table_flags)
-    rows[0] = f"{listed.names[0]},1,{(listed.folds[0] + 1) % 5 + 1},"
-    (weights / "CLCNet_imagenet_split.csv").write_text("\n".join(["file,table,fold,validates", *rows]) + "\n")
+    split.write_text(split.read_text().replace(rows[0], f"{listed.names[0]},1,2,\n"))
     with pytest.raises(ValueError, match=f"{listed.names[0]} is in fold 1 of .* but was in fold 2"):
         run(*table_flags)
 
@@ -223,33 +208,39 @@ def models(classifier_dir):
 
 
 def direct_answers(name, images, weights):
-    """The model's confidence, right answers and probabilities by `classify` alone, without store and script."""
+    """The model's confidence and right answers by `classify` and the networks alone, without store and script."""
     listed = list_images(images)
     classifier = load_classifier(name, device="cpu")
     probs = np.concatenate([batch.probs for batch in classify(classifier, listed)])
     outputs = Outputs.from_probs(probs, targets=class_readings(listed, classifier)[0].of(listed.targets))
-    return np.array(confidence_by_fold(weights, outputs.sorted_probs, listed.folds)), outputs.correct, probs
+    networks = [CLCNet.load(weights / f"CLCNet_imagenet_split_{fold}.zip") for fold in range(1, 6)]
+    return judged_by_fold(networks, outputs.sorted_probs, listed.folds), outputs.correct
 
 
-def test_no_model_sees_an_image_twice(run, models, images, weights, asked):
-    confidence, correct, _ = direct_answers(models[1], images, weights)
+def test_no_model_sees_an_image_twice_and_a_single_threshold_gives_what_the_search_gives_there(
+    run, models, images, weights, asked, monkeypatch
+):
+    confidence, _ = direct_answers(models[1], images, weights)
     low, high = np.quantile(confidence, [0.3, 0.7])
     num_low, num_high = int((confidence < low).sum()), int((confidence < high).sum())
     shallow, deep = models[1], models[3]
 
     def asked_now(*words):
         asked.clear()
-        run(*models, *words)
-        return dict(asked)
+        return run(*models, *words)["curve"], dict(asked)
 
-    assert asked_now("--threshold", low) == {shallow: 30, deep: num_low}
-    assert asked_now("--threshold", high) == {deep: num_high - num_low}
-    assert asked_now("--threshold-searching") == {deep: 30 - num_high}
+    singles, numbers = zip(*(asked_now("--threshold", threshold) for threshold in (low, high)), strict=True)
+    assert numbers == ({shallow: 30, deep: num_low}, {deep: num_high - num_low})
+    monkeypatch.setattr("clcnet.classifiers.classifier.count_flops", None)  # counted once in the life of the store
+    searched, number = asked_now("--thresholds", low, high)
+    assert number == {deep: 30 - num_high}
+    np.testing.assert_array_equal(searched.accuracy, [single.accuracy[0] for single in singles])
+    np.testing.assert_array_equal(searched.flops, [single.flops[0] for single in singles])
     for path in weights.glob("*.zip"):
         CLCNet(3).save(path)
-    assert asked_now("--threshold-searching") == {}
+    assert asked_now("--threshold-searching")[1] == {}
     os.utime(next(images.rglob("*.png")), (1, 1))
-    assert asked_now("--threshold", "inf") == {shallow: 1, deep: 1}
+    assert asked_now("--threshold", "inf")[1] == {shallow: 1, deep: 1}
 
 
 def test_what_step_3_asked_is_not_asked_again(run, models, images, weights, tmp_path, asked):
@@ -265,31 +256,14 @@ def test_what_step_3_asked_is_not_asked_again(run, models, images, weights, tmp_
     assert asked == {models[1]: 30, models[3]: 30}
 
 
-def test_single_threshold_gives_what_the_search_gives_there(run, models, images, weights, tmp_path):
-    confidence, correct, _ = direct_answers(models[1], images, weights)
-    threshold = float(np.median(confidence))
-    single = run(*models, "--threshold", threshold)["curve"]
-    searched = run(*models, "--thresholds", threshold)["curve"]
-    assert 0 < single.deferral[0] < 1
-    np.testing.assert_array_equal(single.accuracy, searched.accuracy)
-    np.testing.assert_array_equal(single.flops, searched.flops)
-
-
 def test_threshold_minus_999_is_the_shallow_model_alone(run, models, images, weights, asked, tmp_path):
-    confidence, correct, _ = direct_answers(models[1], images, weights)
+    _, correct = direct_answers(models[1], images, weights)
     asked.clear()
-    outcome = run("--threshold", "-999", *models[:2], weight_save=tmp_path / "nowhere")
+    outcome = run("--threshold", "-999", *models[:2], "--weight-save", tmp_path / "nowhere")
     assert outcome["curve"].accuracy.tolist() == [pytest.approx(100 * correct.mean())]
     assert outcome["curve"].deferral.tolist() == [0]
     assert outcome["curve"].flops[0] == pytest.approx(load_classifier(models[1], device="cpu").flops)
     assert asked == {models[1]: 30}
-
-
-def test_flops_are_counted_once_in_the_life_of_the_store(run, models, monkeypatch):
-    first = run(*models, "--threshold-searching")
-    monkeypatch.setattr("clcnet.classifiers.classifier.count_flops", None)
-    second = run(*models, "--threshold-searching")
-    assert (second["curve"].model_flops == first["curve"].model_flops).all()
 
 
 def test_one_model_in_both_places_is_run_once(run, models, asked):
@@ -319,9 +293,9 @@ def in_a_process(words):
 
 @pytest.mark.parametrize("searching", [True, False])
 def test_two_processes_give_the_file_of_one(searching, run, models, images, weights, tmp_path):
+    confidence = np.sort(direct_answers(models[1], images, weights)[0])
     broken = sorted(images.rglob("*.png"))[7]
     broken.write_bytes(b"")
-    confidence = np.sort(run(*models, "--threshold-searching")["confidence"])
     # between two images: the last bit of a confidence may differ from process to process
     threshold = ["--threshold-searching"] if searching else ["--threshold", confidence[13:15].mean()]
     expected = run(*models, *threshold)["performance_result"]

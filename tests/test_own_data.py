@@ -47,8 +47,22 @@ def save_outputs(folder: Path, lifts: dict[str, float], num_images: int = 300, *
     return files
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of a run's time."""
+    monkeypatch.setattr("clcnet.report.plots.save", lambda *_: [])
+
+
 def train(folder: Path, *words: object) -> scripts.Finished:
     return scripts.run(TRAIN_CUSTOM, *words, "--weight-save", folder, *QUICK)
+
+
+def search(folder: Path, *words: object) -> tuple[scripts.Finished, dict[str, Any]]:
+    """Step 4 from tables: what it printed, and recommendation.json."""
+    place = ("--weight-save", folder / "none", "--performance-result", folder / "performance.csv")
+    finished = scripts.run(EVALUATE_FOLDS, *words, "--threshold-searching", *place)
+    assert finished.code == 0, finished.err
+    return finished, json.loads((folder / "results" / "recommendation.json").read_text())
 
 
 # ---------------------------------------------------------------- names
@@ -56,15 +70,9 @@ def train(folder: Path, *words: object) -> scripts.Finished:
 
 def test_models_in_folders_of_one_name_are_told_apart_in_every_table(tmp_path: Path) -> None:
     files = save_outputs(tmp_path, {"local-dir:runs/a/hf": 1.0, "local-dir:runs/b/hf": 2.5})
-    finished = scripts.run(
-        EVALUATE_FOLDS,
-        *("--outputs", *files, "--threshold-searching", "--weight-save", tmp_path / "none"),
-        *("--performance-result", tmp_path / "performance.csv"),
-    )
-    assert finished.code == 0, finished.err
+    finished, _ = search(tmp_path, "--outputs", *files)
     for name in ("results-table", "confidences"):
-        with open(tmp_path / "results" / f"{name}.csv", encoding="utf-8", newline="") as file:
-            assert {"a/hf", "b/hf"} <= {row["model"] for row in csv.DictReader(file)}, name
+        assert {"a/hf", "b/hf"} <= {*pd.read_csv(tmp_path / "results" / f"{name}.csv").model}, name
     assert "max softmax (S:a/hf+D:b/hf)" in finished.out
     svg = (tmp_path / "results" / "accuracy-cost.svg").read_text()
     assert "<!-- a/hf -->" in svg and "<!-- b/hf -->" in svg
@@ -93,6 +101,7 @@ def test_without_weights_of_ones_own_step_5_says_how_to_make_them(
     words = workshop.command(EVALUATE_CUSTOM, tmp_path)
     message = refusal(scripts.run(EVALUATE_CUSTOM, *words[: words.index("--weight")]))
     assert "train_custom_data.py --cls-output" in message and "not for 3" in message
+    assert "absent.zip" in refusal(scripts.run(EVALUATE_CUSTOM, *words, "--weight", tmp_path / "absent.zip"))
 
 
 def test_what_is_trained_into_weights_is_the_users_and_never_seen_by_git() -> None:
@@ -132,13 +141,11 @@ def test_a_policy_finds_its_models_from_any_folder_and_moves_with_them(
     assert [each.key for each in here] == [each.key for each in models]
 
 
-@pytest.mark.parametrize("flag", ["--threshold", "--deep-model", "--img-size"])
-def test_what_a_policy_says_is_not_said_again_by_flags(tmp_path: Path, flag: str) -> None:
+def test_what_a_policy_says_is_not_said_again_by_flags(tmp_path: Path) -> None:
     Policy([Record("alone")], Surest("max softmax"), []).save(tmp_path / "cascade.json")
-    message = refusal(
-        scripts.run(EVALUATE_CUSTOM, "--custom-data", tmp_path, "--policy", tmp_path / "cascade.json", flag, 32)
-    )
-    assert f"--policy says what {flag} would" in message
+    words = ("--custom-data", tmp_path, "--policy", tmp_path / "cascade.json")
+    for flag in ("--threshold", "--deep-model", "--img-size"):
+        assert f"--policy says what {flag} would" in refusal(scripts.run(EVALUATE_CUSTOM, *words, flag, 32))
 
 
 def test_classes_of_a_model_without_names_are_called_by_the_folders_of_its_table(
@@ -172,14 +179,12 @@ def test_classes_of_a_model_without_names_are_called_by_the_folders_of_its_table
 def test_a_growing_inbox_asks_the_models_about_the_new_images_alone_and_keeps_their_folders(
     workshop: scripts.Workshop, tmp_path: Path, asked: Counter[str]
 ) -> None:
-    inbox, words = tmp_path / "inbox", workshop.command(EVALUATE_CUSTOM, tmp_path)
-    words[words.index("--custom-data") + 1] = inbox
-    words += ["--threshold", "inf"]
+    inbox = tmp_path / "inbox"
+    words = [*workshop.command(EVALUATE_CUSTOM, tmp_path), "--custom-data", inbox, "--threshold", "inf"]
 
     def answer() -> list[dict[str, str]]:
         assert scripts.run(EVALUATE_CUSTOM, *words).code == 0
-        with open(tmp_path / "custom-data-result.csv", encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+        return list(csv.DictReader((tmp_path / "custom-data-result.csv").read_text().splitlines()))
 
     for place in ("monday/x.png", "tuesday/y.png"):
         (inbox / place).parent.mkdir(parents=True)
@@ -196,60 +201,51 @@ def test_a_growing_inbox_asks_the_models_about_the_new_images_alone_and_keeps_th
 # ---------------------------------------------------------------- the verdict
 
 
-def judged(
-    correct: np.ndarray, spent: np.ndarray, goal: Goal, singles: list[Single], target: float | None = None
-) -> Verdict:
-    return judge(Scored(correct, spent[None]), goal, goal.value if target is None else target, singles, UNITS, 10)
+RIGHT, BETTER = np.arange(1000) < 900, np.arange(1000) < 930
+BARELY = np.roll(RIGHT, 50) | (np.arange(1000) < 2)  # as many others are right, and two more
+ALONE = {"deep": 10.0}
 
 
-def single(name: str, correct: np.ndarray, cost: float) -> Single:
-    return Single(0, name, False, Scored.alone(correct, np.array([cost])))
-
-
-RIGHT = np.arange(1000) < 900  # 90%
-UNITS = Units(("FLOPs",))
+def spent_where(share_on: float) -> np.ndarray:
+    """Of a cascade whose models cost 1 and 10."""
+    return 1 + 10.0 * (np.arange(1000) % 100 < 100 * share_on)
 
 
 @pytest.mark.parametrize(
-    ("share_on", "choice", "reason"),
+    ("correct", "spent", "goal", "alone", "choice", "reason"),
     [
-        (0.80, "cascade", "1.11x less"),  # 1 + 0.8 * 10 = 9 of 10
-        (0.85, "deep", "a cascade saves less than 10%"),  # 10 / 9.5 = 1.05
-        (0.90, "deep", "not sure that a cascade costs less"),  # as much as the deep model alone
-        (1.00, "deep", "not sure that a cascade costs less"),  # one more
+        (RIGHT, spent_where(0.80), Goal("match"), ALONE, "cascade", "1.11x less"),  # 1 + 0.8 * 10 = 9 of 10
+        (RIGHT, spent_where(0.85), Goal("match"), ALONE, "deep", "a cascade saves less than 10%"),  # 10 / 9.5 = 1.05
+        (RIGHT, spent_where(0.90), Goal("match"), ALONE, "deep", "not sure that a cascade costs less"),  # just as much
+        (RIGHT, spent_where(1.00), Goal("match"), ALONE, "deep", "not sure that a cascade costs less"),  # one more
+        (BETTER, spent_where(1.00), Goal("accuracy", 99), ALONE, "cascade", ""),  # no model reaches it
+        (BARELY, spent_where(1.00), Goal("accuracy", 99), ALONE, "deep", "does not hold 99.00%"),
+        (RIGHT, np.full(1000, 2.0), Goal("flops", 1), {"small": 2.0} | ALONE, "small", "nothing costs as little as 1B"),
     ],
 )
-def test_a_cascade_is_recommended_from_a_saving_of_ten_percent_on(share_on: float, choice: str, reason: str) -> None:
-    spent = 1 + 10.0 * (np.arange(1000) % 100 < 100 * share_on)
-    verdict = judged(RIGHT, spent, Goal("match"), [single("deep", RIGHT, 10)], 90)
+def test_a_cascade_is_recommended_where_it_saves_ten_percent_or_is_surely_better(
+    correct: np.ndarray, spent: np.ndarray, goal: Goal, alone: dict[str, float], choice: str, reason: str
+) -> None:
+    verdict = judged(correct, spent, goal, alone)
     assert (verdict.choice, reason in verdict.reason) == (choice, True), verdict.reason
+
+
+def judged(correct: np.ndarray, spent: np.ndarray, goal: Goal, alone: dict[str, float]) -> Verdict:
+    """By models alone of which each is right on the first 90% of the images."""
+    right = RIGHT[: len(correct)]
+    singles = [Single(0, name, False, Scored.alone(right, np.array([cost]))) for name, cost in alone.items()]
+    target = goal.value or 100 * right.mean()
+    return judge(Scored(correct, spent[None]), goal, target, singles, Units(("FLOPs",)), 10)
 
 
 def test_no_saving_is_recommended_whose_interval_includes_none() -> None:
     """Ten images: the mean is 20% cheaper, and that may be chance."""
-    spent = np.array([1.0] * 4 + [12.0] * 6)
-    verdict = judged(RIGHT[:10], spent, Goal("match"), [single("deep", RIGHT[:10], 9.5)], 100)
+    verdict = judged(RIGHT[:10], np.array([1.0] * 4 + [12.0] * 6), Goal("match"), {"deep": 9.5})
     assert verdict.saving > 1.1 and verdict.saving_interval[0] < 1
     assert verdict.choice == "deep" and "not sure" in verdict.reason
 
 
-def test_where_no_model_reaches_the_target_a_cascade_that_costs_more_must_be_surely_better() -> None:
-    dear, better = np.full(1000, 11.0), np.arange(1000) < 930
-    alone = [single("deep", RIGHT, 10)]
-    assert judged(better, dear, Goal("accuracy", 99), alone).choice == "cascade"
-    barely = np.roll(RIGHT, 50)  # as many others
-    barely[:2] = True
-    verdict = judged(barely, dear, Goal("accuracy", 99), alone)
-    assert verdict.choice == "deep" and "does not hold 99.00%" in verdict.reason
-
-
-def test_a_budget_below_every_model_gives_the_cheapest_one_and_says_so() -> None:
-    models = [single("small", RIGHT, 2), single("large", RIGHT, 10)]
-    verdict = judged(RIGHT, np.full(1000, 2.0), Goal("flops", 1), models)
-    assert verdict.choice == "small" and "nothing costs as little as 1B" in verdict.reason
-
-
-def test_training_says_first_what_to_use_then_what_giving_up_saves_then_details(tmp_path: Path) -> None:
+def test_training_says_first_what_to_use_then_what_giving_up_saves_then_details(tmp_path: Path, undrawn: None) -> None:
     files = save_outputs(tmp_path, {"small": 2.0, "big": 4.0}, num_images=1500)
     finished = train(tmp_path / "weights", "--cls-output", *files)
     assert finished.code == 0, finished.err
@@ -288,7 +284,7 @@ def test_time_and_money_come_from_one_measurement_of_all_models_in_turns(
     [({}, True), ({"run": "bfloat16"}, True), ({"device": "another GPU"}, False), ({"batch_size": 256}, False)],
 )
 def test_times_taken_elsewhere_or_otherwise_are_not_compared_and_a_line_says_so(
-    tmp_path: Path, other: dict[str, object], alike: bool
+    tmp_path: Path, other: dict[str, object], alike: bool, undrawn: None
 ) -> None:
     how: dict[str, object] = {"device": "a GPU", "batch_size": 64, "images": "reading included", "run": "float32"}
     files = save_outputs(tmp_path, {"small": 2.0, "big": 4.0}, milliseconds=3.0, timed=how)
@@ -315,15 +311,7 @@ def test_models_that_cannot_be_had_any_more_are_not_timed_from_memory(tmp_path: 
 # ---------------------------------------------------------------- costs of one's own
 
 
-def search(folder: Path, *words: object) -> tuple[scripts.Finished, dict[str, Any]]:
-    """Step 4 from tables: what it printed, and recommendation.json."""
-    place = ("--weight-save", folder / "none", "--performance-result", folder / "performance.csv")
-    finished = scripts.run(EVALUATE_FOLDS, *words, "--threshold-searching", *place)
-    assert finished.code == 0, finished.err
-    return finished, json.loads((folder / "results" / "recommendation.json").read_text())
-
-
-def test_what_a_file_says_of_costs_decides_and_every_table_speaks_its_unit(tmp_path: Path) -> None:
+def test_what_a_file_says_of_costs_decides_and_every_table_speaks_its_unit(tmp_path: Path, undrawn: None) -> None:
     """By multiply-adds `big` costs ten times `small`, so a cascade saves most of them; by the file, next to nothing."""
     files = save_outputs(tmp_path, {"small.tag": 2.0, "big": 4.0}, num_images=1500)
     (tmp_path / "costs.csv").write_text("model,note,cents\nsmall,cheap,0.9\nbig,dear,1\nother,,7\n")

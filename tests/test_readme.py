@@ -6,7 +6,6 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -42,39 +41,27 @@ def commands() -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def script_commands() -> list[list[str]]:
-    """Script and flags of every command that starts one of the scripts."""
-    found = []
-    for words in commands():
-        if words[0] == "python" and words[1] != "-m":
-            found.append(words[1:])
-        elif words[0] == "torchrun":
-            found.append(words[3:])
-    return found
+def parser_of(script: str) -> cli.ArgumentParser:
+    return importlib.import_module(script.removesuffix(".py")).get_args_parser()
 
 
-def load_script(name: str) -> ModuleType:
-    return importlib.import_module(name.removesuffix(".py"))
-
-
-def test_every_command_is_a_script_a_make_target_or_the_installation() -> None:
+def test_every_command_is_a_script_a_make_target_or_the_installation_and_all_five_scripts_are_shown() -> None:
     targets = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    shown = set()
     for words in commands():
         if words[0] == "make":
             assert set(words[1:]) <= targets, words
         elif words[0] == "torchrun":
             assert words[1] == "--nproc-per-node" and words[2].isdigit(), words
-            load_script(words[3]).get_args_parser().parse_args(words[4:])
+            parser_of(words[3]).parse_args(words[4:])
         elif words[0] == "pip":
             assert words[1:] == ["install", "-r", "requirements.txt"]
         elif words[1] == "-m":
-            importlib.import_module(words[2]).get_args_parser().parse_args(words[3:])
+            parser_of(words[2]).parse_args(words[3:])
         else:
-            assert words[0] == "python" and (ROOT / words[1]).is_file(), words
-
-
-def test_all_five_scripts_are_shown() -> None:
-    assert {words[0] for words in script_commands()} == {path.name for path in ROOT.glob("*.py")}
+            assert words[0] == "python", words
+            shown.add(words[1])
+    assert shown == {path.name for path in ROOT.glob("*.py")}
 
 
 @pytest.fixture
@@ -100,8 +87,7 @@ def house(
 
 
 def run(script: str, *words: str) -> None:
-    module = load_script(script)
-    module.main(module.get_args_parser().parse_args(words))
+    importlib.import_module(script.removesuffix(".py")).main(parser_of(script).parse_args(words))
 
 
 def stand_in(word: str) -> str:
@@ -111,7 +97,9 @@ def stand_in(word: str) -> str:
     return STAND_INS.get(word, word)
 
 
-def test_every_command_runs_in_the_order_of_the_readme(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_runs_in_the_order_of_the_readme_and_then_the_snippet_of_python(
+    house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With tiny models in place of the large ones, three classes in place of a thousand, few epochs and no plots."""
     monkeypatch.setattr(plots, "save", lambda *_: [])
     for words in (words[1:] for words in commands() if words[0] == "python" and words[1] != "-m"):
@@ -122,13 +110,6 @@ def test_every_command_runs_in_the_order_of_the_readme(house: Path, monkeypatch:
     made = ("performance-result.csv", "custom-data-result.csv", "small.parquet", "results/results-table.md")
     for name in (*made, "weights/cascade.json", "weights/results/report.html"):
         assert (house / name).is_file(), name
-
-
-def test_the_python_snippet_runs(house: Path) -> None:
-    for model, table in (("shallow", "small"), ("deep", "big")):
-        words = ("--data-path", "photos", "--model", f"local-dir:{model}", "--output", f"{table}.parquet")
-        run("generate_data_for_CLCNet.py", *words)
-    run("train_custom_data.py", "--cls-output", "small.parquet", "big.parquet", "--max-epochs", "2")
     for name in ("cat.jpg", "dog.jpg"):
         Image.effect_noise((40, 30), 80).convert("RGB").save(name)
     (snippet,) = blocks("python")

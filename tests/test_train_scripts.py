@@ -2,11 +2,13 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scripts import CLASSES, make_images
 from test_training import made_table
 
 import train_custom_data
@@ -24,22 +26,28 @@ def call(script: Any, *words: str | Path) -> dict[str, Any]:
     return script.main(script.get_args_parser().parse_args([str(word) for word in words]))
 
 
-@pytest.fixture
-def fold_input(image_folder, tmp_path) -> tuple[Path, Path, Outputs]:
+@pytest.fixture(scope="module")
+def fold_input(tmp_path_factory) -> tuple[Path, Path, Outputs]:
     """An image folder in five parts and a table of its images."""
-    folder = image_folder(images_per_class=50, five_parts=True, size=4)
-    names = [f"{name}_{index:04d}.png" for name in ("ant", "bee", "cat") for index in range(50)]
+    root = tmp_path_factory.mktemp("folds")
+    make_images(root / "images", images_per_class=50, five_parts=True, size=4)
+    names = [f"{name}_{index:04d}.png" for name in CLASSES for index in range(50)]
     probs, correct = made_table(150, num_classes=3)
     table = Outputs(names, probs, correct=correct)
-    table.save(tmp_path / "table.csv")
-    return folder, tmp_path / "table.csv", table
+    table.save(root / "table.csv")
+    return root / "images", root / "table.csv", table
 
 
-def custom_input(path: Path, num_rows: int, accuracy_shift: int = 0) -> Path:
-    probs, correct = made_table(num_rows, num_classes=4, seed=accuracy_shift)
-    correct[:: accuracy_shift + 10] |= True
-    names = [f"{index}.png" for index in range(num_rows)]
-    Outputs(names, probs, correct=correct).save(path)
+@pytest.fixture(scope="module")
+def trained(fold_input) -> dict[str, Any]:
+    """What training by folds with a log returned; no test changes its files."""
+    folder = fold_input[1].parent
+    return train_folds(fold_input, folder / "weights", "--log", folder / "log.jsonl")
+
+
+def custom_input(path: Path, num_rows: int) -> Path:
+    probs, correct = made_table(num_rows, num_classes=4)
+    Outputs([f"{index}.png" for index in range(num_rows)], probs, correct=correct).save(path)
     return path
 
 
@@ -49,11 +57,10 @@ def train_folds(fold_input: tuple[Path, Path, Outputs], weights: Path, *more: st
     return call(train_imagenet_5fold_cv, *words)
 
 
-def test_five_weights_and_the_split_are_written_and_know_their_folds(fold_input, tmp_path):
-    result = train_folds(fold_input, tmp_path / "weights")
+def test_five_weights_and_the_split_are_written_and_know_their_folds(fold_input, trained):
     table = fold_input[2]
-    paths = find_fold_weights(tmp_path / "weights")
-    assert paths == result["weights"]
+    paths = find_fold_weights(trained["split"].parent)
+    assert paths == trained["weights"]
     folds = np.array([int(name[4:8]) % 5 for name in table.names])  # as image_folder deals them out
     scores = np.empty(len(table), dtype=np.float32)
     for fold, path in enumerate(paths):
@@ -64,8 +71,8 @@ def test_five_weights_and_the_split_are_written_and_know_their_folds(fold_input,
         scores[folds == fold] = model.predict(table.sorted_probs[folds == fold])
         own = metrics.auroc(scores[folds == fold], table.correct[folds == fold])
         assert model.metadata["test"]["auroc"] == pytest.approx(own)
-    np.testing.assert_array_equal(scores, result["scores"])
-    with open(result["split"], newline="") as file:
+    np.testing.assert_array_equal(scores, trained["scores"])
+    with open(trained["split"], newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == table.names
     assert [int(row["fold"]) - 1 for row in rows] == list(folds)
@@ -78,14 +85,12 @@ def test_without_an_image_folder_the_folds_are_those_of_the_tables_images(fold_i
     monkeypatch.setattr(cli, "IMAGENET_SPLITS", tmp_path / "nowhere")
     table = fold_input[2]
     targets = np.arange(150) // 50
-    for name in ("a", "b"):
-        Outputs(table.names, table.sorted_probs, targets=targets, correct=table.correct).save(
-            tmp_path / f"{name}.parquet"
-        )
-    flags = ["--weight-save", tmp_path / "weights", *QUICK]
-    call(train_imagenet_5fold_cv, "--cls-output", tmp_path / "a.parquet", tmp_path / "b.parquet", *flags)
+    tables = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for path in tables:
+        Outputs(table.names, table.sorted_probs, targets=targets, correct=table.correct).save(path)
+    result = call(train_imagenet_5fold_cv, "--cls-output", *tables, "--weight-save", tmp_path / "weights", *QUICK)
     assert "no image folder: the images of" in capsys.readouterr().out
-    with open(tmp_path / "weights" / "CLCNet_imagenet_split.csv", newline="") as file:
+    with open(result["split"], newline="") as file:
         folds = [int(row["fold"]) - 1 for row in csv.DictReader(file)]
     assert folds == 2 * balanced_folds(table.names, targets).tolist()
 
@@ -102,19 +107,16 @@ def test_the_same_command_gives_the_same_files_and_another_seed_others(fold_inpu
         assert (tmp_path / "a" / name).read_bytes() == same != other
 
 
-def test_test_images_of_a_fold_change_nothing_in_its_weights(fold_input, tmp_path):
-    folder, path, table = fold_input
-    train_folds(fold_input, tmp_path / "before")
+def test_test_images_of_a_fold_change_nothing_in_its_weights(fold_input, trained, tmp_path):
+    folder, _, table = fold_input
     held_out = np.array([int(name[4:8]) % 5 == 2 for name in table.names])  # split_part_3
     changed = Outputs(table.names, table.sorted_probs.copy(), correct=table.correct ^ held_out)
     changed.sorted_probs[held_out] = changed.sorted_probs[held_out][::-1]
-    changed.save(path)
-    train_folds(fold_input, tmp_path / "after")
-    rows = table.sorted_probs
-    same = []
-    for fold in range(1, 6):
-        name = f"CLCNet_imagenet_split_{fold}.zip"
-        before, after = (CLCNet.load(tmp_path / when / name) for when in ("before", "after"))
+    changed.save(tmp_path / "changed.csv")
+    results = trained, train_folds((folder, tmp_path / "changed.csv", changed), tmp_path)
+    rows, same = table.sorted_probs, []
+    for fold, paths in enumerate(zip(*(result["weights"] for result in results), strict=True), start=1):
+        before, after = map(CLCNet.load, paths)
         same.append(np.array_equal(before.predict(rows), after.predict(rows)))
         if fold == 3:
             assert before.calibration == after.calibration
@@ -122,17 +124,11 @@ def test_test_images_of_a_fold_change_nothing_in_its_weights(fold_input, tmp_pat
     assert same == [False, False, True, False, False]
 
 
-def test_the_log_has_a_line_for_every_epoch_and_network(fold_input, tmp_path):
-    train_folds(fold_input, tmp_path / "weights", "--log", tmp_path / "log.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+def test_the_log_has_a_line_for_every_epoch_and_network(fold_input, trained):
+    lines = [json.loads(line) for line in fold_input[1].with_name("log.jsonl").read_text().splitlines()]
     assert [(line["epoch"], line["network"]) for line in lines] == [(e, k) for e in (1, 2) for k in range(1, 6)]
     assert all(0 < line["mse"] < 2 and line["loss"] > 0 for line in lines)
     assert all(line["auroc"] is None or 0 <= line["auroc"] <= 1 for line in lines)  # null where a label is missing
-
-
-def test_the_released_recipe_has_no_calibration(fold_input, tmp_path):
-    train_folds(fold_input, tmp_path / "weights", "--recipe", "released")
-    assert CLCNet.load(tmp_path / "weights" / "CLCNet_imagenet_split_1.zip").calibration is None
 
 
 def test_released_weights_in_the_folder_are_not_left_beside_new_ones(fold_input, tmp_path):
@@ -145,12 +141,14 @@ def test_released_weights_in_the_folder_are_not_left_beside_new_ones(fold_input,
 # ------------------------------------------------------------------------------------------------------- custom data
 
 
-def test_custom_training_writes_one_weight_and_its_split(tmp_path):
+def test_custom_training_writes_one_weight_and_its_split_by_the_recipe_that_is_asked_for(tmp_path):
     table = custom_input(tmp_path / "table.csv", 200)
-    result = call(train_custom_data, "--cls-output", table, "--weight-save", tmp_path / "weights", *QUICK)
-    with open(tmp_path / "weights" / "CLCNet_custom_data_split.csv", newline="") as file:
-        parts = [row["part"] for row in csv.DictReader(file)]
-    assert {part: parts.count(part) for part in set(parts)} == {"train": 160, "validation": 20, "test": 20}
+    words = ["--cls-output", table, "--weight-save", tmp_path / "weights", *QUICK, "--recipe", "released"]
+    result = call(train_custom_data, *words)
+    assert CLCNet.load(result["weights"]).calibration is None
+    with open(result["split"], newline="") as file:
+        parts = Counter(row["part"] for row in csv.DictReader(file))
+    assert parts == {"train": 160, "validation": 20, "test": 20}
     assert result["threshold"] is None
 
 
@@ -160,13 +158,6 @@ def test_tables_without_a_common_image_suggest_nothing(tmp_path, capsys):
     result = call(train_custom_data, "--cls-output", *tables, "--weight-save", tmp_path / "weights", *QUICK)
     assert result["threshold"] is None
     assert "no threshold suggested" in capsys.readouterr().out
-
-
-def test_tiny_tables_are_refused(tmp_path):
-    tiny = custom_input(tmp_path / "tiny.csv", 3)
-    with pytest.raises(ValueError, match="3 images cannot be cut"):
-        call(train_custom_data, "--cls-output", tiny, "--weight-save", tmp_path / "w", *QUICK)
-    assert not list((tmp_path / "w").glob("*.zip"))
 
 
 @pytest.mark.parametrize("script", [train_custom_data, train_imagenet_5fold_cv])
