@@ -34,19 +34,18 @@ from clcnet import CLCNet, distributed
 from clcnet.cascade.curve import SHALLOW_ALONE
 from clcnet.cascade.drift import DriftError, find_drift
 from clcnet.cascade.policy import Policy
-from clcnet.cascade.rules import CLCNET, Surest
+from clcnet.cascade.rules import Surest
 from clcnet.cascade.runner import run_folder, write_result
 from clcnet.classifiers.classes import name_classes, possible_readings
 from clcnet.classifiers.classifier import Classifier, load_classifier
 from clcnet.classifiers.timing import fastest
+from clcnet.confidence import CLCNET
 from clcnet.data import sources
 from clcnet.data.images import errors_file, list_images, write_errors
 from clcnet.files import check_output, output_lock
 from clcnet.network.weights import weights_or_shipped
-from clcnet.report.folder import print_summary, promise_lines, summarise, summary_lines, write_page
+from clcnet.report.folder_report import print_summary, promise_lines, summarise, summary_lines, write_page
 from clcnet.report.tables import distinct_names
-
-STAGES = tuple(cli.PAIR)
 
 
 def get_args_parser() -> cli.ArgumentParser:
@@ -86,7 +85,7 @@ def load_cascade(args: argparse.Namespace, device: torch.device) -> tuple[list[C
     if args.models:
         raise ValueError("--models names the models of a --policy; give one")
     threshold = 0.5 if args.threshold is None else args.threshold
-    stages = STAGES if threshold > SHALLOW_ALONE else STAGES[:1]  # a deep model never asked need not be had
+    stages = cli.PLACES if threshold > SHALLOW_ALONE else cli.PLACES[:1]  # a deep model never asked need not be had
     models = [load_classifier(**cli.pair_options(args, stage), device=device) for stage in stages]
     path = weights_or_shipped(args.weight or cli.WEIGHTS_DIR / "CLCNet_custom_data.zip", lambda: models[0].num_classes)
     network = CLCNet.load(path, device=device)
@@ -111,13 +110,13 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         options = sources.data_set_options(args)
         images = list_images(args.custom_data, args.class_map, args.labels, True, models[0].label_names or (), options)
         own_names = distinct_names([model.name for model in models])
-        names = own_names if args.policy and len(models) != len(STAGES) else STAGES[: len(models)]
+        names = own_names if args.policy and len(models) != len(cli.PLACES) else cli.PLACES[: len(models)]
         readings, note = possible_readings(images, models[0])
         if args.fast:
             models = [fastest(model, images, args.batch_size) for model in models]
         if distributed.is_main():
             for name, model in zip(names, models, strict=True):
-                print(f"{name} model: {model.describe()}" if name in STAGES else model.describe(), flush=True)
+                print(f"{name} model: {model.describe()}" if name in cli.PLACES else model.describe(), flush=True)
             print(f"{len(images)} images in {args.custom_data}", flush=True)
             cli.print_lines(*images.notes, note)
         with output_lock(output) if distributed.is_main() else contextlib.nullcontext():
@@ -131,7 +130,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                 raise DriftError(f"{'; '.join(drift)}; nothing is written, as it would be with --on-drift warn")
             class_names = name_classes(images, found.targets, models[0]) or policy.class_names(models[0].num_classes)
             # without a deep model its columns are there all the same, empty
-            columns = STAGES if len(models) < len(STAGES) and not args.policy else names
+            columns = cli.PLACES if len(models) < len(cli.PLACES) and not args.policy else names
             unsure = None if policy.unsure_below is None else policy.is_unsure(found.answers.confidence)
             write_result(output, images, found.answers, columns, class_names, unsure, args.spreadsheet_safe)
             write_errors(errors_file(output), images, found.unreadable, args.spreadsheet_safe, images.files)

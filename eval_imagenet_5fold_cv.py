@@ -28,8 +28,9 @@ if __name__ == "__main__":
 from clcnet import distributed
 from clcnet.cascade import evaluation
 from clcnet.cascade.curve import SHALLOW_ALONE, sweep
-from clcnet.cascade.rules import CLCNET, Surest, cross_fitted, know_classes
+from clcnet.cascade.rules import Surest, cross_fitted, know_classes
 from clcnet.cascade.verdict import recommend
+from clcnet.confidence import CLCNET
 from clcnet.data import sources
 from clcnet.data.checks import doubts
 from clcnet.data.images import ImageSet, errors_file, list_images, write_errors
@@ -41,14 +42,13 @@ from clcnet.report.search_cli import SearchRequest, add_search_arguments
 from clcnet.report.search_report import search_and_report
 from clcnet.report.tables import distinct_names, parse_references, performance_frame, read_results, write_csv
 
-PLACES = tuple(cli.PAIR)
 RELEASED_GRID = "0.05:1.01:0.02"
 
 
 def get_args_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
     add = cli.add_pair_arguments(parser).add_argument
-    for place in PLACES:
+    for place in cli.PLACES:
         table = f"the {place} model's table from step 3, in place of running it"
         add(f"--{place}-output", type=Path, metavar="FILE", help=table)
     several = "outputs of two to twelve models from step 3, in any order (.parquet), to find the best cascade of them"
@@ -127,7 +127,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                 places = folder, folder / "cascade.json", found.images
                 outcome |= search_and_report(found.outputs, found.folds, request, *places, milliseconds)
             outcome |= evaluation_report.write_report(found, steps, args.reference, joined, folder, args.seed)
-            outcome["recommendation"] = recommendation
+            outcome["paper_rule"] = recommendation
             print(evaluation_report.describe_recommendation(recommendation, found, steps))
         else:
             curve = evaluation.at_threshold(rule, found.outputs, threshold)
@@ -148,11 +148,12 @@ def images_of(args: argparse.Namespace) -> ImageSet:
 def load_tables(args: argparse.Namespace) -> evaluation.Evaluation:
     """Take models' outputs from their tables: any number, or two."""
     flags = ("output", "model", "model_FLOPs")
-    paths, models, flops = ([getattr(args, f"{place}_{flag}") for place in PLACES] for flag in flags)
+    paths, models, flops = ([getattr(args, f"{place}_{flag}") for place in cli.PLACES] for flag in flags)
     if args.outputs:
         paths, models, flops = args.outputs, [], []
     elif None in paths:
-        raise ValueError(f"--{PLACES[paths.index(None)]}-output is missing; give the tables of both models, or of none")
+        missing = cli.PLACES[paths.index(None)]
+        raise ValueError(f"--{missing}-output is missing; give the tables of both models, or of none")
     found, folder, networks = load_labelled(*paths), args.weight_save, []
     if args.outputs and not args.imagenet_split:
         images, known_folds = evaluation.images_of_outputs(found[0], paths[0], folder)
@@ -183,14 +184,14 @@ def run_models(args: argparse.Namespace) -> evaluation.Evaluation | None:
 
     @functools.cache
     def load_model(number: int) -> Classifier:
-        model = load_classifier(**cli.pair_options(args, PLACES[number]), device=device)
+        model = load_classifier(**cli.pair_options(args, cli.PLACES[number]), device=device)
         return fastest(model, images, args.batch_size) if args.fast else model
 
     networks = []
     if threshold is None or threshold > SHALLOW_ALONE:
         folder = weights_or_shipped(args.weight_save, lambda: load_model(0).num_classes)
         networks = evaluation.load_fold_networks(folder, images, device)
-    flops = [getattr(args, f"{place}_model_FLOPs") for place in PLACES]
+    flops = [getattr(args, f"{place}_model_FLOPs") for place in cli.PLACES]
     how = args.store, args.batch_size, args.workers
     return evaluation_of_images(images, load_model, networks, threshold, flops, *how)
 

@@ -36,14 +36,14 @@ from clcnet import distributed
 from clcnet.classifiers.checkpoint import doubt_top1
 from clcnet.classifiers.classes import class_readings, name_classes
 from clcnet.classifiers.classifier import load_classifier
+from clcnet.classifiers.decoding import sum_up_remarks
 from clcnet.classifiers.kept import Kept, classify_missing, kept_answers
-from clcnet.classifiers.loading import sum_up_remarks
 from clcnet.classifiers.stream import describe_waiting
 from clcnet.classifiers.timing import fastest
 from clcnet.data import sources
 from clcnet.data.checks import doubts, rows_at_once
 from clcnet.data.images import errors_file, list_images, write_errors
-from clcnet.data.tables import TableWriter, check_table_output
+from clcnet.data.table_files import TableWriter, check_table_output
 from clcnet.files import atomic_path, output_lock
 
 

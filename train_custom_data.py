@@ -9,7 +9,8 @@ it suggests a threshold for the paper's rule.
 
 Output, in --weight-save: cascade.json, which eval_custom_data.py --policy runs; CLCNet_custom_data.zip, trained on nine
 tenths of the rows and measured on the last; CLCNet_custom_data_split.csv, which row was for training, validation or
-test (80/10/10). In --results-folder: report.html, cascades.csv and recommendation.json.
+test (80/10/10). In --results-folder: report.html, cascades.csv and recommendation.json. The policy and the CLCNet are
+two ways to the same end; neither holds the other.
 """
 
 import argparse

@@ -26,11 +26,11 @@ from benchmarks.measured import keep, seconds_of
 from clcnet.cascade.comparison import compare
 from clcnet.cascade.curve import Curve, Steps, surest_steps, sweep
 from clcnet.cascade.evaluation import with_clcnet, with_rivals
-from clcnet.cascade.rules import CLCNET, Surest, steps_of
+from clcnet.cascade.rules import Surest, steps_of
 from clcnet.cascade.selection import Goal
 from clcnet.cascade.verdict import recommend
 from clcnet.classifiers.flops import count_flops
-from clcnet.confidence import max_softmax
+from clcnet.confidence import CLCNET, max_softmax
 from clcnet.data.outputs import Outputs, Record
 from clcnet.network.model import CLCNet
 from clcnet.report.tables import PAPER_REFERENCES, markdown, results_frame

@@ -31,9 +31,10 @@ import torch
 
 from benchmarks.bench_generate import untrained
 from benchmarks.measured import SHARED, in_fresh_process, keep, kept, machine, peak_mebibytes
-from clcnet.cascade.rules import CLCNET, Surest
+from clcnet.cascade.rules import Surest
 from clcnet.cascade.runner import FolderRun, run_folder
 from clcnet.classifiers.classifier import Classifier, load_classifier
+from clcnet.confidence import CLCNET
 from clcnet.data.images import ImageSet, list_images
 from clcnet.network.model import CLCNet
 from clcnet.report.tables import markdown

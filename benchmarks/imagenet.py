@@ -27,10 +27,10 @@ from benchmarks.fused import imagenet_outputs
 from benchmarks.measured import RESULTS, SHARED, kept
 from clcnet import CLCNet, cli, metrics
 from clcnet.cascade.evaluation import Evaluation, evaluation_of_tables, images_of_outputs, load_fold_networks
-from clcnet.cascade.rules import CLCNET, Surest, cross_fitted
+from clcnet.cascade.rules import Surest, cross_fitted
 from clcnet.cascade.search import Found, find_cascades
 from clcnet.cascade.selection import Goal, Reference
-from clcnet.confidence import margin, max_softmax
+from clcnet.confidence import CLCNET, margin, max_softmax
 from clcnet.data.outputs import load_labelled
 from clcnet.network.weights import SPLIT_FILE
 from clcnet.report import tables

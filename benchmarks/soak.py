@@ -25,8 +25,8 @@ from PIL import Image
 from benchmarks.measured import keep, resident_megabytes
 from benchmarks.one_layer import SIDE, save_one_layer
 from clcnet import Cascade
-from clcnet.cascade.cascade import Picture, Predictions
 from clcnet.cascade.drift import Expected, quantiles
+from clcnet.cascade.in_memory import Picture, Predictions
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.pool import Pool
 from clcnet.cascade.rules import Fused

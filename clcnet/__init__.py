@@ -13,13 +13,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clcnet.cascade.cascade import Cascade
+    from clcnet.cascade.in_memory import Cascade
     from clcnet.data.outputs import Outputs
     from clcnet.network.model import CLCNet
 
 __all__ = ["CLCNet", "Cascade", "Outputs"]
 
-_HOME = {"CLCNet": "clcnet.network.model", "Cascade": "clcnet.cascade.cascade", "Outputs": "clcnet.data.outputs"}
+_HOME = {"CLCNet": "clcnet.network.model", "Cascade": "clcnet.cascade.in_memory", "Outputs": "clcnet.data.outputs"}
 
 
 def __getattr__(name: str) -> Any:

@@ -26,6 +26,7 @@ DATA_DIR = ROOT / "data"
 WEIGHTS_DIR = ROOT / "weights"
 IMAGENET_SPLITS = DATA_DIR / "imagenet_splits_5"
 PAIR = {"shallow": "tf_efficientnet_b4.aa_in1k", "deep": "tf_efficientnet_b7.ra_in1k"}  # the paper's second cascade
+PLACES = tuple(PAIR)
 
 EXIT_BAD_INPUT = 2
 EXIT_UNREADABLE_IMAGES = 3

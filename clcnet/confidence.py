@@ -1,8 +1,9 @@
 """How sure a model is of its top-1 answer, by name: every confidence, with CLCNet passed in where it is the one asked.
 
-Each function takes `sorted_probs` (N, n), descending rows that sum to 1, and returns (N,) float64, higher is surer.
-`SIMPLE_CONFIDENCES` lists those of one line by the name that the tables print; the tempered softmax is fitted to a
-model's answers. Which answer stands, of several models', is the matter of rules (`cascade/rules.py`).
+A confidence takes `sorted_probs` (N, n), descending rows that sum to 1, and returns (N,) float64, higher is surer.
+`SIMPLE_CONFIDENCES` lists those of one line by the name that the tables print, the simplest first: of equals the search
+takes the first. The tempered softmax is fitted to a model's answers. Which answer stands, of several models', is the
+matter of rules (`cascade/rules.py`).
 """
 
 from collections.abc import Callable, Sequence

@@ -13,7 +13,7 @@ import scripts
 from PIL import Image
 from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, GENERATE, Workshop, refusal
 
-from clcnet.classifiers.loading import ImageDataset
+from clcnet.classifiers.decoding import ImageDataset
 from clcnet.data.images import errors_file, list_images
 from clcnet.data.outputs import Outputs
 

@@ -16,7 +16,7 @@ from scripts import EVALUATE_CUSTOM, EVALUATE_FOLDS, GENERATE, SCRIPTS, TRAIN_FO
 
 from clcnet import metrics
 from clcnet.classifiers.classifier import Classifier
-from clcnet.classifiers.loading import ImageDataset
+from clcnet.classifiers.decoding import ImageDataset
 from clcnet.files import atomic_paths, check_output, output_lock
 from clcnet.network import training
 

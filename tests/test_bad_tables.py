@@ -15,7 +15,7 @@ import pytest
 import scripts
 from scripts import EVALUATE_FOLDS, TRAIN_CUSTOM, TRAIN_FOLDS, Workshop, contents, refusal
 
-from clcnet.data import tables
+from clcnet.data import table_files
 from clcnet.data.outputs import Outputs, load_labelled
 
 GOOD = b"ant_0000.png,0.5,0.3,0.2,1\nant_0001.png,0.6,0.3,0.1,0\n"
@@ -238,7 +238,7 @@ def test_tables_that_fit_one_by_one_but_not_together_are_refused_before_they_are
     paths = [tmp_path / "1.csv", tmp_path / "2.csv"]
     for path in paths:
         path.write_bytes(GOOD * 1000)
-    monkeypatch.setattr("clcnet.data.tables.free_bytes", lambda: 900_000)
+    monkeypatch.setattr("clcnet.data.table_files.free_bytes", lambda: 900_000)
     assert len(Outputs.load(paths[0])) == 2000
     with pytest.raises(OSError, match=r"1.csv \(0.0 GB\) and .*2.csv \(0.0 GB\) needs about"):
         load_labelled(*paths)
@@ -253,7 +253,7 @@ def test_a_table_of_5_gb_is_refused_on_a_machine_with_2_gb_free(
         file.write(b'"line\nbreak.png",0.5' + b",0.0005" * 1000 + b",1\n")
         file.write(scripts.table_bytes([f"{index}.png" for index in range(100)], num_classes=1001))
         file.truncate(5 * 10**9)  # takes no room on the disk
-    monkeypatch.setattr("clcnet.data.tables.free_bytes", lambda: 2 * 10**9)
+    monkeypatch.setattr("clcnet.data.table_files.free_bytes", lambda: 2 * 10**9)
     line = refusal(scripts.run(script, *command(script, workshop, tmp_path, table)))
     assert f"{table} (5.0 GB) needs about" in line and "2.0 GB are free; use a machine with more" in line
 
@@ -262,8 +262,8 @@ def test_a_table_of_5_gb_is_refused_on_a_machine_with_2_gb_free(
 def test_rows_of_21843_classes_are_read_in_pieces_and_all_of_them(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clcnet.data.tables._VALUES_A_READ", 3 * 21_845)
-    monkeypatch.setattr("clcnet.data.tables._BLOCK", 100_000)
+    monkeypatch.setattr("clcnet.data.table_files._VALUES_A_READ", 3 * 21_845)
+    monkeypatch.setattr("clcnet.data.table_files._BLOCK", 100_000)
     sorted_probs = np.zeros((10, 21_843), np.float32)
     sorted_probs[:, 0], sorted_probs[:, 1] = np.linspace(0.5, 1, 10), np.linspace(0.5, 0, 10)
     Outputs([f"{row}.png" for row in range(10)], sorted_probs, correct=np.arange(10) % 3 == 0).save(tmp_path / name)
@@ -291,7 +291,7 @@ def test_a_parquet_file_that_unpacks_to_more_than_there_is_room_for_is_refused(
 ) -> None:
     sparse_parquet(tmp_path / "t.parquet")
     assert (tmp_path / "t.parquet").stat().st_size < 100_000
-    monkeypatch.setattr("clcnet.data.tables.free_bytes", lambda: 10_000_000)
+    monkeypatch.setattr("clcnet.data.table_files.free_bytes", lambda: 10_000_000)
     with pytest.raises(OSError, match="t.parquet.*needs about 0.1 GB of memory and 0.0 GB are free"):
         Outputs.load(tmp_path / "t.parquet")
 
@@ -304,7 +304,7 @@ def test_memory_that_runs_out_while_reading_is_said_with_the_tables_name(
     def run_out(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("clcnet.data.tables.pa.csv.read_csv", run_out)
+    monkeypatch.setattr("clcnet.data.table_files.pa.csv.read_csv", run_out)
     with pytest.raises(OSError, match="t.csv does not fit into memory"):
         Outputs.load(tmp_path / "t.csv")
 
@@ -314,10 +314,10 @@ def test_a_parquet_file_with_other_rows_than_it_says_is_refused(
     tmp_path: Path, said: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Outputs([f"{row}.png" for row in range(5)], np.full((5, 2), 0.5, np.float32)).save(tmp_path / "t.parquet")
-    file, kinds = tables._open_parquet(tmp_path / "t.parquet")
+    file, kinds = table_files._open_parquet(tmp_path / "t.parquet")
     metadata = types.SimpleNamespace(num_rows=said, metadata=file.metadata.metadata)
     lying = types.SimpleNamespace(metadata=metadata, iter_batches=file.iter_batches)
-    monkeypatch.setattr(tables, "_open_parquet", lambda _: (lying, kinds))
+    monkeypatch.setattr(table_files, "_open_parquet", lambda _: (lying, kinds))
     with pytest.raises(ValueError, match="t.parquet has another number of rows than it says; was it damaged"):
         Outputs.load(tmp_path / "t.parquet")
 

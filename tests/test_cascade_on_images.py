@@ -15,7 +15,7 @@ from PIL import EpsImagePlugin, Image
 from torch import nn
 
 from clcnet import Cascade, CLCNet
-from clcnet.cascade.cascade import Picture, Predictions
+from clcnet.cascade.in_memory import Picture, Predictions
 from clcnet.cascade.pool import Pool
 from clcnet.cascade.rules import Average, Fused, Surest
 from clcnet.classifiers.classifier import Classifier, load_classifier

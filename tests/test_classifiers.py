@@ -20,7 +20,7 @@ from PIL import Image
 from timm.data import ImageDataset, create_loader, resolve_model_data_config
 
 from clcnet.classifiers import classifier as classifiers
-from clcnet.classifiers import loading, stream
+from clcnet.classifiers import decoding, stream
 from clcnet.classifiers.classifier import Classifier, is_out_of_memory, load_classifier
 from clcnet.classifiers.stream import Batch
 from clcnet.data.images import list_images
@@ -240,24 +240,24 @@ def test_what_the_model_sees_otherwise_than_a_viewer_is_remarked_on(
     remarks = {place: remark for batch in batches for place, remark in batch.remarks.items()}
     assert {images.names[index] for index in remarks} == {name for name, (_, words) in REMARKABLE.items() if words}
     for index, remark in remarks.items():
-        assert REMARKABLE[images.names[index]][1] in loading.REMARKS[remark]
-    line = loading.sum_up_remarks(remarks.values())
+        assert REMARKABLE[images.names[index]][1] in decoding.REMARKS[remark]
+    line = decoding.sum_up_remarks(remarks.values())
     assert "3 with values beyond 8 bits" in line and "3 with an orientation tag" in line
-    assert loading.sum_up_remarks([]) == ""
+    assert decoding.sum_up_remarks([]) == ""
 
 
 def test_an_image_that_fails_once_is_reported_with_the_reason_of_that_once(
     image_folder: Factory, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = loading.ImageDataset.read
+    read = decoding.ImageDataset.read
     calls = iter([OSError("stale file handle")])
 
-    def fail_once(self: loading.ImageDataset, position: int) -> Image.Image:
+    def fail_once(self: decoding.ImageDataset, position: int) -> Image.Image:
         for error in calls:
             raise error
         return read(self, position)
 
-    monkeypatch.setattr(loading.ImageDataset, "read", fail_once)
+    monkeypatch.setattr(decoding.ImageDataset, "read", fail_once)
     reasons = reasons_of(classify(classifier, list_images(image_folder())))
     assert reasons == {0: "stale file handle"}
 
@@ -312,12 +312,12 @@ def test_errors_other_than_memory_are_not_swallowed(image_folder: Factory, class
 def test_freed_memory_is_returned_before_decoding_processes_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     start = torch.utils.data.DataLoader.__iter__
-    monkeypatch.setattr(loading, "return_freed_memory", lambda: events.append("return"))
+    monkeypatch.setattr(decoding, "return_freed_memory", lambda: events.append("return"))
     monkeypatch.setattr(
         torch.utils.data.DataLoader, "__iter__", lambda loader: events.append("start processes") or start(loader)
     )
     # a loader of torch's own starts its processes at once, one of timm's with the first batch
-    assert len(list(loading.loaded_batches(torch.utils.data.DataLoader([1, 2, 3], num_workers=1)))) == 3
+    assert len(list(decoding.loaded_batches(torch.utils.data.DataLoader([1, 2, 3], num_workers=1)))) == 3
     assert events == ["return", "start processes"]
 
 
@@ -555,14 +555,14 @@ def test_what_waits_for_decoding_is_said_where_it_is_much(seconds: float, waited
 def test_defaults_suit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [classifiers.default_batch_size(torch.device(name)) for name in ("cpu", "cuda")] == [64, 256]
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)), raising=False)
-    monkeypatch.setattr(loading, "free_bytes", lambda: 2**40)
+    monkeypatch.setattr(decoding, "free_bytes", lambda: 2**40)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=2**32))
-    assert loading.default_workers(2**20) == 95  # one core is left to the process that runs the model
-    assert loading.default_workers(2**26) == 32  # whose batches fill half of 4 GiB of shared memory
+    assert decoding.default_workers(2**20) == 95  # one core is left to the process that runs the model
+    assert decoding.default_workers(2**26) == 32  # whose batches fill half of 4 GiB of shared memory
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert [loading.default_workers(2**20), loading.default_workers(2**26)] == [11, 4]
-    monkeypatch.setattr(loading, "free_bytes", lambda: 2**32)
-    assert loading.default_workers(2**20) == 1  # 512 MiB a process
+    assert [decoding.default_workers(2**20), decoding.default_workers(2**26)] == [11, 4]
+    monkeypatch.setattr(decoding, "free_bytes", lambda: 2**32)
+    assert decoding.default_workers(2**20) == 1  # 512 MiB a process
 
 
 def test_labels_given_by_index_in_the_models_configuration_are_understood(classifier: Classifier) -> None:

@@ -113,7 +113,7 @@ def test_all_files_are_written_and_the_printing_ends_with_what_to_do(run, table_
     assert (
         "GEM" in printed and f"no classes in {tmp_path / 'small.csv'}" in printed
     )  # and how to make a table with them
-    assert outcome["recommendation"].verdict.rival.model in (0, 1)
+    assert outcome["paper_rule"].verdict.rival.model in (0, 1)
     rules = pd.read_csv(folder / "comparison.csv").rule.tolist()
     assert rules[0] == "CLCNet" and "oracle" in rules and not any("average" in rule for rule in rules)
 
@@ -276,7 +276,7 @@ def test_targets_out_of_reach(run, table_flags, tmp_path, capsys):
     run(*table_flags, "--target-FLOPs", 0.5)
     assert " alone: nothing costs as little as 0.5B" in capsys.readouterr().out
     outcome = run(*table_flags, "--target-accuracy", 101)
-    assert not outcome["recommendation"].reached
+    assert not outcome["paper_rule"].reached
     with pytest.raises(SystemExit):
         run(*table_flags, "--target-accuracy", 70, "--target-FLOPs", 3)
 

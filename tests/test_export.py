@@ -19,9 +19,9 @@ from clcnet import Cascade, CLCNet, Outputs
 from clcnet.cascade import export
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.pool import Pool
-from clcnet.cascade.rules import CLCNET, TEMPERED, Average, Fused, Last, Rule, Surest
+from clcnet.cascade.rules import Average, Fused, Last, Rule, Surest
 from clcnet.classifiers.classifier import Classifier, load_classifier
-from clcnet.confidence import SIMPLE_CONFIDENCES
+from clcnet.confidence import CLCNET, SIMPLE_CONFIDENCES, TEMPERED
 from clcnet.data.outputs import Record
 from clcnet.network.calibration import Calibration
 

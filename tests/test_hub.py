@@ -18,8 +18,9 @@ from clcnet import Cascade, CLCNet, hub
 from clcnet.cascade.drift import Expected
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.pool import Pool
-from clcnet.cascade.rules import CLCNET, Fused, Surest
+from clcnet.cascade.rules import Fused, Surest
 from clcnet.classifiers.classifier import load_classifier
+from clcnet.confidence import CLCNET
 from clcnet.data.outputs import Record
 from clcnet.network.calibration import Calibration
 

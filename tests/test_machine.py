@@ -14,7 +14,7 @@ from networks import classify
 from scripts import EVALUATE_CUSTOM, GENERATE, TRAIN_CUSTOM, Finished, Workshop
 
 from clcnet import cli
-from clcnet.classifiers import loading
+from clcnet.classifiers import decoding
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.data.images import list_images
 from clcnet.report import plots
@@ -80,11 +80,11 @@ def test_a_users_style_is_not_for_our_pictures(tmp_path: Path, setting: dict[str
 @pytest.mark.parametrize("size", [64 << 20, 8 << 30])
 def test_little_shared_memory_is_named(text: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(size, 0, size))  # type: ignore[attr-defined]
-    advice = loading._advice(RuntimeError(f"DataLoader worker (pid 7) {text}"))
+    advice = decoding._advice(RuntimeError(f"DataLoader worker (pid 7) {text}"))
     assert ("--shm-size" in advice and "--batch-size" in advice and "--workers 0" in advice) == (
         size < 1 << 30 or text != "killed"
     )
-    assert loading._advice(RuntimeError("of our own")) == ""
+    assert decoding._advice(RuntimeError("of our own")) == ""
 
 
 @pytest.mark.parametrize(

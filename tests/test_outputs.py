@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from clcnet.data.checks import check_sorted_probs, rows_at_once
 from clcnet.data.images import list_images
 from clcnet.data.outputs import UNKNOWN, Outputs, Record, concatenated, load_labelled, match_rows, sort_probs
-from clcnet.data.tables import TableWriter, encode_rows
+from clcnet.data.table_files import TableWriter, encode_rows
 
 
 def make_table(names: list[str], sorted_probs: list[list[float]], correct: list[int]) -> Outputs:
@@ -100,7 +100,7 @@ def test_more_cores_encode_more_rows_at_once_to_the_same_bytes(tmp_path: Path, m
     for cores, chunks in ((1, 8), (8, 8), (96, 98)):
         monkeypatch.setattr("clcnet.data.checks.num_cores", lambda cores=cores: cores)
         assert rows_at_once(1000) == 512 * chunks and rows_at_once(100_000) == 512 * 2
-        monkeypatch.setattr("clcnet.data.tables.rows_at_once", lambda _, cores=cores: 512 * cores)
+        monkeypatch.setattr("clcnet.data.table_files.rows_at_once", lambda _, cores=cores: 512 * cores)
         table.save(tmp_path / "t.csv")
         written.add((tmp_path / "t.csv").read_bytes())
     assert len(written) == 1

@@ -9,9 +9,9 @@ import pytest
 from clcnet.cascade.comparison import compare
 from clcnet.cascade.curve import Steps, sweep
 from clcnet.cascade.evaluation import with_rivals
-from clcnet.cascade.rules import CLCNET, Surest, steps_of
+from clcnet.cascade.rules import Surest, steps_of
 from clcnet.cascade.selection import Reference
-from clcnet.confidence import SIMPLE_CONFIDENCES
+from clcnet.confidence import CLCNET, SIMPLE_CONFIDENCES
 from clcnet.data.outputs import Outputs, Record
 from clcnet.report import plots
 from clcnet.report import tables as report

@@ -18,10 +18,10 @@ from scripts import interrupt_after
 from clcnet import Cascade, distributed
 from clcnet.cascade.rules import Surest
 from clcnet.cascade.runner import FolderRun, Stopwatch, run_folder, write_result
-from clcnet.classifiers import loading
+from clcnet.classifiers import decoding
 from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import Classifier, load_classifier
-from clcnet.classifiers.loading import DecodedImages, ImageDataset
+from clcnet.classifiers.decoding import DecodedImages, ImageDataset
 from clcnet.classifiers.schedule import NOTHING, Indices, cut
 from clcnet.classifiers.stream import Batch, Round, stream
 from clcnet.data.images import ImageSet, list_images
@@ -235,9 +235,9 @@ def test_an_image_is_decoded_once_for_all_models_where_there_is_room(
         return read(self, place)
 
     monkeypatch.setattr(ImageDataset, "read", count)
-    monkeypatch.setattr(loading, "SHARED", tmp_path / "memory")
-    monkeypatch.setattr(loading, "free_bytes", lambda: None if room else 0)
-    monkeypatch.setattr(loading.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**30, 0, 2**30))
+    monkeypatch.setattr(decoding, "SHARED", tmp_path / "memory")
+    monkeypatch.setattr(decoding, "free_bytes", lambda: None if room else 0)
+    monkeypatch.setattr(decoding.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**30, 0, 2**30))
     (tmp_path / "memory" / f"clcnet-{2**22 + 1}-of-a-killed-run").mkdir(parents=True)  # no process has this number
     found = scene.run(tmp_path)
     seen = [1 if room else last + 1 for *_, last in scene.expected()]

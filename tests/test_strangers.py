@@ -25,9 +25,10 @@ from clcnet import CLCNet, cli
 from clcnet.cascade.evaluation import load_fold_networks
 from clcnet.cascade.policy import Policy
 from clcnet.cascade.pool import Pool
-from clcnet.cascade.rules import CLCNET, TEMPERED, Fused, Rule, Surest
+from clcnet.cascade.rules import Fused, Rule, Surest
 from clcnet.classifiers.classifier import load_classifier
 from clcnet.classifiers.kept import Kept
+from clcnet.confidence import CLCNET, TEMPERED
 from clcnet.data.images import list_images
 from clcnet.data.outputs import Outputs, Record
 from clcnet.data.store import READ, Store

@@ -24,7 +24,7 @@ class Steps:
     Attributes:
         confidence: (K, N) how sure that is.
         correct: (K, N) whether it is right, whichever model gave it.
-        flops: (K,) what each model costs an image.
+        flops: (K,) what each model costs an image: billions of multiply-adds, or what else a search saves.
         own: (K, N) whether each model's own answer is right, by default `correct`: the rivals of a cascade.
     """
 

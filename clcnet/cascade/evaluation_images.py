@@ -13,8 +13,8 @@ from clcnet import distributed
 from clcnet.cascade.evaluation import Evaluation, with_clcnet
 from clcnet.classifiers.classes import class_readings
 from clcnet.classifiers.classifier import Classifier
+from clcnet.classifiers.decoding import sum_up_remarks
 from clcnet.classifiers.kept import classify_missing, kept_answers
-from clcnet.classifiers.loading import sum_up_remarks
 from clcnet.classifiers.timing import timed_on_images
 from clcnet.cli import one_line
 from clcnet.confidence import CLCNET

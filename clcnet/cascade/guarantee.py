@@ -116,7 +116,7 @@ def certified(
     chosen_on: Sequence[Outputs],
     outputs: Sequence[Outputs],
     costs: Floats,
-    deep: int,
+    best: int,
     promise: Promise,
     confidence: str,
 ) -> tuple[Cascades, Promised]:
@@ -127,7 +127,7 @@ def certified(
         chosen_on: of all models, over those images.
         outputs: of all models, over the images that certify.
         costs: (U, M) of all models.
-        deep: the model that accuracy is held against.
+        best: the most accurate model alone, which accuracy is held against.
         promise: what is to be kept.
         confidence: of corrected models, as of `Fused`.
 
@@ -139,7 +139,7 @@ def certified(
     goal, *others = cascades.goals
     free = promise.most_drop is None and promise.most_flops is None  # so that any cascade will do
     path = [goal] if free else cascades.front[::-1] or [goal]
-    promised = _promised([*map(images.measure, path)], _OnImages(chosen_on, costs), images, deep, promise)
+    promised = _promised([*map(images.measure, path)], _OnImages(chosen_on, costs), images, best, promise)
     raw = [known(out.correct, out) for out in outputs]
     rules = [Fused(confidence).fit([one]) for one in chosen_on]
     corrected = [known(rule.step([out]).correct, out) for rule, out in zip(rules, outputs, strict=True)]
@@ -148,28 +148,28 @@ def certified(
     return replace(cascades, goals=goals, front=front, raw=alone[0], corrected=alone[1]), promised
 
 
-def _promised(path: Sequence[Found], chosen_on: _OnImages, images: _OnImages, deep: int, promise: Promise) -> Promised:
-    """Walk a path from dear to cheap, measured on the images that certify; `deep` is the model it is held against."""
-    against, delta = images.outputs[deep], promise.delta
-    deep_right = known(against.correct, against)
+def _promised(path: Sequence[Found], chosen_on: _OnImages, images: _OnImages, best: int, promise: Promise) -> Promised:
+    """Walk a path from dear to cheap, measured on the images that certify; `best` is the model it is held against."""
+    against, delta = images.outputs[best], promise.delta
+    best_right = known(against.correct, against)
     flops = np.array([np.nan if out.record.flops is None else out.record.flops for out in images.outputs])
     accurate, cheap = len(path), len(path)  # counted from the dear end and from the cheap one
     if promise.most_drop is not None:
         rights = (found.cross_fitted.correct for found in path)
-        accurate = certify(deep_right, rights, promise.most_drop / 100, delta)
+        accurate = certify(best_right, rights, promise.most_drop / 100, delta)
     if promise.most_flops is not None:
         bounds = (most_cost(images.last(found), flops[list(found.choice.chain)], delta) for found in reversed(path))
         cheap = passed(bound <= promise.most_flops for bound in bounds)
     holding = path[len(path) - cheap : accurate]
     if not holding:
-        return Promised(reason=_why_not(promise, deep_right, path[0].cross_fitted.correct, accurate, cheap))
+        return Promised(reason=_why_not(promise, best_right, path[0].cross_fitted.correct, accurate, cheap))
     found = holding[-1 if promise.most_drop is not None else 0]
     right = found.cross_fitted.correct
     stops = images.last(found) < len(found.choice.chain) - 1
-    losses = deep_right.astype(np.int8) - right
+    losses = best_right.astype(np.int8) - right
     certificate = Certificate(
         **asdict(promise),
-        num_images=len(deep_right),
+        num_images=len(best_right),
         against=against.record.model or "the best model",
         drop=100 * float(losses.mean()),
         kept_drop=100 * float(losses[stops].mean()) if stops.any() else None,
@@ -177,7 +177,7 @@ def _promised(path: Sequence[Found], chosen_on: _OnImages, images: _OnImages, de
     if promise.most_risk is None:
         return Promised(found, certificate)
     # the cascade was chosen from the path on these very images, so each of the path counts as asked about
-    limits = _coverage_thresholds(chosen_on.confidence(found), len(deep_right), promise.most_risk, delta)
+    limits = _coverage_thresholds(chosen_on.confidence(found), len(best_right), promise.most_risk, delta)
     sure = images.confidence(found)
     count = certify_risk(sure, right, limits, promise.most_risk, delta / len(path))
     if not count:
@@ -195,10 +195,10 @@ def _coverage_thresholds(confidence: NDArray[np.float32], num_images: int, risk:
     return [*np.quantile(confidence, 1 - answered, method="inverted_cdf").tolist(), -np.inf]
 
 
-def _why_not(promise: Promise, deep_right: Bools, dearest_right: Bools, accurate: int, cheap: int) -> str:
-    images = f"{len(deep_right):,} images"
+def _why_not(promise: Promise, best_right: Bools, dearest_right: Bools, accurate: int, cheap: int) -> str:
+    images = f"{len(best_right):,} images"
     if not accurate:
-        could = could_promise(deep_right, dearest_right, promise.delta)
+        could = could_promise(best_right, dearest_right, promise.delta)
         instead = "less than 20 points cannot be" if np.isnan(could) else f"with them {could:.1f} points could be"
         return f"{images} are too few to promise that it loses at most {promise.most_drop:g} points; {instead} promised"
     if not cheap:
@@ -212,7 +212,7 @@ def log_capital(differences: ArrayLike, eps: float, delta: float) -> Floats:
     """The logarithm of the highest capital of bets that the mean difference is below eps.
 
     Args:
-        differences: (..., N) from -1 to 1, in random order: deep right less cascade right.
+        differences: (..., N) from -1 to 1, in random order: best model right less cascade right.
         eps: a fraction; were the mean eps or more, the capital would reach 1 / delta with probability delta at most.
         delta: sets the stakes.
 
@@ -245,23 +245,23 @@ def shuffled(num_images: int) -> NDArray[np.int64]:
     return np.random.default_rng(0).permutation(num_images)
 
 
-def certify(deep_right: Bools, cascade_right_by_threshold: Iterable[Bools], eps: float, delta: float) -> int:
-    """How many of the thresholds, in their order, lose less than eps against the deep model, certified at 1 - delta.
+def certify(best_right: Bools, cascade_right_by_threshold: Iterable[Bools], eps: float, delta: float) -> int:
+    """How many of the thresholds, in their order, lose less than eps against the best model, certified at 1 - delta.
 
     Args:
-        deep_right: (N,) whether the model is right that is to be held against.
+        best_right: (N,) whether the model is right that is to be held against.
         cascade_right_by_threshold: (N,) each, in an order fixed without these images, the safest first.
         eps: a fraction of the images.
         delta: probability that any of those counted loses eps or more.
     """
-    order = shuffled(len(deep_right))
-    deep = deep_right[order].astype(np.int8)
-    return passed(bool(loses_less(deep - right[order], eps, delta)) for right in cascade_right_by_threshold)
+    order = shuffled(len(best_right))
+    best = best_right[order].astype(np.int8)
+    return passed(bool(loses_less(best - right[order], eps, delta)) for right in cascade_right_by_threshold)
 
 
-def could_promise(deep_right: Bools, cascade_right: Bools, delta: float) -> float:
+def could_promise(best_right: Bools, cascade_right: Bools, delta: float) -> float:
     """The least loss, in points, that these images certify of one cascade; NaN where it would be 20 or more."""
-    kept = (eps for eps in PROMISES if certify(deep_right, [cascade_right], float(eps), delta))
+    kept = (eps for eps in PROMISES if certify(best_right, [cascade_right], float(eps), delta))
     return float(100 * next(kept, np.nan))
 
 

@@ -130,6 +130,7 @@ class Surest(Rule):
         return judged and len(self.temperatures) == temperatures and all(each > 0 for each in self.temperatures)
 
     def step(self, outputs: Sequence[Outputs]) -> Step:
+        # the same rule stands in curve.py, swept over thresholds, and in export.py, on tensors
         confidence = self.confidences(outputs)
         answered_by = confidence.argmax(axis=0)  # the first of equals
 
@@ -189,7 +190,7 @@ class Average(Surest):
 
 @dataclass(frozen=True)
 class Fused(Rule):
-    """The rule: the pool of the models asked so far answers, and its own confidence defers.
+    """The pool of the models asked so far answers, and its own confidence defers.
 
     Attributes:
         confidence: a name of `SIMPLE_CONFIDENCES`, `BEST` for the one that cross-validates best in `fit` (of those that

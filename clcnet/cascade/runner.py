@@ -19,8 +19,8 @@ from clcnet.cascade.answers import Answers
 from clcnet.cascade.rules import Rule
 from clcnet.classifiers.classes import Reading, match_classes
 from clcnet.classifiers.classifier import Classifier, default_batch_size
+from clcnet.classifiers.decoding import sum_up_remarks
 from clcnet.classifiers.kept import Kept, kept_answers
-from clcnet.classifiers.loading import sum_up_remarks
 from clcnet.classifiers.schedule import NOTHING, Entering, Indices, cut
 from clcnet.classifiers.stream import Batch, Round, stream
 from clcnet.data.images import ImageSet

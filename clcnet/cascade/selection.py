@@ -21,8 +21,9 @@ _SLACK = 1e-9  # relative; a target typed as a decimal counts as reached when ro
 class Goal:
     """What the threshold is chosen for.
 
-    "match": the deep model's accuracy, as cheaply as possible; "accuracy": `value` percent, as cheaply as possible;
-    "flops": the best accuracy at no more than `value` billion multiply-adds an image.
+    "match": the accuracy of the deep model, in a search of the best one, as cheaply as possible; "accuracy": `value`
+    percent, as cheaply as possible; "flops": the best accuracy at a cost of no more than `value`, in billions of
+    multiply-adds an image or what else a search saves.
     """
 
     kind: Literal["match", "accuracy", "flops"]

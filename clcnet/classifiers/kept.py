@@ -14,7 +14,7 @@ from tqdm import tqdm
 from clcnet import distributed
 from clcnet.classifiers.classes import Reading, choose_reading, telling_images
 from clcnet.classifiers.classifier import Classifier, default_batch_size, versions
-from clcnet.classifiers.loading import REMARKS
+from clcnet.classifiers.decoding import REMARKS
 from clcnet.classifiers.schedule import Indices, cut
 from clcnet.classifiers.stream import Batch, stream
 from clcnet.data.images import ImageSet, image_keys

@@ -21,7 +21,7 @@ from timm.data.loader import adapt_to_chs
 
 from clcnet import distributed
 from clcnet.classifiers.classifier import Classifier, HalvingForward
-from clcnet.classifiers.loading import DecodedImages, ImageDataset, Loaded, collate, default_workers, loaded_batches
+from clcnet.classifiers.decoding import DecodedImages, ImageDataset, Loaded, collate, default_workers, loaded_batches
 from clcnet.classifiers.schedule import Entering, Indices, Schedule, Task, later_batch_size
 from clcnet.data.images import ImageSet
 

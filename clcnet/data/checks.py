@@ -13,7 +13,7 @@ from clcnet.metrics import Bools
 
 ROWS_A_CHUNK = 512  # bounds the memory of sorting, checking and writing, large enough to keep pyarrow busy
 _COLUMNS_AT_ONCE, _COLUMNS_A_CORE = 1 << 13, 1 << 10  # of all chunks side by side; bounds the memory
-UNKNOWN = -1  # the target of an image whose class is not known; whether an answer to it is right
+UNKNOWN = -1  # the target of an image whose class is not known, and in place of 1 or 0 for an answer to it
 TOO_GOOD = 99.5  # percent, beyond which a model has probably seen the images before
 T = TypeVar("T")
 

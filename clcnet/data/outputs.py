@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from clcnet.data.checks import UNKNOWN as UNKNOWN
 from clcnet.data.checks import are_probs, check_answers, check_sorted_probs, check_targets, map_rows, refuse_rows
 from clcnet.data.images import ImageSet, names_of
-from clcnet.data.tables import TableWriter, check_memory, check_table_output, read_rows
+from clcnet.data.table_files import TableWriter, check_memory, check_table_output, read_rows
 from clcnet.files import atomic_path
 from clcnet.strangers import is_line, is_number
 

@@ -51,7 +51,7 @@ def class_rows(names: NDArray[Any], **figures: NDArray[Any]) -> list[dict[str, A
 
 def thumbnails(images: ImageSet, places: NDArray[Any]) -> list[tuple[str, str]]:
     """Name and data address of some of these images, evenly spread over them; those that cannot be read are not."""
-    from clcnet.classifiers.loading import read_image  # timm takes seconds, and tables need none of it
+    from clcnet.classifiers.decoding import read_image  # timm takes seconds, and tables need none of it
 
     found = []
     some = np.linspace(0, len(places) - 1, min(len(places), MOST_THUMBNAILS // 2)).astype(int)

@@ -101,7 +101,7 @@ def plot_accuracy_and_cost(
 def plot_contenders(
     contenders: Sequence[Contender], models: Sequence[str], references: Sequence[Reference] = ()
 ) -> Figure:
-    """Accuracy against FLOPs of the first rule of a comparison, of all other scores, fused answers and the oracle.
+    """Accuracy against FLOPs of the first rule of a comparison, the one-line scores, fused answers and the oracle.
 
     The comparison's table has the other rules too.
     """

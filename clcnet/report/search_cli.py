@@ -262,9 +262,9 @@ def search(
         singles, found = cascades.singles(names), cascades.goals[0]
         verdict = judge(found.cross_fitted, request.goal, found.target, singles, units, request.least_saving)
     else:
-        deep = int(np.argmax([scored.accuracy for scored in cascades.raw]))
-        cascades, promised = certified(cascades, outputs, held, costs, deep, request.promise, request.confidence)
+        best = int(np.argmax([scored.accuracy for scored in cascades.raw]))
+        cascades, promised = certified(cascades, outputs, held, costs, best, request.promise, request.confidence)
         singles = cascades.singles(names)
-        verdict = promised.judge(singles[deep], units, request.least_saving)
+        verdict = promised.judge(singles[best], units, request.least_saving)
         outputs, folds = held, np.zeros(len(held[0]), dtype=np.int64)
     return SearchResult(request, outputs, folds, num_choosing, names, units, cascades, singles, verdict, promised)

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from clcnet.cascade.curve import oracle, sweep
-from clcnet.cascade.rules import CLCNET, Surest, cross_fitted, known, steps_of
+from clcnet.cascade.rules import Surest, cross_fitted, known, steps_of
 from clcnet.cascade.search import Found
-from clcnet.confidence import SIMPLE_CONFIDENCES
+from clcnet.confidence import CLCNET, SIMPLE_CONFIDENCES
 from clcnet.data.images import ImageSet
 from clcnet.data.outputs import Outputs
 from clcnet.metrics import Bools, Floats, format_flops

@@ -1,4 +1,4 @@
-"""The tables of step 4: the paper's, the comparison of rules, the confidences, and what every threshold gives.
+"""Tables: the paper's, the comparison of rules, the confidences, what every threshold gives, most of them of step 4.
 
 A frame has all digits, and is written as CSV; the same as Markdown has intervals in brackets, and small FLOPs in
 millions. FLOPs are billions of multiply-adds an image.

@@ -14,7 +14,7 @@ from scripts import EVALUATE_CUSTOM
 from clcnet.cascade.answers import Answers, run_cascade
 from clcnet.cascade.rules import Surest
 from clcnet.data.outputs import UNKNOWN, Outputs
-from clcnet.report.folder import print_summary, promise_lines, summarise, write_page
+from clcnet.report.folder_report import print_summary, promise_lines, summarise, write_page
 
 FIGURES: dict[str, Any] = {
     "num_images": 200,

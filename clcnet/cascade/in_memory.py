@@ -34,7 +34,7 @@ from clcnet.cascade.policy import Policy
 from clcnet.cascade.rules import Rule, Surest
 from clcnet.classifiers.classes import match_classes
 from clcnet.classifiers.classifier import Classifier, HalvingForward, default_batch_size
-from clcnet.classifiers.loading import read_image
+from clcnet.classifiers.decoding import read_image
 from clcnet.classifiers.schedule import cut
 from clcnet.confidence import CLCNET, Network
 from clcnet.data.outputs import UNKNOWN, Outputs
