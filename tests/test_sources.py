@@ -236,6 +236,18 @@ def test_a_data_set_that_cannot_be_had_is_one_line(
     assert message.partition(".*")[0] in line and message.rpartition(".*")[2] in line
 
 
+def test_images_of_several_classes_each_are_refused(folder: Path, tmp_path: Path) -> None:
+    import datasets
+
+    (tmp_path / "data").mkdir()
+    features = datasets.Features({"image": datasets.Image(), "label": [datasets.Value("int64")]})
+    cells = [{"bytes": list_images(folder).paths[0].read_bytes(), "path": None}]
+    data = datasets.Dataset.from_dict({"image": cells, "label": [[0, 1]]}, features)
+    data.to_parquet(tmp_path / "data" / "test-0.parquet")
+    with pytest.raises(ValueError, match="data cannot be read"):
+        list_images(f"hfds/{tmp_path / 'data'}")
+
+
 def test_a_tar_file_of_other_things_is_listed_as_a_folder_is(tmp_path: Path) -> None:
     write_tar(
         tmp_path / "a.tar", [("ant/1.png", b"x"), ("ant/.2.png", b"y"), ("__MACOSX/3.png", b"z"), ("ant/4.txt", b"")]

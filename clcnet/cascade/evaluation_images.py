@@ -71,10 +71,9 @@ def evaluation_of_images(
                 if given_flops[place] is not None:
                     outputs = replace(outputs, record=replace(outputs.record, flops=given_flops[place]))
                 found.append(with_clcnet(outputs, images.folds[seen[-1]], networks))
-                asked = seen[-1][:0]
-                if networks:
-                    limit = np.inf if threshold is None else threshold
-                    asked = seen[-1][found[-1].scores[CLCNET] < limit]
+                asked = seen[-1] if networks else seen[-1][:0]
+                if networks and threshold is not None:
+                    asked = asked[found[-1].scores[CLCNET] < threshold]
             asked = distributed.broadcast(asked)
             if not len(asked):
                 break

@@ -138,13 +138,14 @@ def certified(
     images = _OnImages(outputs, costs)
     goal, *others = cascades.goals
     free = promise.most_drop is None and promise.most_flops is None  # so that any cascade will do
-    path = [goal] if free else cascades.front[::-1] or [goal]
-    promised = _promised([*map(images.measure, path)], _OnImages(chosen_on, costs), images, best, promise)
+    front = [*map(images.measure, cascades.front)]
+    path = front[::-1] if front and not free else [images.measure(goal)]
+    promised = _promised(path, _OnImages(chosen_on, costs), images, best, promise)
     raw = [known(out.correct, out) for out in outputs]
     rules = [Fused(confidence).fit([one]) for one in chosen_on]
     corrected = [known(rule.step([out]).correct, out) for rule, out in zip(rules, outputs, strict=True)]
     alone = [list(map(Scored.alone, right, costs.T)) for right in (raw, corrected)]
-    goals, front = [promised.found or goal, *map(images.measure, others)], [*map(images.measure, cascades.front)]
+    goals = [promised.found or goal, *map(images.measure, others)]
     return replace(cascades, goals=goals, front=front, raw=alone[0], corrected=alone[1]), promised
 
 

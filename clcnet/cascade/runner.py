@@ -157,7 +157,7 @@ def run_folder(
     with contextlib.ExitStack() as stack:
         in_all = [stack.enter_context(kept_answers(store, model, images)) for model in classifiers]
         kept = [one for one in in_all if one]  # none but in the main process
-        run = _Run(kept, orders, Answers(rule, thresholds, len(images)))
+        run = _Run(kept, orders, Answers(rule, thresholds, len(images) if kept else 0))
         first, waiting = distributed.broadcast(run.begin(batch_size) if kept else None)
         stopwatch, num_known = Stopwatch(len(classifiers)), len(images) - sum(map(len, first))
         bar = tqdm(total=len(images), initial=num_known, unit="img", desc="cascade", smoothing=0.1, disable=not kept)

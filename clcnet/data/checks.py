@@ -12,7 +12,7 @@ from clcnet.memory import num_cores
 from clcnet.metrics import Bools
 
 ROWS_A_CHUNK = 512  # bounds the memory of sorting, checking and writing, large enough to keep pyarrow busy
-_COLUMNS_AT_ONCE, _COLUMNS_A_CORE = 1 << 13, 1 << 10  # of all chunks side by side; bounds the memory
+_COLUMNS_A_CORE = 1 << 10  # of all chunks that are sorted or encoded side by side; bounds the memory
 UNKNOWN = -1  # the target of an image whose class is not known, and in place of 1 or 0 for an answer to it
 TOO_GOOD = 99.5  # percent, beyond which a model has probably seen the images before
 T = TypeVar("T")
@@ -23,14 +23,15 @@ def map_rows(function: Callable[[slice], T], num_rows: int) -> list[T]:
     chunks = [slice(start, start + ROWS_A_CHUNK) for start in range(0, num_rows, ROWS_A_CHUNK)]
     if len(chunks) < 2:
         return [function(chunk) for chunk in chunks]
-    with ThreadPoolExecutor(num_cores() + 4) as threads:  # more than cores, as some wait for Python's lock
+    # more than cores, as some wait for Python's lock; not without end, as each holds its rows
+    with ThreadPoolExecutor(min(num_cores() + 4, 32)) as threads:
         return [*threads.map(function, chunks)]
 
 
 def rows_at_once(num_classes: int) -> int:
-    """How many rows to sort or encode side by side: a chunk for each core, or fewer where rows are long."""
-    columns = max(_COLUMNS_AT_ONCE, _COLUMNS_A_CORE * num_cores())
-    return ROWS_A_CHUNK * max(columns // num_classes, 2)
+    """How many rows to sort or encode side by side: a chunk a core, from 8 to 16, or fewer where rows are long."""
+    chunks = min(max(num_cores(), 8), 16)
+    return ROWS_A_CHUNK * min(max(_COLUMNS_A_CORE * chunks // num_classes, 2), chunks)
 
 
 def doubts(accuracies: dict[str, float]) -> list[str]:

@@ -192,13 +192,12 @@ def list_images(
 
 def _of_data_set(name: str, options: DataSetOptions, class_map: Path | str | None) -> ImageSet:
     """The images of one of timm's data sets, in its own order."""
-    source = open_data_set(name, options)
+    source, targets, known = open_data_set(name, options)
     files = [*source.items]
     classes_by = "labels" if any(isinstance(label, str) for label in source.labels) else "data set"
-    targets, known = number_classes(source.labels, source.class_names)
     if class_map is not None:
         name_of, mapped = fit_class_map(Path(class_map), known)
-        labels = [None if target == UNKNOWN else name_of[known[target]] for target in targets.tolist()]
+        labels = [name_of[known[target]] if UNKNOWN < target < len(known) else None for target in targets.tolist()]
         classes_by, (targets, known) = "map", number_classes(labels, mapped)
     names = _unique_names(files)
     folds = balanced_folds(names, targets)

@@ -44,7 +44,8 @@ def number_classes(labels: Sequence[Any], names: Sequence[str] = ()) -> tuple[ND
 
     Args:
         labels: numbers or names; None where the class is not known.
-        names: of all classes in order, where they are known; names as labels are in natural order else.
+        names: of all classes in order, where they are known; labels that are not all among them are put in natural
+            order.
 
     Returns:
         targets: (N,) index into the names, UNKNOWN where the class is not known.
@@ -53,7 +54,8 @@ def number_classes(labels: Sequence[Any], names: Sequence[str] = ()) -> tuple[ND
     names = list(map(plain, names))
     if any(isinstance(label, str) for label in labels):
         labels = [None if label is None else plain(str(label)) for label in labels]
-        names = names or sorted({*labels} - {None}, key=natural_key)
+        words = {*labels} - {None}
+        names = names if words <= {*names} else sorted(words, key=natural_key)
         number_of = {name: number for number, name in enumerate(names)}
         labels = [None if label is None else number_of[label] for label in labels]
     numbers = [UNKNOWN if label is None else max(int(label), UNKNOWN) for label in labels]

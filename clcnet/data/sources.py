@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from clcnet import cli
-from clcnet.data.labels import natural_key
+from clcnet.data.labels import natural_key, number_classes
 from clcnet.files import naming_full_disks
 
 _WDS_IMAGES = "jpg;jpeg;png;webp"
@@ -173,8 +174,8 @@ def open_tar(path: str) -> Source:
 # ---------------------------------------------------------------- data sets
 
 
-def open_data_set(name: str, options: DataSetOptions) -> Source:
-    """Open a data set by timm's name for it.
+def open_data_set(name: str, options: DataSetOptions) -> tuple[Source, NDArray[np.int64], list[str]]:
+    """Open a data set by timm's name for it; its images, and their classes as `number_classes` gives them.
 
     Args:
         name: hfds/NAME, hfids/NAME (streaming), tfds/NAME, wds/PATH (a folder of tar files, one of them, or a pattern),
@@ -192,12 +193,13 @@ def open_data_set(name: str, options: DataSetOptions) -> Source:
         raise ValueError(f"{name} needs the library {library} ({error}); pip install {library}") from None
     try:
         source = open_(f"{prefix}/{rest}", options)
+        classes = number_classes(source.labels, source.class_names)
     except Exception as error:  # these libraries raise anything, and most of it is about the name or a flag
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{name} cannot be read ({reason})") from error
     if not source.items:
         raise ValueError(f"{name} holds no images")
-    return source
+    return source, *classes
 
 
 def _create_reader(name: str, split: str | None, options: DataSetOptions, **arguments: Any) -> Any:
