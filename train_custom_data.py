@@ -37,7 +37,6 @@ from clcnet.files import atomic_paths, check_output, output_lock, write_rows
 from clcnet.network.training import split_rows
 from clcnet.network.training_cli import add_training_arguments, figures_of, print_figures, simple_figures, train
 from clcnet.report.search_cli import SearchRequest, add_search_arguments
-from clcnet.report.search_report import search_and_report
 
 
 def get_args_parser() -> cli.ArgumentParser:
@@ -104,8 +103,11 @@ def search(
         print("no cascade was searched for: CSV tables do not know classes; make the tables as .parquet")
         return {}
     milliseconds = None
+    # timm and matplotlib take seconds to import, and one table needs neither
+    from clcnet.report.search_report import search_and_report
+
     if args.cost == "time" or args.price_per_hour:
-        from clcnet.classifiers.timing import timed_on_noise  # timm takes seconds to import, and tables need none of it
+        from clcnet.classifiers.timing import timed_on_noise
 
         evaluation.outputs = timed_on_noise(evaluation.outputs, device)
         milliseconds = evaluation.milliseconds

@@ -28,7 +28,7 @@ CIFAR10 = SHARED / "cifar10"
 IMAGES, TABLE = CIFAR10 / "imagenet_splits_5", CIFAR10 / "resnet20.csv"
 MODELS = ["--shallow-model", f"local-dir:{CIFAR10 / 'shallow'}", "--deep-model", f"local-dir:{CIFAR10 / 'deep'}"]
 TABLES = ["--shallow-output", TABLE, "--shallow-model-FLOPs", 0.041, "--deep-output", CIFAR10 / "resnet56.csv"]
-# each with the weights, folders and files of the ones before it
+# each with the files of the ones before it; step 5 with one and the same weights, so that it defers the same images
 SCRIPTS: dict[str, list[object]] = {
     "generate_data_for_CLCNet.py": ["--data-path", IMAGES, "--model", MODELS[1], "--output", "shallow.csv"],
     "train_imagenet_5fold_cv.py": ["--imagenet-split", IMAGES, "--cls-output", TABLE, "--weight-save", "weights"],
@@ -39,7 +39,7 @@ SCRIPTS: dict[str, list[object]] = {
     "train_custom_data.py": ["--cls-output", TABLE, "--weight-save", "weights"],
     "eval_custom_data.py": [
         *("--custom-data", IMAGES, "--threshold", 0.8, "--num_classes", 10, *MODELS),
-        *("--weight", "weights/CLCNet_custom_data.zip", "--result", "custom-data-result.csv"),
+        *("--weight", "../before/weights/CLCNet_custom_data.zip", "--result", "custom-data-result.csv"),
     ],
 }
 KEEPING = ("generate_data_for_CLCNet.py", "eval_custom_data.py")  # what models say, if the checkout can

@@ -55,6 +55,11 @@ SECTIONS = (
     ("search.md", "", ""),
     ("schedule.md", "How busy several processes are", "`python -m benchmarks.bench_schedule`, a simulation"),
     (
+        "against.md",
+        "The five scripts against version 1",
+        "`python -m benchmarks.against ../version-1`, a checkout of it",
+    ),
+    (
         "processes.md",
         "Steps 3 and 5 by two processes",
         "`python -m benchmarks.bench_processes --before ../version-1`, of the same number of threads in all",

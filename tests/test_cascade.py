@@ -15,10 +15,10 @@ from clcnet.cascade.curve import (
     area_under_deferral,
     decide,
     oracle,
-    outcome,
     surest_steps,
     sweep,
 )
+from clcnet.cascade.verdict import Scored
 from clcnet.confidence import SIMPLE_CONFIDENCES
 
 CONFIDENCE = [[0.9, 0.2, 0.5, 0.5], [0.1, 0.8, 0.4, 0.6]]
@@ -71,7 +71,8 @@ def test_sweep_equals_the_definition_followed_image_by_image(parts, keep):
 @given(models(), st.sampled_from([-999.0, 0.0, 0.25, 0.3, 1.0, 5.0, np.inf]), st.sampled_from(list(KEPT)))
 def test_deciding_each_image_gives_the_sweeps_accuracy_and_cost(parts, threshold, keep):
     steps = KEPT[keep](*parts)
-    correct, spent = outcome(steps, threshold)
+    scored = Scored.at(steps, threshold)
+    correct, spent = scored.correct, scored.spent[0]
     curve = sweep(steps, [threshold])
     assert 100 * correct.mean() == pytest.approx(curve.accuracy[0])
     assert spent.mean() == pytest.approx(curve.flops[0])
@@ -104,7 +105,7 @@ def test_confidence_equal_to_the_threshold_is_not_deferred():
 
 
 def test_deep_answer_that_is_only_as_sure_does_not_replace_the_shallow_one():
-    assert outcome(surest_steps([[0.3], [0.3]], [[1], [0]], [1, 1]), 0.5)[0].tolist() == [True]
+    assert Scored.at(surest_steps([[0.3], [0.3]], [[1], [0]], [1, 1]), 0.5).correct.tolist() == [True]
 
 
 def test_every_step_and_every_image_may_have_a_threshold_of_its_own():

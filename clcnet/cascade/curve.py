@@ -99,12 +99,6 @@ def decide(confidence: Floats, thresholds: ArrayLike) -> Ints:
     return last
 
 
-def outcome(steps: Steps, thresholds: ArrayLike) -> tuple[Bools, Floats]:
-    """Whether the cascade is right on each image, (N,), and what it spends on it in FLOPs, (N,); as `decide`."""
-    last = decide(steps.confidence, thresholds)
-    return np.take_along_axis(steps.correct, last[None], 0)[0], np.cumsum(steps.flops)[last]
-
-
 def sweep(steps: Steps, thresholds: ArrayLike | None = None) -> Curve:
     """Evaluate the cascade at many thresholds in one go, exactly, in O(N log N + T log N).
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from clcnet import metrics
 from clcnet.cascade.comparison import DEFERRAL_SHARES, Contender, figures, resample
-from clcnet.cascade.curve import Curve, Steps, outcome, sweep
+from clcnet.cascade.curve import Curve, Steps, sweep
 from clcnet.cascade.rules import known
 from clcnet.cascade.selection import (
     Reference,
@@ -28,6 +28,7 @@ from clcnet.cascade.selection import (
     resampled_savings,
     short_threshold,
 )
+from clcnet.cascade.verdict import Scored
 from clcnet.cli import one_line
 from clcnet.data.outputs import Outputs
 from clcnet.files import atomic_path
@@ -232,25 +233,25 @@ def _cascade_record(
         other_point = choose_point(other_curve, others)
         return float(other_curve.thresholds[other_curve.accuracy.argmax() if other_point is None else other_point])
 
-    right, spent = outcome(steps, cross_fit(steps, folds, choose_threshold))
+    scored = Scored.at(steps, cross_fit(steps, folds, choose_threshold))
     accuracy, threshold = float(curve.accuracy[point]), short_threshold(curve, point)
     gain_interval = _gain_interval(steps, threshold, reference, seed)
     return (
         {"threshold": threshold, "FLOPs": float(curve.flops[point]), "deferral": float(curve.deferral[point])}
         | with_interval("accuracy", accuracy, accuracy_interval(accuracy, len(folds)))
         | with_interval("gain", accuracy - reference.accuracy, gain_interval)
-        | with_interval("cross_fitted_accuracy", 100 * float(right.mean()), share_interval(right.sum(), len(right)))
-        | {"cross_fitted_FLOPs": float(spent.mean())}
+        | with_interval("cross_fitted_accuracy", scored.accuracy, scored.accuracy_interval)
+        | {"cross_fitted_FLOPs": float(scored.costs[0])}
     )
 
 
 def _gain_interval(steps: Steps, threshold: float, reference: Reference, seed: int) -> Interval:
     """Paired with the reference where it was measured on the same images; else it is taken as known exactly."""
-    correct, _ = outcome(steps, threshold)
+    scored = Scored.at(steps, threshold)
     if reference.model is None:
-        low, high = share_interval(correct.sum(), len(correct))
+        low, high = scored.accuracy_interval
         return low - reference.accuracy, high - reference.accuracy
-    means = resampled_means(np.stack([correct, steps.own[reference.model]], axis=1), seed=seed)
+    means = resampled_means(np.stack([scored.correct, steps.own[reference.model]], axis=1), seed=seed)
     return percentile_interval(100 * (means[:, 0] - means[:, 1]))
 
 
