@@ -22,6 +22,7 @@ from clcnet import Cascade
 from clcnet.cascade.drift import DriftError
 from clcnet.cascade.guarantee import (
     Promise,
+    certified,
     certify,
     certify_risk,
     choosing_images,
@@ -34,6 +35,8 @@ from clcnet.cascade.guarantee import (
     shuffled,
 )
 from clcnet.cascade.policy import Policy
+from clcnet.cascade.pool import folds_of_classes
+from clcnet.cascade.search import find_cascades
 from clcnet.cascade.selection import Goal
 from clcnet.data.outputs import Outputs
 from clcnet.report.search_cli import SearchRequest
@@ -209,6 +212,39 @@ def test_where_images_are_too_few_it_is_said_what_could_be_promised(models: list
     assert "60 images are too few to promise that it loses at most 0.05 points; " in found["reason"]
     assert Policy.load(tmp_path / "cascade.json").models[0].model == "model 2"
     assert could_promise(np.ones(600, bool), np.ones(600, bool), 0.05) == pytest.approx(1.0)
+
+
+def test_of_the_cascades_that_keep_a_promise_the_cheapest_is_taken(models: list[Outputs]) -> None:
+    chosen_on, held = ([out.subset(rows) for out in models] for rows in (~HELD, HELD))
+    costs = np.array([[1.0, 3.0, 10.0]])
+    found = find_cascades(chosen_on, folds_of_classes(chosen_on[0].targets), [Goal("match")], costs, 3)
+    measured, promised = certified(found, chosen_on, held, costs, 2, Promise(most_drop=5.0), "max softmax")
+    dear_first = measured.front[::-1]
+    losses = [(held[2].correct.astype(np.int8) - each.cross_fitted.correct)[shuffled(3600)] for each in dear_first]
+    keep = [bool(loses_less(loss, 0.05, 0.05)) for loss in losses]
+    assert 3 <= keep.index(False) < len(keep) and promised.found is not None
+    assert promised.found.choice == dear_first[keep.index(False) - 1].choice
+
+    # what is promised of the answers alone any cascade can keep by answering less: the goal's is taken
+    _, promised = certified(found, chosen_on, held, costs, 2, Promise(most_risk=0.3), "max softmax")
+    assert promised.found is not None and promised.found.choice == found.goals[0].choice != found.front[-1].choice
+
+
+def test_a_kept_promise_is_advised_from_the_least_saving_on(models: list[Outputs], tmp_path: Path) -> None:
+    saving = ask(models, tmp_path, most_drop=1.0)[1]["saving"]
+    for least, choice in ((100 * (saving - 1) - 1, "cascade"), (100 * (saving - 1) + 1, "model 2")):
+        request = SearchRequest(Goal("match"), max_stages=2, least_saving=least, promise=Promise(most_drop=1.0))
+        found = search_and_report(models, FOLDS, request, tmp_path, tmp_path / "cascade.json")["recommendation"]
+        assert found["choice"] == choice and ("a cascade that keeps the promise saves less" in found["reason"]) == (
+            choice == "model 2"
+        )
+
+
+def test_few_images_promise_no_risk(models: list[Outputs], tmp_path: Path) -> None:
+    few = [out.subset(range(100)) for out in models]
+    request = SearchRequest(Goal("match"), promise=Promise(most_risk=0.05))
+    found = search_and_report(few, FOLDS[:100], request, tmp_path, tmp_path / "cascade.json")["recommendation"]
+    assert found["certificate"] is None and "no answers can be promised" in found["reason"]
 
 
 def test_a_cost_alone_gets_the_dearest_cascade_that_keeps_it(models: list[Outputs], tmp_path: Path) -> None:
