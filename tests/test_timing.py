@@ -12,6 +12,7 @@ from networks import classify
 
 from clcnet.classifiers import timing
 from clcnet.classifiers.classifier import Classifier, default_batch_size, load_classifier
+from clcnet.classifiers.schedule import Task
 from clcnet.data.images import ImageSet, list_images
 from clcnet.data.outputs import Outputs, Record
 
@@ -113,6 +114,11 @@ def test_models_of_tables_are_timed_in_turns_and_their_medians_told(
         timing.timed_on_noise(outputs_of(*models), CPU)
 
 
+def test_a_table_has_nothing_downloaded() -> None:
+    with pytest.raises(ValueError, match="its table would download hf-hub:nobody/anything"):
+        timing.timed_on_noise(outputs_of("hf-hub:nobody/anything"), CPU)
+
+
 # ---------------------------------------------------------------- the quickest way
 
 
@@ -129,20 +135,50 @@ def images(image_folder: Callable[..., Path]) -> ImageSet:
 def test_fast_takes_what_gains_and_leaves_the_answers_as_they_are(
     images: ImageSet, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    tried_ones = []
+
     def run(tried: Classifier, images: object, size: int, batches: list[torch.Tensor]) -> tuple[np.ndarray, float]:
         assert [len(batch) for batch in batches] == [7, 7, 1]
+        tried_ones.append((tried.channels_last, tried.amp, tried.compile))
         if tried.compile:
             raise ValueError("no compiler")
         top1 = np.zeros(15, int)
         top1[0] = tried.amp is not None  # one of 15 is more than a thousandth
-        return top1, 3.0 - tried.channels_last - (tried.amp is not None)
+        return top1, 3.0 - gain * tried.channels_last - (tried.amp is not None)
 
     monkeypatch.setattr(timing, "_run", run)
+    gain = 1.0
     chosen = timing.fastest(classifier, images, batch_size=7)
     assert (chosen.channels_last, chosen.amp, chosen.compile) == (True, None, False)
     assert capsys.readouterr().out == (
         "--fast: float32, channels last; 1.50 times as fast on 15 images, 100.00% of them with the same top-1\n"
     )
+    assert tried_ones == [(False, None, False), (True, None, False), (True, torch.bfloat16, False), (True, None, True)]
+    gain = 0.03  # a hundredth may be chance
+    assert not timing.fastest(classifier, images, batch_size=7).channels_last
+    assert capsys.readouterr().out == (
+        "--fast: nothing gains; 1.00 times as fast on 15 images, 100.00% of them with the same top-1\n"
+    )
+
+
+def test_fast_takes_the_time_of_the_quickest_batch_by_image_but_the_first(
+    classifier: Classifier, images: ImageSet, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = iter([0.1, 1.0, 3.0, 4.0])  # seconds
+
+    class Stage:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def launch(self, task: Task, batch: torch.Tensor, *_: object) -> Callable[[], SimpleNamespace]:
+            assert task.stage == 0 and task.indices.tolist() == list(range(len(batch)))
+            clock[0] += next(taken)
+            return lambda: SimpleNamespace(probs=batch.numpy())
+
+    monkeypatch.setattr(timing, "Stage", Stage)
+    probs = torch.eye(3)[[0, 2, 1, 1, 0, 2, 2]]
+    top1, seconds = timing._run(classifier, images, 4, [probs[:2], probs[2:6], probs[6:]])
+    assert top1.tolist() == [0, 2, 1, 1, 0, 2, 2] and seconds == 0.5
 
 
 def test_fast_measures_the_model_itself(images: ImageSet, classifier: Classifier) -> None:
