@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clcnet.cascade.curve import Steps, outcome, resampled_sweeps, surest_steps, sweep
+from clcnet.cascade.curve import Steps, resampled_sweeps, surest_steps, sweep
 from clcnet.cascade.selection import (
     Goal,
     Reference,
@@ -78,7 +78,8 @@ def test_cross_fitting_within_one_fold_is_refused():
 
 
 def test_figures_of_the_small_cascade_by_hand():
-    correct, spent = outcome(SMALL, 0.5)
+    scored = Scored.at(SMALL, 0.5)
+    correct, spent = scored.correct, scored.spent[0]
     scored = Scored(correct, spent[None])
     assert (scored.accuracy, scored.costs) == (75, [3.5])
     saving, (low, high) = scored.saving(10)
