@@ -79,8 +79,6 @@ def test_cross_fitting_within_one_fold_is_refused():
 
 def test_figures_of_the_small_cascade_by_hand():
     scored = Scored.at(SMALL, 0.5)
-    correct, spent = scored.correct, scored.spent[0]
-    scored = Scored(correct, spent[None])
     assert (scored.accuracy, scored.costs) == (75, [3.5])
     saving, (low, high) = scored.saving(10)
     assert saving == pytest.approx(10 / 3.5) and low < saving < high
