@@ -1,4 +1,4 @@
-"""Several processes, on one machine or more, started by `torchrun`: who am I, and bring the results together.
+"""Several processes started by `torchrun`, on one machine or more: who am I, which device is mine, what comes together.
 
 Results travel as numpy arrays in main memory, so the processes always talk over gloo, whatever device their models run
 on. Started without torchrun, a script is the one and only process and nothing is initialised.

@@ -215,9 +215,9 @@ def test_an_image_that_cannot_be_read_is_counted_and_named_until_it_is_gone(
 
 
 def test_with_another_threshold_the_deep_model_sees_the_additional_images_alone(
-    folder: Path, evaluate: Evaluate, models: list[str], asked: Counter[str], tmp_path: Path, capsys
+    folder: Path, evaluate: Evaluate, models: list[str], output: Path, asked: Counter[str], tmp_path: Path, capsys
 ) -> None:
-    outcome = evaluate(folder)
+    outcome, expected = evaluate(folder), read(output)
     seen = outcome["num_seen"]
     assert asked == {models[0]: 15, models[1]: seen["deep"]} and 0 < seen["deep"] < 15
     shallow, deep = (load_classifier(name, device="cpu").flops for name in models)
@@ -232,6 +232,9 @@ def test_with_another_threshold_the_deep_model_sees_the_additional_images_alone(
     capsys.readouterr()
     evaluate(folder, "--amp")
     assert capsys.readouterr().out.count("on cpu, bfloat16") == 2 and asked.total() > 15, "apart from float32"
+    rows = read(output)
+    same = [row["shallow_predict"] == wanted["shallow_predict"] for row, wanted in zip(rows, expected, strict=True)]
+    assert rows != expected and np.mean(same) > 0.8
 
 
 # ---------------------------------------------------------------- several processes

@@ -134,12 +134,12 @@ class Surest(Rule):
         confidence = self.confidences(outputs)
         answered_by = confidence.argmax(axis=0)  # the first of equals
 
-        def standing(columns: Sequence[np.ndarray | None]) -> Any:
-            known = [column for column in columns if column is not None]
-            return np.take_along_axis(np.stack(known), answered_by[None], 0)[0] if len(known) == len(columns) else None
+        def of_the_surest(columns: Sequence[np.ndarray | None]) -> Any:
+            given = [column for column in columns if column is not None]
+            return np.take_along_axis(np.stack(given), answered_by[None], 0)[0] if len(given) == len(columns) else None
 
-        labels = standing([None if each.classes is None else each.labels for each in outputs])
-        correct = standing([each.correct for each in outputs])
+        labels = of_the_surest([None if each.classes is None else each.labels for each in outputs])
+        correct = of_the_surest([each.correct for each in outputs])
         return Step(confidence.max(axis=0), labels, correct, answered_by, confidence[-1])
 
     def confidences(self, outputs: Sequence[Outputs]) -> Floats:
@@ -208,12 +208,12 @@ class Fused(Rule):
     def fit(self, outputs: Sequence[Outputs]) -> Self:
         """Fit the pools of the first 1, 2, ..., K models on the images whose targets are known."""
         rows = rows_of(outputs)
-        known = np.flatnonzero(rows.positions != UNKNOWN)
-        if not len(known):
+        labelled = np.flatnonzero(rows.positions != UNKNOWN)
+        if not len(labelled):
             raise ValueError("fused answers are fitted on images whose classes are known; make the tables as .parquet")
-        folds = folds_of_classes(rows.targets[known], min(NUM_FOLDS, len(known)))
+        folds = folds_of_classes(rows.targets[labelled], min(NUM_FOLDS, len(labelled)))
         penalties = PENALTIES if self.offsets else (None,)
-        fits = [CrossFit(rows.take(range(k + 1), known), folds, penalties) for k in range(len(outputs))]
+        fits = [CrossFit(rows.take(range(k + 1), labelled), folds, penalties) for k in range(len(outputs))]
         confidence = self._best_confidence(fits) if self.confidence == BEST else self.confidence
         return dataclasses.replace(self, confidence=confidence, pools=tuple(fit.pool() for fit in fits))
 
