@@ -47,7 +47,7 @@ endef
 demo: .venv/installed ## the whole way on images of handwriting that it makes: four minutes, all of it under data/demo
 	$(call run,python -m examples.demo --output $(DEMO))
 	$(call steps,$(DEMO),$(DEMO),0.8)
-	@{ echo; echo 'Next: the same steps on your own images and models, from step 3 of README.md on'; } >&2
+	@{ echo; echo 'Next: your own images and models, see README.md: Your own images, in five commands'; } >&2
 
 cifar10: .venv/installed ## the same on 10,000 real images, in CIFAR10=FOLDER; and from two tables there alone
 	@if [ ! -d $(CIFAR10) ]; then echo 'skipped: there is no folder $(CIFAR10); give CIFAR10=FOLDER'; else $(MAKE) --no-print-directory cifar10-steps; fi

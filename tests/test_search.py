@@ -204,6 +204,7 @@ def test_images_without_a_target_and_costs_that_are_not_known(models: list[Outpu
     assert find_cascades(partly, FOLDS, [Goal("accuracy", 70.0)]).goals[0].choice == half.goals[0].choice
     with pytest.raises(ValueError, match="three folds or more"):
         find_cascades(models[:2], FOLDS % 2)
+    assert find_cascades(models[:2], np.arange(600) % 3, max_stages=1).front
     with pytest.raises(ValueError, match="the cost of model 2 is not known"):
         find_cascades([models[0], Outputs.from_probs(models[1].probs, targets=models[1].targets)], FOLDS)
 
